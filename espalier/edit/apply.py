@@ -1,0 +1,135 @@
+"""Carries out a plan: check, stage, verify, commit; or leave everything as it was.
+
+The executor takes no decisions: what happens to every tensor follows from the index maps of the plan, the roles in the
+topology and the contract.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from espalier.edit.attributes import AttributeChange
+from espalier.edit.changes import Changes
+from espalier.edit.contract import Contract
+from espalier.edit.fill import fill
+from espalier.edit.journal import Journal
+from espalier.edit.norms import eps_changes
+from espalier.edit.optimizer import check_shapes, plan_state
+from espalier.edit.plan import Plan
+from espalier.edit.tensors import gather
+from espalier.edit.verify import set_attribute
+from espalier.errors import EspalierError, PlanError, SurgeryError
+from espalier.graph.capture import TensorTable
+
+
+@dataclass(frozen=True)
+class Followers:
+    """Copies that share the edit: averaged models, further optimizers."""
+
+    tables: tuple[TensorTable, ...] = ()
+    optimizers: tuple[Optimizer, ...] = ()
+
+
+def compensating_attributes(model: nn.Module, contract: Contract) -> list[AttributeChange]:
+    """The attribute changes (eps of norms) that the contract needs."""
+    changes: list[AttributeChange] = []
+    for compensation, ratio in contract.compensations.values():
+        values = {path: dict(vars(model.get_submodule(path))) for path, _ in compensation.eps}
+        changes.extend(eps_changes(compensation, values, ratio))
+    return changes
+
+
+def check_values(plan: Plan, changes: Changes, table: TensorTable) -> None:
+    """Raise PlanError if the values that a plan brings do not fit."""
+    for name, value in plan.values.items():
+        if changes.before.aliases.get(name, name) not in table.tensors:
+            raise PlanError(f"the plan brings values for {name!r}, which is no parameter or buffer of the model.")
+        shape = changes.after.shape(changes.before.aliases.get(name, name))
+        try:
+            torch.broadcast_to(value, shape)
+        except RuntimeError as error:
+            raise PlanError(
+                f"the plan's values for {name} have shape {tuple(value.shape)}; expected one that broadcasts to the "
+                f"new shape {shape}."
+            ) from error
+        if not bool(torch.isfinite(value).all()):
+            raise PlanError(f"the plan's values for {name} are not all finite.")
+
+
+def commit(
+    model: nn.Module,
+    table: TensorTable,
+    plan: Plan,
+    changes: Changes,
+    contract: Contract,
+    attributes: Sequence[AttributeChange],
+    optimizers: Sequence[Optimizer],
+    followers: Sequence[TensorTable],
+) -> Journal:
+    """Replace every tensor that the plan touches, its gradient and its optimizer state, and set the attributes.
+
+    Raises:
+        SurgeryError: something failed half-way; everything is as it was before.
+    """
+    journal = Journal()
+    values = {changes.before.aliases.get(name, name): value for name, value in plan.values.items()}
+    try:
+        for name, tensor in table.tensors.items():
+            sources = changes.sources(name)
+            factor = contract.scale_for(name)
+            if sources is None and factor == 1.0:
+                continue
+            sources = sources or (None,) * tensor.dim()
+            start = values[name] if name in values else fill(name, tensor, sources, changes, contract, plan.seed)
+            new = _scaled(gather(tensor, sources, start), factor)
+            _replace(journal, tensor, new, sources, optimizers, name)
+            for follower in followers:
+                other = follower.tensors.get(name)
+                if other is not None:
+                    _replace(journal, other, _scaled(gather(other, sources, new), factor), sources, optimizers, name)
+        for change in attributes:
+            module, attribute, old = set_attribute(model, change)
+            new_value = module.__dict__[attribute]
+            module.__dict__[attribute] = old
+            journal.set_attribute(module, attribute, new_value)
+        for optimizer in optimizers:
+            check_shapes(optimizer, model.named_parameters())
+    except BaseException as error:
+        journal.rollback()
+        if isinstance(error, EspalierError) or not isinstance(error, Exception):
+            raise
+        raise SurgeryError(
+            f"the edit failed half-way and was rolled back; nothing was changed: {type(error).__name__}: {error}"
+        ) from error
+    return journal
+
+
+def _scaled(tensor: Tensor, factor: float) -> Tensor:
+    return tensor if factor == 1.0 else tensor.mul_(factor)
+
+
+def _replace(
+    journal: Journal,
+    tensor: Tensor,
+    new: Tensor,
+    sources: Sequence[np.ndarray | None],
+    optimizers: Iterable[Optimizer],
+    name: str,
+) -> None:
+    grad = None if tensor.grad is None else gather(tensor.grad, sources, 0.0, like=tensor)
+    states: list[tuple[Optimizer, Mapping[str, Tensor]]] = []
+    if isinstance(tensor, nn.Parameter):
+        states = [
+            (optimizer, plan_state(optimizer, tensor, sources, new, name))
+            for optimizer in optimizers
+            if tensor in optimizer.state
+        ]
+    journal.replace_tensor(tensor, new, grad, name)
+    for optimizer, entries in states:
+        journal.replace_state(optimizer, tensor, entries, name)

@@ -1,0 +1,115 @@
+"""Checks a plan against a topology and turns it into index maps."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from espalier.edit.plan import Plan, Resize
+from espalier.errors import PlanError
+from espalier.graph.dims import NEW, IntArray, axes_of, source
+from espalier.graph.topology import INTERFACE, AxisRecord, Topology
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds on the size of an axis; None means none."""
+
+    at_least: int | None = None
+    at_most: int | None = None
+
+
+@dataclass(frozen=True)
+class Changes:
+    """A checked plan: for every edited axis, the old unit that each new one comes from (-1 for a new unit)."""
+
+    axes: Mapping[int, IntArray]
+    before: Topology
+    after: Topology
+
+    def sources(self, tensor: str) -> tuple[IntArray | None, ...] | None:
+        """The index map of every dimension of a tensor; None if the plan does not touch it."""
+        maps = tuple(
+            source(dim, self.before.sizes, self.axes) if any(axis in self.axes for axis in axes_of(dim)) else None
+            for dim in self.before.tensors[tensor]
+        )
+        return maps if any(one is not None for one in maps) else None
+
+    def grown(self) -> tuple[int, ...]:
+        """Axes that get new units."""
+        return tuple(number for number, units in self.axes.items() if (units == NEW).any())
+
+    def pruned(self) -> dict[int, IntArray]:
+        """Axes that lose units -> the units that go."""
+        return {
+            number: gone
+            for number, units in self.axes.items()
+            if len(gone := np.setdiff1d(np.arange(self.before.sizes[number]), units))
+        }
+
+
+def changes_of(plan: Plan, topology: Topology, limits: Mapping[str, Limits]) -> Changes:
+    """Check every edit of a plan and make its index maps.
+
+    Raises:
+        PlanError: an unknown axis or an axis named twice, units that are out of range, repeated or all there are, an
+            axis that may not change, or a size outside the user's limits.
+    """
+    axes: dict[int, IntArray] = {}
+    for edit in plan.edits:
+        record = find_axis(topology, edit.axis)
+        if record.number in axes:
+            raise PlanError(f"{edit.axis}: named twice in one plan; put all of its changes into one edit.")
+        axes[record.number] = _units(edit, record, topology, plan.interface, limits.get(record.name, Limits()))
+    after = topology.resized({number: len(units) for number, units in axes.items()})
+    return Changes(axes, topology, after)
+
+
+def find_axis(topology: Topology, name: str) -> AxisRecord:
+    """The axis of that name. Raises PlanError that lists similar names."""
+    record = topology.by_name.get(name)
+    if record is not None:
+        return record
+    close = difflib.get_close_matches(name, topology.by_name, n=3, cutoff=0.5)
+    within = [other for other in topology.by_name if other.startswith(f"{name}:")]
+    hint = ", ".join(within or close) or "see print(structure) for all axes"
+    raise PlanError(f"there is no axis {name!r}; did you mean: {hint}?")
+
+
+def blocking_reason(record: AxisRecord, interface: bool) -> str | None:
+    """Why an axis may not change, or None if it may."""
+    reasons = [one for one in record.reasons if not (interface and one.kind in INTERFACE)]
+    if not reasons:
+        return None
+    return "; ".join(one.text for one in reasons[:3])
+
+
+def _units(edit: Resize, record: AxisRecord, topology: Topology, interface: bool, limits: Limits) -> IntArray:
+    size = topology.sizes[record.number]
+    if not edit.remove and not edit.add:
+        raise PlanError(f"{edit.axis}: nothing to do; give units to remove or a number of units to add.")
+    reason = blocking_reason(record, interface)
+    if reason is not None:
+        kinds = {one.kind for one in record.reasons}
+        fix = " Pass interface=True to change the model's own interface." if kinds <= INTERFACE else ""
+        raise PlanError(f"{edit.axis} (size {size}) may not change: it {reason}.{fix}")
+    out = [unit for unit in edit.remove if not 0 <= unit < size]
+    if out:
+        raise PlanError(f"{edit.axis}: expected units from 0 to {size - 1}, found {out[:5]}.")
+    if len(set(edit.remove)) < len(edit.remove):
+        twice = sorted({unit for unit in edit.remove if edit.remove.count(unit) > 1})
+        raise PlanError(f"{edit.axis}: units {twice[:5]} are named more than once.")
+    if edit.add < 0:
+        raise PlanError(f"{edit.axis}: expected a number of units to add, found {edit.add}.")
+    new_size = size - len(edit.remove) + edit.add
+    if new_size < 1:
+        raise PlanError(f"{edit.axis}: removing all {size} units would leave nothing; keep at least one.")
+    if limits.at_least is not None and new_size < limits.at_least:
+        raise PlanError(f"{edit.axis}: {new_size} units would be fewer than its limit of {limits.at_least}.")
+    if limits.at_most is not None and new_size > limits.at_most:
+        raise PlanError(f"{edit.axis}: {new_size} units would be more than its limit of {limits.at_most}.")
+    kept = np.setdiff1d(np.arange(size, dtype=np.int64), np.asarray(edit.remove, dtype=np.int64))
+    return np.concatenate([kept, np.full(edit.add, NEW, dtype=np.int64)])

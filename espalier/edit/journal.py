@@ -1,0 +1,227 @@
+"""The journal: every change of an edit is made through it, so that what was replaced can be put back bit by bit.
+
+Invariant: a record is taken before its change, and restoring in reverse order is right from any point in between.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from torch import Tensor, nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from espalier.edit.tensors import replace
+from espalier.errors import SurgeryError
+
+_MISSING: Final = object()  # the value of an attribute or a state entry that did not exist
+
+
+@dataclass
+class TensorRecord:
+    """A tensor before its change: an alias of its old storage, sizes and strides; its gradient and version."""
+
+    tensor: Tensor
+    name: str
+    old: Tensor
+    grad: Tensor | None
+    version: int
+    preserved: _unsafe_preserve_version_counter
+    guard: RemovableHandle | None = None
+
+    def restore(self) -> None:
+        replace(self.tensor, self.old, self.grad, self.name)
+        if self.guard is not None:  # graphs from before the change fit again
+            self.guard.remove()
+
+
+@dataclass(frozen=True)
+class StateRecord:
+    """Entries of the optimizer's state of one parameter before their change, and what took their place."""
+
+    optimizer: Optimizer
+    parameter: Tensor
+    name: str
+    old: Mapping[str, Any]
+    new: Mapping[str, Any]
+    existed: bool
+
+    def restore(self) -> None:
+        if not self.existed:
+            self.optimizer.state.pop(self.parameter, None)
+            return
+        entries = self.optimizer.state[self.parameter]
+        for key, value in self.old.items():
+            if value is _MISSING:
+                entries.pop(key, None)
+            else:
+                entries[key] = value
+
+
+@dataclass(frozen=True)
+class AttributeRecord:
+    """An attribute of any object before its change; `own` if the object itself held it, not its class or a property."""
+
+    owner: object
+    name: str
+    old: Any
+    own: bool
+
+    def restore(self) -> None:
+        shadows = not self.own and self.name in _own_attributes(self.owner)
+        if self.old is not _MISSING and not shadows:
+            setattr(self.owner, self.name, self.old)
+        elif getattr(self.owner, self.name, _MISSING) is not _MISSING:
+            delattr(self.owner, self.name)
+
+
+class Journal:
+    """Makes the changes of one edit, and keeps what each replaced: the tensors themselves, no copies."""
+
+    def __init__(self) -> None:
+        self._records: list[TensorRecord | StateRecord | AttributeRecord] = []
+
+    def replace_tensor(self, tensor: Tensor, new: Tensor, grad: Tensor | None = None, name: str = "a tensor") -> None:
+        """Make a parameter or buffer hold `new`, and its gradient be `grad`. Raises SurgeryError as `replace` does."""
+        preserved = _unsafe_preserve_version_counter(tensor)
+        record = TensorRecord(tensor, name, tensor.detach(), tensor.grad, tensor._version, preserved)
+        self._records.append(record)
+        record.guard = replace(tensor, new, grad, name)
+
+    def replace_state(
+        self, optimizer: Optimizer, parameter: Tensor, entries: Mapping[str, Any], name: str = "a parameter"
+    ) -> None:
+        """Set some entries of the optimizer's state of one parameter; the others stay as they are."""
+        if not entries:
+            return
+        existed = parameter in optimizer.state
+        present = optimizer.state[parameter] if existed else {}
+        old = {key: present.get(key, _MISSING) for key in entries}
+        self._records.append(StateRecord(optimizer, parameter, name, old, dict(entries), existed))
+        optimizer.state[parameter].update(entries)
+
+    def set_attribute(self, owner: object, name: str, value: object) -> None:
+        """Set an attribute of a module, a configuration or any other object; it need not exist yet."""
+        own = name in _own_attributes(owner)
+        self._records.append(AttributeRecord(owner, name, getattr(owner, name, _MISSING), own))
+        setattr(owner, name, value)
+
+    def rollback(self) -> None:
+        """Put everything back as if the edit had never been tried, for one that failed half-way.
+
+        Version counters too, which is safe since nobody can have used the tensors in between: graphs recorded before
+        the edit still run backward, and older journals remain valid. Raises SurgeryError if something resists, after
+        restoring everything else.
+        """
+        versions = [record.preserved for record in self._records if isinstance(record, TensorRecord)]
+        self._restore()
+        for preserved in reversed(versions):
+            preserved.__exit__()
+
+    def undo(self) -> None:
+        """Put everything back, for an edit that was completed and perhaps used. Raises SurgeryError as `rollback`."""
+        self._restore()
+
+    def parameters(self) -> list[TensorRecord]:
+        """The records of parameters (buffers, which a forward pass may change, are left out)."""
+        return [
+            record
+            for record in self._records
+            if isinstance(record, TensorRecord) and isinstance(record.tensor, nn.Parameter)
+        ]
+
+    def states(self) -> list[StateRecord]:
+        """The records of optimizer state."""
+        return [record for record in self._records if isinstance(record, StateRecord)]
+
+    def _restore(self) -> None:
+        failures: list[Exception] = []
+        while self._records:
+            try:
+                self._records.pop().restore()
+            except Exception as error:
+                failures.append(error)
+        if failures:
+            raise SurgeryError(
+                f"{len(failures)} of the changes of an edit could not be taken back, the first because of: "
+                f"{failures[0]}. Everything else was restored; load a checkpoint before going on."
+            ) from failures[0]
+
+
+class UndoStack:
+    """The journals of the last edits, newest last; all end with the next optimizer step, which frees their tensors.
+
+    Steps are noticed by a hook on the optimizer, since fused optimizers change parameters without counting versions.
+    Other changes of the edited parameters and of their state are noticed by version and identity; what goes past
+    autograd (`parameter.data.add_()`) by a hand other than the optimizer's is not.
+    """
+
+    def __init__(self, optimizer: Optimizer | None, limit: int) -> None:
+        self._journals: deque[Journal] = deque(maxlen=limit)
+        self._versions: dict[int, tuple[Tensor, int]] = {}  # of every parameter in a journal, after the last edit
+        self._optimizer = optimizer
+        self._hook: RemovableHandle | None = None
+
+    def __len__(self) -> int:
+        return len(self._journals)
+
+    def push(self, journal: Journal) -> None:
+        """Keep the journal of a completed edit; beyond the limit the oldest goes."""
+        if self._optimizer is not None and self._hook is None:
+            self._hook = self._optimizer.register_step_post_hook(lambda *_: self.clear())
+        before = {id(record.tensor): record.version for record in reversed(journal.parameters())}
+        if any(before[key] != version for key, (_, version) in self._versions.items() if key in before):
+            self.clear()  # somebody changed a parameter between two edits: the older one cannot be undone any more
+        self._journals.append(journal)
+        self._note_versions(journal.parameters())
+
+    def undo(self) -> None:
+        """Undo the last edit. Raises SurgeryError, with nothing changed, if there is none that can be undone."""
+        if not self._journals:
+            raise SurgeryError(
+                "There is nothing to undo: no edit was made since the last optimizer step, or all were undone. "
+                "Undo an edit before the next step, or load a checkpoint."
+            )
+        journal = self._journals[-1]
+        changed = self._changed_since(journal)
+        if changed is not None:
+            raise SurgeryError(
+                f"The last edit cannot be undone: {changed} was changed since then by something else, which undoing "
+                "would lose. Undo an edit before changing what it touched, or load a checkpoint."
+            )
+        self._journals.pop()
+        parameters = journal.parameters()
+        try:
+            journal.undo()
+        except SurgeryError:
+            self.clear()
+            raise
+        self._note_versions(parameters)
+
+    def clear(self) -> None:
+        """Forget all journals; the tensors that they hold are freed."""
+        self._journals.clear()
+        self._versions.clear()
+
+    def _note_versions(self, records: list[TensorRecord]) -> None:
+        self._versions.update({id(record.tensor): (record.tensor, record.tensor._version) for record in records})
+
+    def _changed_since(self, journal: Journal) -> str | None:
+        for record in journal.parameters():
+            if self._versions[id(record.tensor)][1] != record.tensor._version:
+                return f"parameter {record.name}"
+        for state in journal.states():
+            present = state.optimizer.state.get(state.parameter, {})
+            for key, value in state.new.items():
+                if present.get(key, _MISSING) is not value:
+                    return f"optimizer state {key!r} of {state.name}"
+        return None
+
+
+def _own_attributes(owner: object) -> Mapping[str, Any]:
+    attributes: Mapping[str, Any] = getattr(owner, "__dict__", {})
+    return attributes

@@ -1,0 +1,200 @@
+"""Verifies an edit before anything real is touched: operators are compared, not output shapes.
+
+The changed model is captured again, with fake tensors of the new shapes and the new attributes in place, and every
+operator's sizes and size-like arguments must equal what the algebra predicts. A `view(B, T, 3, self.heads, -1)` whose
+`heads` is stale runs, gives the right output shape, and is wrong; only this comparison sees it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from espalier.edit.attributes import AttributeChange
+from espalier.errors import CaptureError
+from espalier.graph.capture import Call, Divergence, Shape, TensorTable, Trace, capture, map_tensors
+from espalier.graph.dims import axes_of, size_of
+from espalier.graph.topology import Topology, TracePrediction
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """The first operator that is not as predicted."""
+
+    trace: int
+    """Which of the topology's predictions: traces before it are as predicted."""
+    call: int
+    """Number of the call; everything before it is as predicted."""
+    modules: tuple[str, ...]
+    where: str
+    text: str
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """How far the verification came: larger is later."""
+        return self.trace, self.call
+
+
+class _Comparison:
+    """Compares a capture with its prediction call by call and stops it at the first difference."""
+
+    def __init__(self, prediction: TracePrediction, topology: Topology) -> None:
+        self._prediction = prediction
+        self._sizes = topology.sizes
+        self._seen = 0
+        self.call = 0
+        self.modules: tuple[str, ...] = ()
+        self.scalars: list[tuple[int, float, float]] = []
+
+    def __call__(self, trace: Trace, call: Call) -> None:
+        self.call, self.modules = call.index, call.modules
+        calls = self._prediction.calls
+        if call.index >= len(calls) or call.op is not calls[call.index].op:
+            expected = calls[call.index].name if call.index < len(calls) else "the end"
+            raise Divergence(f"expected {expected}, found {call.name}")
+        for number in range(self._seen, len(trace.shapes)):
+            dims = self._prediction.dims.get(number)
+            expected_shape = None if dims is None else tuple(size_of(dim, self._sizes) for dim in dims)
+            if expected_shape is not None and trace.shapes[number] != expected_shape:
+                raise Divergence(f"expected sizes {expected_shape}, found {trace.shapes[number]}")
+        self._seen = len(trace.shapes)
+        for argument, dim in self._prediction.expectations.get(call.index, ()):
+            found, size = call.arguments()[argument], size_of(dim, self._sizes)
+            if (found or 0) != size:
+                raise Divergence(f"expected {argument}={size}, found {argument}={found}")
+        for old, new in zip(_floats(calls[call.index]), _floats(call), strict=False):
+            if old != new:
+                self.scalars.append((call.index, old, new))
+
+
+def _floats(call: Call) -> Iterator[float]:
+    for value in (*call.args, *call.kwargs.values()):
+        if isinstance(value, float):
+            yield value
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a verification found."""
+
+    mismatch: Mismatch | None
+    scalars: Sequence[tuple[int, float, float]] = ()
+    """(call, old, new): floating-point constants of the forward that changed with a size, in the eval-mode pass."""
+
+
+def verify(
+    model: nn.Module,
+    example: Any,
+    table: TensorTable,
+    after: Topology,
+    changes: Sequence[AttributeChange],
+) -> Verification:
+    """Capture `model` as it will be and compare every operator with what `after` predicts."""
+    shapes: dict[str, Shape] = {
+        name: shape for name in after.tensors if (shape := after.shape(name)) != tuple(table.tensors[name].shape)
+    }
+    scalars: list[tuple[int, float, float]] = []
+    for number, prediction in enumerate(after.predictions):
+        comparison = _Comparison(prediction, after)
+        with attributes_set(model, changes):
+            try:
+                capture(
+                    model,
+                    resized_example(example, prediction, after),
+                    training=prediction.training,
+                    table=table,
+                    shapes=shapes,
+                    observer=comparison,
+                )
+            except Divergence as problem:
+                place = prediction.calls[min(comparison.call, len(prediction.calls) - 1)]
+                mismatch = Mismatch(number, comparison.call, comparison.modules, place.where, str(problem))
+                return Verification(mismatch)
+            except CaptureError as problem:
+                at = min(comparison.call + 1, len(prediction.calls) - 1)
+                place = prediction.calls[at]
+                cause = problem.__cause__
+                text = f"{type(cause).__name__}: {str(cause).strip().splitlines()[0] if str(cause).strip() else ''}"
+                return Verification(Mismatch(number, at, place.modules, place.where, text))
+        if comparison.call + 1 < len(prediction.calls):
+            place = prediction.calls[comparison.call + 1]
+            return Verification(
+                Mismatch(number, comparison.call + 1, place.modules, place.where, "the forward ended early")
+            )
+        if number == 0:
+            scalars = comparison.scalars
+    return Verification(None, scalars)
+
+
+def resized_example(example: Any, prediction: TracePrediction, after: Topology) -> Any:
+    """The example inputs in the sizes that they will have: new positions of the interface hold zeros."""
+    wanted = [
+        tuple(size_of(dim, after.sizes) for dim in prediction.dims[index]) for index in prediction.inputs.values()
+    ]
+    if not any(axes_of_any(prediction, index) for index in prediction.inputs.values()):
+        return example
+    position = -1
+
+    def resize(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal position
+        position += 1
+        if tuple(tensor.shape) == wanted[position]:
+            return tensor
+        result = tensor.new_zeros(wanted[position])
+        common = tuple(slice(0, min(a, b)) for a, b in zip(tensor.shape, wanted[position], strict=True))
+        result[common] = tensor[common]
+        return result
+
+    return map_tensors(example, resize)
+
+
+def axes_of_any(prediction: TracePrediction, index: int) -> bool:
+    """Whether any axis of the model is a dimension of this value."""
+    return any(True for dim in prediction.dims[index] for _ in axes_of(dim))
+
+
+@contextmanager
+def attributes_set(model: nn.Module, changes: Sequence[AttributeChange]) -> Iterator[None]:
+    """Run the body with the attributes changed, and put them back."""
+    undo: list[tuple[nn.Module, str, Any]] = []
+    try:
+        for change in changes:
+            undo.append(set_attribute(model, change))
+        yield
+    finally:
+        for module, name, old in reversed(undo):
+            restore_attribute(module, name, old)
+
+
+def set_attribute(model: nn.Module, change: AttributeChange) -> tuple[nn.Module, str, Any]:
+    """Carry out one attribute change; returns (module, attribute, object that was there).
+
+    A configuration object that modules share is copied for this module first.
+    """
+    module = model.get_submodule(change.module)
+    name = change.path[0]
+    old = module.__dict__[name]
+    if len(change.path) == 1:
+        module.__dict__[name] = change.new
+        return module, name, old
+    config = copy.copy(old)
+    setattr(config, change.path[1], change.new)
+    module.__dict__[name] = config
+    return module, name, old
+
+
+def restore_attribute(module: nn.Module, name: str, old: Any) -> None:
+    """Put back what `set_attribute` replaced."""
+    module.__dict__[name] = old
+
+
+__all__ = [
+    "Mismatch", "Verification", "attributes_set", "resized_example", "restore_attribute", "set_attribute",
+    "verify",
+]  # fmt: skip

@@ -1,0 +1,1 @@
+"""Reads a network: capture, the algebra of dimensions, operator rules, topology."""

@@ -1,0 +1,294 @@
+"""What may change in a network, what not, and why: axes, their slots and taps.
+
+A topology is immutable. It is made once, from the traces of a model, and after an edit it is *transformed* (only the
+sizes of axes change), not inferred anew.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from espalier.graph.capture import Call, Trace, capture, tensor_table
+from espalier.graph.dims import Concat, Dim, Leaf, Product, axes_of, labels, size_of
+from espalier.graph.reading import Solved, read
+from espalier.graph.solver import Reason, Term, Var, compiled, variables
+
+INTERFACE = frozenset({"input", "output", "lookup"})
+"""Kinds of reasons that do not hold if the user asks for the model's own interface to change."""
+
+ROLE_ORDER = ("contract", "lookup", "produce", "filter", "group", "scale", "shift", "mean", "variance", "elementwise")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A dimension of a parameter or buffer in which an axis appears."""
+
+    tensor: str
+    """Qualified name."""
+    dim: int
+    role: str
+    """What the operators do with it: ``produce``, ``contract``, ``filter`` (depthwise), ``group``, ``scale``,
+    ``shift``, ``mean`` and ``variance`` (running statistics), ``lookup`` or ``elementwise``."""
+    positions: tuple[tuple[int, ...], ...]
+    """For every unit its positions along `dim`."""
+
+    def index(self, units: Iterable[int]) -> list[int]:
+        """The positions of `units` along the slot's dimension, ascending."""
+        return sorted(position for unit in units for position in self.positions[unit])
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A place where an axis is a dimension of an activation, and what the operator does along it."""
+
+    module: str
+    operator: str
+    role: str
+    where: str
+
+
+@dataclass(frozen=True)
+class AxisRecord:
+    """What the topology knows of one axis, apart from its size."""
+
+    number: int
+    name: str
+    reasons: tuple[Reason, ...]
+    slots: tuple[tuple[str, int, str], ...]
+    """(tensor, dimension, role) in the order in which the network runs."""
+    taps: tuple[Tap, ...]
+    hints: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TracePrediction:
+    """One trace with the expressions that predict it after any edit."""
+
+    training: bool
+    calls: tuple[Call, ...]
+    dims: Mapping[int, tuple[Dim, ...]]
+    """Value number -> dimensions."""
+    inputs: Mapping[str, int]
+    tensors: Mapping[str, int]
+    """Parameters and buffers that were read -> value number."""
+    expectations: Mapping[int, tuple[tuple[str, Dim], ...]]
+    """Call number -> integer arguments that repeat a size."""
+    costs: tuple[tuple[int, int, tuple[Dim, ...]], ...]
+    """(call number, factor, dimensions): floating-point operations."""
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Axes and everything that is known of them; immutable."""
+
+    axes: Mapping[int, AxisRecord]
+    sizes: Mapping[int, int]
+    tensors: Mapping[str, tuple[Dim, ...]]
+    aliases: Mapping[str, str]
+    parameters: frozenset[str]
+    predictions: tuple[TracePrediction, ...]
+    unknown: Mapping[str, int]
+    notes: tuple[str, ...]
+
+    @cached_property
+    def by_name(self) -> Mapping[str, AxisRecord]:
+        """Axis records by name, in the order in which the network runs."""
+        return {record.name: record for record in self.axes.values()}
+
+    def resized(self, sizes: Mapping[int, int]) -> Topology:
+        """The same network with other sizes for some axes."""
+        return replace(self, sizes={**self.sizes, **sizes})
+
+    def frozen(self, reasons: Mapping[int, Reason]) -> Topology:
+        """The same network with more axes that may not change."""
+        axes = dict(self.axes)
+        for number, reason in reasons.items():
+            axes[number] = replace(axes[number], reasons=(*axes[number].reasons, reason))
+        return replace(self, axes=axes)
+
+    def shape(self, tensor: str) -> tuple[int, ...]:
+        """The shape of a parameter or buffer at the present sizes."""
+        return tuple(size_of(dim, self.sizes) for dim in self.tensors[tensor])
+
+    def slot(self, number: int, tensor: str, dim: int, role: str) -> Slot:
+        """A slot with the positions of every unit at the present sizes."""
+        found: list[list[int]] = [[] for _ in range(self.sizes[number])]
+        for position, unit in enumerate(labels(self.tensors[tensor][dim], self.sizes, number).tolist()):
+            if unit >= 0:
+                found[unit].append(position)
+        return Slot(tensor, dim, role, tuple(tuple(one) for one in found))
+
+    def names(self) -> dict[int, str]:
+        """Axis number -> name."""
+        return {number: record.name for number, record in self.axes.items()}
+
+
+def infer(model: nn.Module, example: Any) -> Topology:
+    """Capture `model` in eval and in train mode and read the traces.
+
+    Raises:
+        CaptureError: the forward failed in eval mode.
+    """
+    table = tensor_table(model)
+    traces = [capture(model, example, training=mode, table=table) for mode in (False, True)]
+    solved = read(model, table, traces)
+    return compile_topology(solved, traces, table.aliases, _parameters(table.tensors))
+
+
+def _parameters(tensors: Mapping[str, torch.Tensor]) -> frozenset[str]:
+    return frozenset(name for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter))
+
+
+def compile_topology(
+    solved: Solved, traces: Sequence[Trace], aliases: Mapping[str, str], parameters: frozenset[str]
+) -> Topology:
+    """Number the unknowns that are left, name them, and collect what is known of each."""
+    numbers: dict[Var, int] = {}
+    tensors = {name: tuple(compiled(term, numbers) for term in terms) for name, terms in solved.tensors.items()}
+    predictions = tuple(_prediction(reading, numbers) for reading in solved.readings)
+    by_number = {number: var for var, number in numbers.items()}
+    roles, taps, order = _gather(solved, numbers, tensors)
+    with_parameters = [
+        number for number in order if any(tensor in parameters for tensor, _, _ in roles.get(number, ()))
+    ]
+    names = _axis_names(with_parameters, roles, by_number)
+    axes = {
+        number: AxisRecord(
+            number,
+            names[number],
+            (*by_number[number].reasons, *_met_itself(number, tensors)),
+            tuple(roles[number]),
+            tuple(taps.get(number, ())),
+            tuple(by_number[number].hints),
+        )
+        for number in with_parameters
+    }
+    return Topology(
+        axes,
+        {number: var.size for number, var in by_number.items()},
+        tensors,
+        aliases,
+        parameters,
+        predictions,
+        solved.unknown,
+        (),
+    )
+
+
+def _prediction(reading: Any, numbers: dict[Var, int]) -> TracePrediction:
+    expectations: dict[int, list[tuple[str, Dim]]] = defaultdict(list)
+    for one in reading.expectations:
+        expectations[one.call].append((one.argument, compiled(one.term, numbers)))
+    return TracePrediction(
+        reading.trace.training,
+        tuple(reading.trace.calls),
+        {index: tuple(compiled(term, numbers) for term in terms) for index, terms in reading.dims.items()},
+        {path: ref.index for path, ref in reading.trace.inputs.items()},
+        {name: ref.index for name, ref in reading.trace.tensors.items()},
+        {call: tuple(found) for call, found in expectations.items()},
+        tuple((one.call, one.factor, tuple(compiled(term, numbers) for term in one.terms)) for one in reading.costs),
+    )
+
+
+def _met_itself(number: int, tensors: Mapping[str, tuple[Dim, ...]]) -> tuple[Reason, ...]:
+    """An axis that occurs twice within one product cannot change by single units."""
+    for name, dims in tensors.items():
+        for dim in dims:
+            if _is_squared(dim, number):
+                return (Reason("shape", f"is multiplied by itself in {name}"),)
+    return ()
+
+
+def _is_squared(dim: Dim, number: int) -> bool:
+    match dim:
+        case Product(factors):
+            holding = [factor for factor in factors if number in axes_of(factor)]
+            return len(holding) > 1 or any(_is_squared(factor, number) for factor in holding)
+        case Concat(pieces):
+            return any(_is_squared(piece, number) for piece in pieces)
+        case _:
+            return False
+
+
+Roles = dict[int, list[tuple[str, int, str]]]
+
+
+def _gather(
+    solved: Solved, numbers: Mapping[Var, int], tensors: Mapping[str, tuple[Dim, ...]]
+) -> tuple[Roles, dict[int, list[Tap]], list[int]]:
+    """Roles of slots and taps of every axis, and the axes in the order in which the network produces them."""
+    found: dict[tuple[str, int, int], set[str]] = defaultdict(set)
+    taps: dict[int, list[Tap]] = defaultdict(list)
+    first: dict[tuple[str, int, int], int] = {}
+    place = {name: {id(term): dim for dim, term in enumerate(terms)} for name, terms in solved.tensors.items()}
+    holders: dict[int, list[tuple[str, int]]] = defaultdict(list)
+    for name, dims in tensors.items():
+        for position, dim in enumerate(dims):
+            for number in dict.fromkeys(axes_of(dim)):
+                holders[number].append((name, position))
+    for reading in solved.readings:
+        for event in reading.events:
+            inside = [numbers[var] for var in variables(event.term) if var in numbers]
+            if not event.origins:
+                for number in inside:
+                    module = next((path for path in reversed(event.call.modules) if path), "")
+                    tap = Tap(module, event.call.name, event.role, event.call.where)
+                    if tap not in taps[number]:
+                        taps[number].append(tap)
+                continue
+            for name in event.origins:
+                exact = place[name].get(id(event.term))
+                for number in inside:
+                    for holder, position in holders[number]:
+                        if holder == name and exact in (None, position):
+                            found[name, position, number].add(event.role)
+                            first.setdefault((name, position, number), event.call.index)
+    roles: Roles = defaultdict(list)
+    when: dict[int, tuple[int, int]] = {}
+    for number, slots in holders.items():
+        listed = []
+        for name, position in slots:
+            roles_here = found.get((name, position, number), set())
+            role = next((one for one in ROLE_ORDER if one in roles_here), "elementwise")
+            start = first.get((name, position, number), 1 << 30)
+            listed.append((start, name, position, role))
+            produced = 0 if role in ("produce", "filter", "group") else 1
+            when[number] = min(when.get(number, (2, 0)), (produced, start))
+        roles[number] = [(name, position, role) for _, name, position, role in sorted(listed)]
+    order = sorted(when, key=lambda number: (when[number][1], when[number][0], number))
+    return roles, taps, order
+
+
+def _axis_names(order: Sequence[int], roles: Roles, variables_by_number: Mapping[int, Var]) -> dict[int, str]:
+    """Axes are named after the first module that produces them; several of one module get a suffix each."""
+    owners: dict[str, list[int]] = defaultdict(list)
+    for number in order:
+        slots = roles[number]
+        producing = [slot for slot in slots if slot[2] in ("produce", "filter", "group")]
+        chosen = (producing or slots)[0]
+        path = chosen[0].rpartition(".")[0] or chosen[0]
+        if not producing:
+            path += ":inputs" if chosen[2] == "contract" else f":{chosen[2]}"
+        owners[path].append(number)
+    names: dict[int, str] = {}
+    for path, members in owners.items():
+        if len(members) == 1:
+            names[members[0]] = path
+            continue
+        used: set[str] = set()
+        for position, number in enumerate(members):
+            hints = variables_by_number[number].hints
+            label = next((hint for hint in hints if hint not in used), None) or f"{position}"
+            used.add(label)
+            names[number] = f"{path}:{label}"
+    return names
+
+
+__all__ = ["INTERFACE", "AxisRecord", "Leaf", "Slot", "Tap", "Term", "Topology", "infer"]

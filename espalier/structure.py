@@ -1,0 +1,404 @@
+"""What `attach` returns: the axes of a live model, and the edits that can be made to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from espalier.edit.apply import check_values, commit, compensating_attributes
+from espalier.edit.attributes import AttributeChange
+from espalier.edit.changes import Changes, Limits, blocking_reason, changes_of, find_axis
+from espalier.edit.contract import Contract, contract_of
+from espalier.edit.journal import UndoStack
+from espalier.edit.optimizer import check as check_optimizer
+from espalier.edit.plan import Plan, grow_plan, prune_plan
+from espalier.edit.repair import repaired
+from espalier.edit.verify import resized_example
+from espalier.errors import PlanError, SurgeryError
+from espalier.graph.capture import TensorTable, tensor_table
+from espalier.graph.solver import Reason
+from espalier.graph.topology import Slot, Tap, Topology, infer
+from espalier.measure.cost import Cost, axis_cost, cost_of
+
+LimitLike = Limits | tuple[int | None, int | None]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One independent width of the network, as it is now."""
+
+    name: str
+    size: int
+    """Number of units."""
+    reason: str | None
+    """Why it may not change; None if it may."""
+    slots: tuple[Slot, ...]
+    """Every place in parameters and buffers where it appears."""
+    taps: tuple[Tap, ...]
+    """Every place in the forward pass where something is done along it."""
+    limits: Limits
+    unit_cost: Cost
+    """What one more unit costs, everything coupled to it included."""
+
+    @property
+    def prunable(self) -> bool:
+        """Whether at least one unit may be removed."""
+        least = self.limits.at_least or 1
+        return self.reason is None and self.size > max(1, least)
+
+    @property
+    def growable(self) -> bool:
+        """Whether at least one unit may be added."""
+        return self.reason is None and (self.limits.at_most is None or self.size < self.limits.at_most)
+
+
+@dataclass(frozen=True)
+class Edit:
+    """The record of one applied plan."""
+
+    plan: Plan
+    contract: str
+    """``exact``, ``bounded`` or ``changing``."""
+    why: str
+    sizes: Mapping[str, tuple[int, int]]
+    """Axis -> (size before, size after)."""
+    cost_before: Cost
+    cost_after: Cost
+    attributes: tuple[AttributeChange, ...]
+    """Module attributes that followed."""
+
+    def __str__(self) -> str:
+        sizes = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in self.sizes.items())
+        return f"{sizes} ({self.contract}: {self.why})"
+
+
+class Axes(Mapping[str, Axis]):
+    """Axes by name, in the order in which the network runs; made anew from the present sizes at each access."""
+
+    def __init__(self, structure: Structure) -> None:
+        self._structure = structure
+
+    def __getitem__(self, name: str) -> Axis:
+        return self._structure._axis(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._structure.topology.by_name)
+
+    def __len__(self) -> int:
+        return len(self._structure.topology.by_name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._structure.topology.by_name
+
+
+class Structure:
+    """The topology of a live model, its optimizer, and the history of edits. Made by `attach`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example: Any,
+        topology: Topology,
+        optimizer: Optimizer | None,
+        limits: Mapping[str, Limits],
+        follow: Sequence[nn.Module],
+        undo_limit: int,
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.example = example
+        self.topology = topology
+        self.limits = dict(limits)
+        self._follow = tuple(follow)
+        self._undo = UndoStack(optimizer, undo_limit)
+        self._undone: list[tuple[Topology, Any]] = []
+        self._history: list[Edit] = []
+        self.initial_sizes = {record.name: topology.sizes[record.number] for record in topology.axes.values()}
+
+    @property
+    def axes(self) -> Axes:
+        """The axes, by name."""
+        return Axes(self)
+
+    @property
+    def history(self) -> tuple[Edit, ...]:
+        """The edits that hold, oldest first."""
+        return tuple(self._history)
+
+    def axis(self, tensor: str, dim: int) -> Axis:
+        """The axis at a dimension of a parameter or buffer.
+
+        Raises:
+            PlanError: no such tensor or dimension, a plain size, or several axes there (their names are listed).
+        """
+        name = self.topology.aliases.get(tensor, tensor)
+        if name not in self.topology.tensors:
+            raise PlanError(f"there is no parameter or buffer {tensor!r} in the model.")
+        rank = len(self.topology.tensors[name])
+        if not -rank <= dim < rank:
+            raise PlanError(f"{tensor} has {rank} dimensions, found dim={dim}.")
+        found = [
+            record.name
+            for record in self.topology.axes.values()
+            if any(slot[:2] == (name, dim % rank) for slot in record.slots)
+        ]
+        if not found:
+            raise PlanError(f"dimension {dim} of {tensor} is a plain size (a kernel position, for one), not an axis.")
+        if len(found) > 1:
+            raise PlanError(f"dimension {dim} of {tensor} is made of several axes: {', '.join(found)}; name one.")
+        return self._axis(found[0])
+
+    def cost(self) -> Cost:
+        """Parameters and FLOPs (of the example inputs) as the network is now."""
+        return cost_of(self.topology)
+
+    def prune(self, axis: str | Mapping[str, Iterable[int]], units: Iterable[int] | None = None, *,
+              interface: bool = False) -> Edit:  # fmt: skip
+        """Remove units: of one axis, or of several in one atomic plan given as ``{axis: units}``.
+
+        Raises:
+            PlanError: unknown axis, units out of range, repeated or all there are, or an axis that may not change.
+            SurgeryError: the changed model would not run as predicted; nothing was changed.
+        """
+        if isinstance(axis, str):
+            if units is None:
+                raise PlanError(f"{axis}: which units? Give units=[...].")
+            return self.apply(prune_plan({axis: units}, interface=interface))
+        if units is not None:
+            raise PlanError("give either an axis and units, or a mapping of axes to units, not both.")
+        return self.apply(prune_plan(axis, interface=interface))
+
+    def grow(self, axis: str | Mapping[str, int], by: int | None = None, *, interface: bool = False,
+             seed: int = 0, values: Mapping[str, Tensor] | None = None) -> Edit:  # fmt: skip
+        """Add units: to one axis, or to several in one atomic plan given as ``{axis: count}``.
+
+        New units are wired so that the outputs stay as they are, in train and in eval mode, wherever the axis allows
+        it; the edit's contract says whether it does.
+
+        Args:
+            axis: name of the axis, or a mapping of names to counts.
+            by: number of new units.
+            interface: allow axes of the model's own inputs, outputs and lookup tables.
+            seed: seeds the random part of what new units start from.
+            values: tensor name -> values for its new positions instead of the default ones.
+
+        Raises:
+            PlanError: unknown axis, a count below 1, values that do not fit, or an axis that may not change.
+            SurgeryError: the changed model would not run as predicted; nothing was changed.
+        """
+        if isinstance(axis, str):
+            if by is None:
+                raise PlanError(f"{axis}: by how many units? Give by=n.")
+            counts: Mapping[str, int] = {axis: by}
+        else:
+            counts = axis
+        return self.apply(grow_plan(counts, interface=interface, seed=seed, values=values or {}))
+
+    def check(self, plan: Plan) -> tuple[Contract, tuple[AttributeChange, ...]]:
+        """What applying a plan would promise and which attributes would follow; changes nothing.
+
+        Raises:
+            PlanError, SurgeryError: as `apply`.
+        """
+        _, contract, attributes, _ = self._prepare(plan)
+        return contract, tuple(attributes)
+
+    def apply(self, plan: Plan) -> Edit:
+        """Carry out a plan whole, or leave everything as it is.
+
+        Raises:
+            PlanError: the plan does not fit the structure as it is now.
+            SurgeryError: the changed model would not run as predicted, or the commit failed; nothing was changed.
+        """
+        changes, contract, attributes, table = self._prepare(plan)
+        optimizers = [self.optimizer] if self.optimizer is not None else []
+        followers = [_follower_table(table, module) for module in self._follow]
+        example = resized_example(self.example, changes.after.predictions[0], changes.after)
+        journal = commit(self.model, table, plan, changes, contract, attributes, optimizers, followers)
+        edit = Edit(
+            replace(plan, values={}),
+            contract.kind,
+            contract.why,
+            {
+                changes.before.axes[number].name: (changes.before.sizes[number], changes.after.sizes[number])
+                for number in changes.axes
+            },
+            cost_of(changes.before),
+            cost_of(changes.after),
+            tuple(attributes),
+        )
+        self._undo.push(journal)
+        self._undone.append((self.topology, self.example))
+        self.topology, self.example = changes.after, example
+        self._history.append(edit)
+        return edit
+
+    def undo(self) -> Edit:
+        """Take back the last edit, every byte of it; possible until the next optimizer step. Returns that edit.
+
+        Raises:
+            SurgeryError: there is nothing to undo, or something else changed the tensors since.
+        """
+        self._undo.undo()
+        self.topology, self.example = self._undone.pop()
+        return self._history.pop()
+
+    def _prepare(self, plan: Plan) -> tuple[Changes, Contract, list[AttributeChange], TensorTable]:
+        changes = changes_of(plan, self.topology, self.limits)
+        table = tensor_table(self.model)
+        self._check_untouched(table)
+        check_values(plan, changes, table)
+        contract = contract_of(changes, table.tensors)
+        try:
+            attributes, verification = repaired(self.model, self.example, table, changes.before, changes.after)
+        except SurgeryError as problem:
+            self._remember(changes, str(problem))
+            raise
+        if verification.scalars and contract.kind == "exact":
+            call, old, new = verification.scalars[0]
+            where = changes.before.predictions[0].calls[call].where
+            contract = Contract("changing", f"a constant follows the size {where}: {old:g} becomes {new:g}")
+        attributes = [*attributes, *compensating_attributes(self.model, contract)]
+        return changes, contract, attributes, table
+
+    def _remember(self, changes: Changes, problem: str) -> None:
+        """An axis that could not be changed alone is frozen with what was found, so that everyone can read it."""
+        if len(changes.axes) == 1:
+            number = next(iter(changes.axes))
+            text = problem.partition("nothing was changed: ")[2] or problem
+            self.topology = self.topology.frozen({number: Reason("code", f"cannot change alone: {text}")})
+
+    def _check_untouched(self, table: TensorTable) -> None:
+        for name, tensor in table.tensors.items():
+            if name not in self.topology.tensors:
+                raise SurgeryError(f"{name} was added to the model after attach; attach to the model again.")
+            if tuple(tensor.shape) != self.topology.shape(name):
+                raise SurgeryError(
+                    f"{name} should have shape {self.topology.shape(name)}, but has {tuple(tensor.shape)}: it was "
+                    "changed by something else; attach to the model again."
+                )
+        missing = [name for name in self.topology.tensors if name not in table.tensors]
+        if missing:
+            raise SurgeryError(f"{missing[0]} was removed from the model after attach; attach to the model again.")
+
+    def _axis(self, name: str) -> Axis:
+        record = find_axis(self.topology, name)
+        slots = tuple(self.topology.slot(record.number, *slot) for slot in record.slots)
+        return Axis(
+            name,
+            self.topology.sizes[record.number],
+            blocking_reason(record, interface=False),
+            slots,
+            record.taps,
+            self.limits.get(name, Limits()),
+            axis_cost(self.topology, record.number),
+        )
+
+    def __repr__(self) -> str:
+        cost = self.cost()
+        return f"Structure({type(self.model).__name__}: {len(self.axes)} axes, {cost})"
+
+    def __str__(self) -> str:
+        from espalier.table import structure_table
+
+        return structure_table(self)
+
+
+def attach(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    optimizer: Optimizer | None = None,
+    keep: Iterable[str] = (),
+    limits: Mapping[str, LimitLike] | None = None,
+    follow: Sequence[nn.Module] = (),
+    undo_limit: int = 100,
+) -> Structure:
+    """Read the structure of a model. Changes nothing.
+
+    Args:
+        model: any module that runs on the example inputs.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments. Only shapes, types and devices
+            count.
+        optimizer: the optimizer that trains the model; its state will follow every edit.
+        keep: modules or axes, by name, that have to stay as they are.
+        limits: axis -> (smallest, largest) size; None for no bound.
+        follow: copies of the model, such as an averaged one, that share every edit.
+        undo_limit: how many edits can be undone between two optimizer steps; their old tensors are kept that long.
+
+    Raises:
+        CaptureError: the model's forward failed.
+        OptimizerError: the optimizer holds none of the model's parameters.
+        PlanError: a wrapper is given instead of the model, or a name in `keep` or `limits` is unknown.
+    """
+    _check_model(model)
+    if optimizer is not None:
+        check_optimizer(optimizer, model.named_parameters())
+    topology = infer(model, example_inputs)
+    topology = topology.frozen(_kept(model, topology, keep))
+    structure = Structure(model, example_inputs, topology, optimizer, {}, follow, undo_limit)
+    for name, bounds in (limits or {}).items():
+        find_axis(topology, name)
+        structure.limits[name] = bounds if isinstance(bounds, Limits) else Limits(*bounds)
+    table = tensor_table(model)
+    for module in follow:
+        _follower_table(table, module)
+    return structure
+
+
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise PlanError(f"expected a torch.nn.Module, found {type(model).__name__}.")
+    if isinstance(model, torch._dynamo.OptimizedModule):
+        raise PlanError("this is a compiled module; attach to the model itself (compiled._orig_mod), then compile.")
+    if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+        raise PlanError(
+            f"this is a {type(model).__name__} wrapper; attach to the model inside (wrapper.module): replicas would "
+            "go on unsynchronised after an edit inside a live wrapper."
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise PlanError("this is a TorchScript module, whose code cannot follow an edit; attach to the Python model.")
+    lazy = [name for name, tensor in model.named_parameters() if isinstance(tensor, nn.UninitializedParameter)]
+    if lazy:
+        raise PlanError(f"{lazy[0]} has no shape yet; run the model once on real inputs before attach.")
+
+
+def _kept(model: nn.Module, topology: Topology, keep: Iterable[str]) -> dict[int, Reason]:
+    if isinstance(keep, str):
+        raise PlanError(f"keep is a list of names; write keep=[{keep!r}].")
+    modules = {path for path, _ in model.named_modules() if path}
+    reasons: dict[int, Reason] = {}
+    for name in keep:
+        numbers = [topology.by_name[name].number] if name in topology.by_name else []
+        if name in modules:
+            numbers += [
+                record.number
+                for record in topology.axes.values()
+                if any(tensor.startswith(f"{name}.") for tensor, _, _ in record.slots)
+            ]
+        if not numbers and name not in modules:
+            find_axis(topology, name)
+        reasons.update({number: Reason("keep", f"is kept as asked for by keep={name!r}") for number in numbers})
+    return reasons
+
+
+def _follower_table(table: TensorTable, module: nn.Module) -> TensorTable:
+    """The tensors of a copy under the names of the model, whatever prefix a wrapper gives them."""
+    other = tensor_table(module)
+    for prefix in ("", "module."):
+        found = {name: other.tensors[prefix + name] for name in table.tensors if prefix + name in other.tensors}
+        if len(found) == len(table.tensors):
+            return TensorTable(found, {}, {})
+    missing = [name for name in table.tensors if name not in other.tensors]
+    raise PlanError(
+        f"follow: {type(module).__name__} is no copy of the model: it has no {missing[0]}. For an averaged model pass "
+        "torch.optim.swa_utils.AveragedModel(model, use_buffers=True) or a deep copy."
+    )
+
+
+__all__ = ["Axes", "Axis", "Edit", "Structure", "attach"]
