@@ -12,12 +12,13 @@ from torch.optim import Optimizer
 
 from espalier.edit.apply import check_values, commit, compensating_attributes
 from espalier.edit.attributes import AttributeChange
-from espalier.edit.changes import Changes, Limits, blocking_reason, changes_of, find_axis
+from espalier.edit.changes import Limits, blocking_reason, find_axis
 from espalier.edit.contract import Contract, contract_of
 from espalier.edit.journal import UndoStack
 from espalier.edit.optimizer import check as check_optimizer
 from espalier.edit.plan import Plan, grow_plan, prune_plan
-from espalier.edit.repair import repaired
+from espalier.edit.repair import UnrepairedError
+from espalier.edit.stage import Staged, Subject, TiedError, settled, stage, with_refusal
 from espalier.edit.verify import resized_example
 from espalier.errors import PlanError, SurgeryError
 from espalier.graph.capture import TensorTable, tensor_table
@@ -115,7 +116,7 @@ class Structure:
         self.topology = topology
         self.limits = dict(limits)
         self._follow = tuple(follow)
-        self._undo = UndoStack(optimizer, undo_limit)
+        self._undo = UndoStack([optimizer] if optimizer is not None else [], undo_limit)
         self._undone: list[tuple[Topology, Any]] = []
         self._history: list[Edit] = []
         self.initial_sizes = {record.name: topology.sizes[record.number] for record in topology.axes.values()}
@@ -215,7 +216,8 @@ class Structure:
             PlanError: the plan does not fit the structure as it is now.
             SurgeryError: the changed model would not run as predicted, or the commit failed; nothing was changed.
         """
-        changes, contract, attributes, table = self._prepare(plan)
+        staged, contract, attributes, table = self._prepare(plan)
+        changes = staged.changes
         optimizers = [self.optimizer] if self.optimizer is not None else []
         followers = [_follower_table(table, module) for module in self._follow]
         example = resized_example(self.example, changes.after.predictions[0], changes.after)
@@ -248,30 +250,46 @@ class Structure:
         self.topology, self.example = self._undone.pop()
         return self._history.pop()
 
-    def _prepare(self, plan: Plan) -> tuple[Changes, Contract, list[AttributeChange], TensorTable]:
-        changes = changes_of(plan, self.topology, self.limits)
+    def settle(self) -> None:
+        """Find out, on fake tensors, which axes code ties together or holds fixed, so that every axis that says that it
+        may change really can. Changes nothing else; methods that choose axes by themselves need it once.
+        """
+        self.topology = settled(self._subject(), self.topology)
+
+    def _subject(self) -> Subject:
         table = tensor_table(self.model)
         self._check_untouched(table)
-        check_values(plan, changes, table)
-        contract = contract_of(changes, table.tensors)
-        try:
-            attributes, verification = repaired(self.model, self.example, table, changes.before, changes.after)
-        except SurgeryError as problem:
-            self._remember(changes, str(problem))
-            raise
-        if verification.scalars and contract.kind == "exact":
-            call, old, new = verification.scalars[0]
-            where = changes.before.predictions[0].calls[call].where
-            contract = Contract("changing", f"a constant follows the size {where}: {old:g} becomes {new:g}")
-        attributes = [*attributes, *compensating_attributes(self.model, contract)]
-        return changes, contract, attributes, table
+        return Subject(self.model, self.example, table)
 
-    def _remember(self, changes: Changes, problem: str) -> None:
-        """An axis that could not be changed alone is frozen with what was found, so that everyone can read it."""
-        if len(changes.axes) == 1:
-            number = next(iter(changes.axes))
-            text = problem.partition("nothing was changed: ")[2] or problem
-            self.topology = self.topology.frozen({number: Reason("code", f"cannot change alone: {text}")})
+    def _prepare(self, plan: Plan) -> tuple[Staged, Contract, list[AttributeChange], TensorTable]:
+        subject = self._subject()
+        staged = self._staged(subject, plan)
+        check_values(plan, staged.changes, subject.table)
+        contract = contract_of(staged.changes, subject.table.tensors)
+        if staged.verification.scalars and contract.kind == "exact":
+            call, old, new = staged.verification.scalars[0]
+            where = staged.changes.before.predictions[0].calls[call].where
+            contract = Contract("changing", f"a constant follows the size {where}: {old:g} becomes {new:g}")
+        compensating, without_eps = compensating_attributes(self.model, contract)
+        if without_eps is not None:
+            why = f"the norm in {without_eps or 'the model'} keeps its eps, which is not in an attribute of the module"
+            contract = replace(contract, kind="bounded", why=why)
+        return staged, contract, [*staged.attributes, *compensating], subject.table
+
+    def _staged(self, subject: Subject, plan: Plan) -> Staged:
+        """The plan tried out; whatever this teaches about the network is kept, also if the plan is refused."""
+        try:
+            staged = stage(subject, self.topology, plan, self.limits)
+        except TiedError as error:
+            self.topology = error.topology
+            raise
+        except UnrepairedError as error:
+            if len(plan.edits) == 1:
+                number = find_axis(self.topology, plan.edits[0].axis).number
+                self.topology = with_refusal(self.topology, number, error)
+            raise
+        self.topology = staged.changes.before
+        return staged
 
     def _check_untouched(self, table: TensorTable) -> None:
         for name, tensor in table.tensors.items():

@@ -21,13 +21,13 @@ def structure_table(structure: Structure) -> str:
     lines = [_line(row, widths) for row in rows]
     lines.insert(1, "-" * min(len(lines[0]), 100))
     cost = structure.cost()
-    head = f"{type(structure.model).__name__}: {cost.parameters:,} parameters, {cost.flops:,} FLOPs for the example inputs"
+    head = f"{type(structure.model).__name__}: {cost} for the example inputs"
     unknown = structure.topology.unknown
     tail = []
     if unknown:
         names = ", ".join(f"{name} ({count}x)" for name, count in unknown.items())
         tail.append(f"unknown operators, which freeze what they touch: {names}")
-    return "\n".join([head, "", *lines, *tail])
+    return "\n".join([head, "", *lines, *structure.topology.notes, *tail])
 
 
 def _line(row: tuple[str, ...], widths: list[int]) -> str:

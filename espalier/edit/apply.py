@@ -7,7 +7,6 @@ topology and the contract.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from espalier.edit.changes import Changes
 from espalier.edit.contract import Contract
 from espalier.edit.fill import fill
 from espalier.edit.journal import Journal
-from espalier.edit.norms import eps_changes
+from espalier.edit.norms import DEFAULT_EPS
 from espalier.edit.optimizer import check_shapes, plan_state
 from espalier.edit.plan import Plan
 from espalier.edit.tensors import gather
@@ -28,21 +27,27 @@ from espalier.errors import EspalierError, PlanError, SurgeryError
 from espalier.graph.capture import TensorTable
 
 
-@dataclass(frozen=True)
-class Followers:
-    """Copies that share the edit: averaged models, further optimizers."""
-
-    tables: tuple[TensorTable, ...] = ()
-    optimizers: tuple[Optimizer, ...] = ()
-
-
-def compensating_attributes(model: nn.Module, contract: Contract) -> list[AttributeChange]:
-    """The attribute changes (eps of norms) that the contract needs."""
+def compensating_attributes(model: nn.Module, contract: Contract) -> tuple[list[AttributeChange], str | None]:
+    """The eps of every compensated norm multiplied by the ratio of sizes, and the first norm that holds none."""
     changes: list[AttributeChange] = []
+    missing: str | None = None
     for compensation, ratio in contract.compensations.values():
-        values = {path: dict(vars(model.get_submodule(path))) for path, _ in compensation.eps}
-        changes.extend(eps_changes(compensation, values, ratio))
-    return changes
+        for path, eps in compensation.eps:
+            module = model.get_submodule(path)
+            names = [name for name, value in vars(module).items() if _is_eps(name, value, eps)]
+            if not names:
+                missing = missing or path
+                continue
+            dtype = next(iter(module.parameters())).dtype
+            old = DEFAULT_EPS[str(dtype).removeprefix("torch.")] if eps is None else eps
+            changes.append(AttributeChange(path, (names[0],), getattr(module, names[0]), old * ratio))
+    return changes, missing
+
+
+def _is_eps(name: str, value: object, eps: float | None) -> bool:
+    if eps is None:
+        return name == "eps" and value is None
+    return isinstance(value, float) and value == eps
 
 
 def check_values(plan: Plan, changes: Changes, table: TensorTable) -> None:

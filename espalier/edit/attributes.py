@@ -151,6 +151,6 @@ def _sizes_of_call(call: Call, dims: Mapping[int, tuple[Dim, ...]]) -> Iterator[
         for back in range(len(source)):
             yield f"normal{back}", source[-1 - back]
     elif name.startswith("_scaled_dot_product"):
-        query, key, value = (dims[ref.index] for ref in call.args[:3])
+        query = dims[call.args[0].index]
         yield "heads", query[1]
         yield "head_dim", query[3]

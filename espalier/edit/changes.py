@@ -105,7 +105,7 @@ def _units(edit: Resize, record: AxisRecord, topology: Topology, interface: bool
     if edit.add < 0:
         raise PlanError(f"{edit.axis}: expected a number of units to add, found {edit.add}.")
     new_size = size - len(edit.remove) + edit.add
-    if new_size < 1:
+    if len(edit.remove) == size:
         raise PlanError(f"{edit.axis}: removing all {size} units would leave nothing; keep at least one.")
     if limits.at_least is not None and new_size < limits.at_least:
         raise PlanError(f"{edit.axis}: {new_size} units would be fewer than its limit of {limits.at_least}.")

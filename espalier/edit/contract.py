@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from espalier.edit.changes import Changes
-from espalier.edit.norms import Compensation, compensation_of
+from espalier.edit.neutral import Compensation, compensation_of
 from espalier.graph.topology import AxisRecord, Tap
 
 _PER_UNIT = frozenset({"contract", "batch_norm"})
@@ -45,15 +45,11 @@ class Contract:
     def __str__(self) -> str:
         return f"{self.kind}: {self.why}"
 
-    def compensation_for(self, tensor: str) -> str | None:
-        """How new positions of a tensor start because of a compensation: ``mean``, ``zero`` or ``random``."""
+    def start_at(self, tensor: str, dim: int) -> str | None:
+        """How new positions of a dimension start because of a compensation: ``mean``, ``zero`` or ``random``."""
         for compensation, _ in self.compensations.values():
-            if tensor in compensation.zero:
-                return "zero"
-            if tensor in compensation.neutral:
-                return compensation.kind
-            if tensor in compensation.readers:
-                return "random"
+            if (tensor, dim) in compensation.starts:
+                return compensation.starts[tensor, dim]
         return None
 
     def scale_for(self, tensor: str) -> float:

@@ -6,7 +6,7 @@ Invariant: a record is taken before its change, and restoring in reverse order i
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -72,11 +72,15 @@ class AttributeRecord:
     own: bool
 
     def restore(self) -> None:
-        shadows = not self.own and self.name in _own_attributes(self.owner)
-        if self.old is not _MISSING and not shadows:
-            setattr(self.owner, self.name, self.old)
-        elif getattr(self.owner, self.name, _MISSING) is not _MISSING:
+        present = getattr(self.owner, self.name, _MISSING)
+        if not self.own and self.name in _own_attributes(self.owner):
+            delattr(self.owner, self.name)  # it would hide what the class has, even where the value is the same
+        elif present is self.old:
+            return
+        elif self.old is _MISSING:
             delattr(self.owner, self.name)
+        else:
+            setattr(self.owner, self.name, self.old)
 
 
 class Journal:
@@ -87,10 +91,15 @@ class Journal:
 
     def replace_tensor(self, tensor: Tensor, new: Tensor, grad: Tensor | None = None, name: str = "a tensor") -> None:
         """Make a parameter or buffer hold `new`, and its gradient be `grad`. Raises SurgeryError as `replace` does."""
+        old_grad = tensor.grad if tensor.is_leaf else None
         preserved = _unsafe_preserve_version_counter(tensor)
-        record = TensorRecord(tensor, name, tensor.detach(), tensor.grad, tensor._version, preserved)
+        record = TensorRecord(tensor, name, tensor.detach(), old_grad, tensor._version, preserved)
         self._records.append(record)
-        record.guard = replace(tensor, new, grad, name)
+        try:
+            record.guard = replace(tensor, new, grad, name)
+        except SurgeryError:  # refused, with nothing changed
+            self._records.pop()
+            raise
 
     def replace_state(
         self, optimizer: Optimizer, parameter: Tensor, entries: Mapping[str, Any], name: str = "a parameter"
@@ -155,24 +164,26 @@ class Journal:
 class UndoStack:
     """The journals of the last edits, newest last; all end with the next optimizer step, which frees their tensors.
 
-    Steps are noticed by a hook on the optimizer, since fused optimizers change parameters without counting versions.
+    Steps are noticed by a hook on each optimizer, since fused optimizers change parameters without counting versions.
     Other changes of the edited parameters and of their state are noticed by version and identity; what goes past
     autograd (`parameter.data.add_()`) by a hand other than the optimizer's is not.
     """
 
-    def __init__(self, optimizer: Optimizer | None, limit: int) -> None:
+    def __init__(self, optimizers: Sequence[Optimizer], limit: int) -> None:
         self._journals: deque[Journal] = deque(maxlen=limit)
         self._versions: dict[int, tuple[Tensor, int]] = {}  # of every parameter in a journal, after the last edit
-        self._optimizer = optimizer
-        self._hook: RemovableHandle | None = None
+        self._optimizers = tuple(optimizers)
+        self._hooked = False
 
     def __len__(self) -> int:
         return len(self._journals)
 
     def push(self, journal: Journal) -> None:
         """Keep the journal of a completed edit; beyond the limit the oldest goes."""
-        if self._optimizer is not None and self._hook is None:
-            self._hook = self._optimizer.register_step_post_hook(lambda *_: self.clear())
+        if not self._hooked:  # only now: attaching to a model leaves its optimizer as it is
+            self._hooked = True
+            for optimizer in self._optimizers:
+                optimizer.register_step_post_hook(lambda *_: self.clear())
         before = {id(record.tensor): record.version for record in reversed(journal.parameters())}
         if any(before[key] != version for key, (_, version) in self._versions.items() if key in before):
             self.clear()  # somebody changed a parameter between two edits: the older one cannot be undone any more

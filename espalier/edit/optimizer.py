@@ -82,7 +82,12 @@ RULES: Final[Mapping[str, Rule]] = {
 
 
 def check(optimizer: Optimizer, named_parameters: Iterable[tuple[str, Tensor]]) -> None:
-    """Raise OptimizerError if the optimizer holds none of the model's parameters; those it does not hold are fine."""
+    """Raise OptimizerError if this is no optimizer of the model's parameters; some that it does not hold are fine."""
+    if not isinstance(optimizer, Optimizer):
+        raise OptimizerError(
+            f"Expected a torch.optim.Optimizer, got {type(optimizer).__name__}; pass the optimizer itself, not its "
+            "scheduler, its parameters or its class."
+        )
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     parameters = [parameter for _, parameter in named_parameters]
     if not any(id(parameter) in held for parameter in parameters):

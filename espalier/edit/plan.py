@@ -1,7 +1,7 @@
 """Plans: frozen, printable, serialisable lists of edits.
 
-A plan names axes and units, nothing that is live; making one changes nothing. Its structure is JSON, the values that new
-units start from (if a method gives them) are tensors beside it, which `Plan.save` puts into a safetensors file.
+A plan names axes and units, nothing that is live; making one changes nothing. Its structure is JSON, the values that
+new units start from (if a method gives them) are tensors beside it, which `Plan.save` puts into a safetensors file.
 """
 
 from __future__ import annotations

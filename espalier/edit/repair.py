@@ -9,6 +9,7 @@ edit is refused with the axis, the module and the line of code.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -18,7 +19,7 @@ from espalier.edit.attributes import AttributeChange, known_changes
 from espalier.edit.verify import Mismatch, Verification, attributes_set, verify
 from espalier.errors import SurgeryError
 from espalier.graph.capture import Ref, TensorTable
-from espalier.graph.dims import Concat, Dim, Product, axes_of, size_of
+from espalier.graph.dims import Concat, Dim, Leaf, Product, axes_of, size_of
 from espalier.graph.topology import Topology
 
 _CONVENTIONAL = frozenset(
@@ -28,13 +29,32 @@ _CONVENTIONAL = frozenset(
 """Names under which modules repeat the sizes of attention; they follow even where the forward does not read them."""
 
 
+@dataclass(frozen=True)
+class Tie:
+    """An axis that the code ties to an expression over other axes: the same attribute sets both sizes."""
+
+    axis: int
+    to: Dim
+
+
+class UnrepairedError(SurgeryError):
+    """No attribute mends an edit."""
+
+    def __init__(self, axes: str, finding: str, ties: Sequence[Tie], progress: tuple[int, int]) -> None:
+        super().__init__(f"the edit of {axes} was refused and nothing was changed: {finding}")
+        self.finding = finding
+        self.ties = ties
+        """Axes that may have to change together with the edited ones, likeliest first."""
+        self.progress = progress
+
+
 def repaired(
     model: nn.Module, example: Any, table: TensorTable, before: Topology, after: Topology
 ) -> tuple[list[AttributeChange], Verification]:
     """The attribute changes under which the edited model runs as predicted.
 
     Raises:
-        SurgeryError: no attribute mends the first difference; names the module, the line and the sizes.
+        UnrepairedError: no attribute mends the first difference; names the module, the line and the sizes.
     """
     changes = known_changes(model, before, after)
     verification = verify(model, example, table, after, changes)
@@ -43,7 +63,8 @@ def repaired(
         mismatch = verification.mismatch
         step = _step(model, example, table, before, after, changes, mismatch, learnt)
         if step is None:
-            raise SurgeryError(_refusal(before, after, mismatch))
+            ties = list(_ties(before, after, mismatch))
+            raise UnrepairedError(_edited(before, after, mismatch), _finding(mismatch), ties, mismatch.progress)
         added, verification = step
         learnt.extend((type(model.get_submodule(one.module)), one.path) for one in added)
         changes.extend(added)
@@ -159,6 +180,32 @@ def _parts(dim: Dim) -> Iterator[Dim]:
             return
 
 
+def _ties(before: Topology, after: Topology, mismatch: Mismatch) -> Iterator[Tie]:
+    """Axes near the mismatch that do not change but are as large as something that does, or the other way round."""
+    prediction = before.predictions[mismatch.trace]
+    calls = prediction.calls[max(0, mismatch.call - 6) : mismatch.call + 7]
+    parts: dict[Dim, None] = {}
+    for call in sorted(calls, key=lambda one: abs(one.index - mismatch.call)):
+        for ref in call.outputs:
+            for dim in prediction.dims.get(ref.index, ()) if ref is not None else ():
+                parts.update(dict.fromkeys(_parts(dim)))
+    changed = [part for part in parts if size_of(part, before.sizes) != size_of(part, after.sizes)]
+    same = [part for part in parts if part not in changed and any(True for _ in axes_of(part))]
+    for still in same:
+        for moved in changed:
+            if size_of(still, before.sizes) != size_of(moved, before.sizes):
+                continue
+            for leaf, other in ((still, moved), (moved, still)):
+                if isinstance(leaf, Leaf) and leaf.axis in before.axes and _may_replace(leaf.axis, other, before):
+                    yield Tie(leaf.axis, other)
+                    break
+
+
+def _may_replace(axis: int, other: Dim, topology: Topology) -> bool:
+    inside = list(axes_of(other))
+    return axis not in inside and bool(inside) and all(one in topology.axes for one in inside)
+
+
 def _with_conventional(
     model: nn.Module,
     example: Any,
@@ -202,24 +249,21 @@ def _attention_sizes(model: nn.Module, before: Topology, after: Topology) -> dic
     return found
 
 
-def _refusal(before: Topology, after: Topology, mismatch: Mismatch) -> str:
-    names = before.names()
-    changed = [
-        f"{names.get(number, number)} ({size} -> {after.sizes[number]})"
-        for number, size in before.sizes.items()
-        if after.sizes[number] != size
-    ]
-    near = [
-        names[axis]
-        for ref in before.predictions[mismatch.trace].calls[mismatch.call].outputs
-        if ref is not None
-        for dim in before.predictions[mismatch.trace].dims[ref.index]
-        for axis in axes_of(dim)
-        if axis in names and after.sizes[axis] != before.sizes[axis]
-    ]
+def _edited(before: Topology, after: Topology, mismatch: Mismatch) -> str:
+    """The edited axes with their sizes, those around the mismatch first, five at most."""
+    prediction = before.predictions[mismatch.trace]
+    near: dict[int, None] = {}
+    for ref in prediction.calls[mismatch.call].outputs:
+        for dim in prediction.dims.get(ref.index, ()) if ref is not None else ():
+            near.update(dict.fromkeys(axes_of(dim)))
+    numbers = dict.fromkeys((*near, *before.axes))
+    edited = [number for number in numbers if number in before.axes and after.sizes[number] != before.sizes[number]]
+    return ", ".join(f"{before.axes[one].name} ({before.sizes[one]} -> {after.sizes[one]})" for one in edited[:5])
+
+
+def _finding(mismatch: Mismatch) -> str:
     return (
-        f"the edit of {', '.join(near or changed[:5])} was refused and nothing was changed: {mismatch.where} would not "
-        f"run as predicted: {mismatch.text}. Its code holds a size that no attribute of the modules around it mends. "
-        "Read the size from an attribute or from a tensor's shape there, change the axes that this code ties "
-        "together in one plan, or keep these axes."
+        f"{mismatch.where} would not run as predicted: {mismatch.text}. Its code holds a size that no attribute of the "
+        "modules around it mends. Read the size from an attribute or from a tensor's shape there, change the axes that "
+        "this code ties together in one plan, or keep these axes."
     )

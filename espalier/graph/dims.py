@@ -130,6 +130,19 @@ def source(dim: Dim, sizes: Sizes, changes: Mapping[int, IntArray]) -> IntArray:
             return total
 
 
+def substitute(dim: Dim, replacements: Mapping[int, Dim]) -> Dim:
+    """`dim` with some axes replaced by expressions of the same size."""
+    match dim:
+        case Leaf(axis):
+            return replacements.get(axis, dim)
+        case Product(factors):
+            return Product(tuple(substitute(factor, replacements) for factor in factors))
+        case Concat(pieces):
+            return Concat(tuple(substitute(piece, replacements) for piece in pieces))
+        case _:
+            return dim
+
+
 def show(dim: Dim, names: Mapping[int, str]) -> str:
     """`dim` as text, with axes by name: ``heads x head_dim``, ``[q | k | v]``."""
     match dim:

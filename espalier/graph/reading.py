@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from torch import nn
 from espalier.graph.capture import Call, TensorTable, Trace
 from espalier.graph.rules import Reading, freeze_all, rule_for
 from espalier.graph.rules.registry import Dims, refs_in
-from espalier.graph.solver import Reason, Solver, Term, size
+from espalier.graph.solver import Reason, Solver, size
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,9 @@ def read(model: nn.Module, table: TensorTable, traces: Sequence[Trace]) -> Solve
     for name, terms in dims.items():
         if not any(name in trace.tensors for trace in traces):
             for term in terms:
-                solver.freeze(term, Reason("unread", f"{name} is not read by the model's forward, so its use is unknown"))
+                solver.freeze(
+                    term, Reason("unread", f"{name} is not read by the model's forward, so its use is unknown")
+                )
     return Solved(solver, dims, readings, unknown)
 
 
@@ -50,7 +53,9 @@ def _read_trace(
         reading.origins[ref.index] = frozenset((name,))
     for path, ref in trace.inputs.items():
         reading.dims[ref.index] = tuple(
-            n if position == 0 else solver.new(n, solid=False, reasons=[Reason("input", f"is dimension {position} of {path}")])
+            n
+            if position == 0
+            else solver.new(n, solid=False, reasons=[Reason("input", f"is dimension {position} of {path}")])
             for position, n in enumerate(trace.shapes[ref.index])
         )
     attention = _PackedAttention(model, reading)
@@ -74,7 +79,9 @@ def _read_trace(
 def _store(reading: Reading, call: Call, outputs: Sequence[Dims | None], known: set[int]) -> None:
     inputs = refs_in((call.args, call.kwargs))
     weights_alone = bool(inputs) and all(reading.is_weight(ref) for ref in inputs)
-    origins = frozenset().union(*(reading.origins.get(ref.index, frozenset()) for ref in inputs)) if inputs else frozenset()
+    origins = (
+        frozenset().union(*(reading.origins.get(ref.index, frozenset()) for ref in inputs)) if inputs else frozenset()
+    )
     for ref, dims in zip(call.outputs, outputs, strict=False):
         if ref is None or dims is None:
             continue
@@ -108,7 +115,7 @@ def _tie_storage(solver: Solver, table: TensorTable, dims: Mapping[str, Dims]) -
         extent = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
         spans.append((start, start + extent * tensor.element_size(), name))
     spans.sort()
-    for (start, end, name), (other_start, other_end, other) in zip(spans, spans[1:], strict=False):
+    for (_, end, name), (other_start, _, other) in pairwise(spans):
         if other_start < end:
             text = f"{name} and {other} are different tensors over the same memory; tie them as one parameter object"
             for term in (*dims[name], *dims[other]):
@@ -142,4 +149,4 @@ class _PackedAttention:
             self._reading.solver.unify(out, inner, f"in {path}, an nn.MultiheadAttention, by its own assertion")
 
 
-__all__ = ["Solved", "Term", "read"]
+__all__ = ["Solved", "read"]

@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from espalier.graph.capture import Call, Trace, capture, tensor_table
-from espalier.graph.dims import Concat, Dim, Leaf, Product, axes_of, labels, size_of
+from espalier.graph.dims import Concat, Dim, Product, axes_of, labels, show, size_of, substitute
 from espalier.graph.reading import Solved, read
-from espalier.graph.solver import Reason, Term, Var, compiled, variables
+from espalier.graph.solver import Reason, Var, compiled, variables
 
 INTERFACE = frozenset({"input", "output", "lookup"})
 """Kinds of reasons that do not hold if the user asks for the model's own interface to change."""
@@ -113,6 +113,27 @@ class Topology:
             axes[number] = replace(axes[number], reasons=(*axes[number].reasons, reason))
         return replace(self, axes=axes)
 
+    def tied(self, number: int, dim: Dim) -> Topology:
+        """The same network, in which an axis turned out to be the same as an expression over other axes."""
+        replacement = {number: dim}
+        gone, others = self.axes[number], dict.fromkeys(axes_of(dim))
+        axes = {key: record for key, record in self.axes.items() if key != number}
+        for other in others:
+            record = axes[other]
+            slots = (*record.slots, *(slot for slot in gone.slots if slot not in record.slots))
+            taps = (*record.taps, *(tap for tap in gone.taps if tap not in record.taps))
+            reasons = (*record.reasons, *(one for one in gone.reasons if one not in record.reasons))
+            axes[other] = replace(record, slots=slots, taps=taps, reasons=reasons)
+        note = f"{gone.name} is tied to {show(dim, self.names())} by the code that uses them: they change together"
+        return replace(
+            self,
+            axes=axes,
+            sizes={key: size for key, size in self.sizes.items() if key != number},
+            tensors={name: _substituted(dims, replacement) for name, dims in self.tensors.items()},
+            predictions=tuple(_substituted_prediction(one, replacement) for one in self.predictions),
+            notes=(*self.notes, note),
+        )
+
     def shape(self, tensor: str) -> tuple[int, ...]:
         """The shape of a parameter or buffer at the present sizes."""
         return tuple(size_of(dim, self.sizes) for dim in self.tensors[tensor])
@@ -128,6 +149,22 @@ class Topology:
     def names(self) -> dict[int, str]:
         """Axis number -> name."""
         return {number: record.name for number, record in self.axes.items()}
+
+
+def _substituted(dims: tuple[Dim, ...], replacement: Mapping[int, Dim]) -> tuple[Dim, ...]:
+    return tuple(substitute(dim, replacement) for dim in dims)
+
+
+def _substituted_prediction(prediction: TracePrediction, replacement: Mapping[int, Dim]) -> TracePrediction:
+    return replace(
+        prediction,
+        dims={index: _substituted(dims, replacement) for index, dims in prediction.dims.items()},
+        expectations={
+            call: tuple((argument, substitute(dim, replacement)) for argument, dim in found)
+            for call, found in prediction.expectations.items()
+        },
+        costs=tuple((call, factor, _substituted(dims, replacement)) for call, factor, dims in prediction.costs),
+    )
 
 
 def infer(model: nn.Module, example: Any) -> Topology:
@@ -291,4 +328,4 @@ def _axis_names(order: Sequence[int], roles: Roles, variables_by_number: Mapping
     return names
 
 
-__all__ = ["INTERFACE", "AxisRecord", "Leaf", "Slot", "Tap", "Term", "Topology", "infer"]
+__all__ = ["INTERFACE", "AxisRecord", "Slot", "Tap", "Topology", "infer"]

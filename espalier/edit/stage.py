@@ -1,0 +1,137 @@
+"""Tries a plan out on fake tensors, and learns what code ties together or holds fixed.
+
+Operators state most equations between dimensions, but code can hide one: a single attribute may set two sizes. That
+shows when an edit of one of them does not run as predicted, and does with the other one edited along. The topology then
+learns the tie; an axis that nothing mends is frozen with what was found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from espalier.edit.attributes import AttributeChange, known_changes
+from espalier.edit.changes import Changes, Limits, changes_of
+from espalier.edit.plan import Plan, grow_plan
+from espalier.edit.repair import Tie, UnrepairedError, repaired
+from espalier.edit.verify import Mismatch, Verification, verify
+from espalier.errors import PlanError
+from espalier.graph.capture import TensorTable
+from espalier.graph.dims import axes_of
+from espalier.graph.solver import Reason
+from espalier.graph.topology import Topology
+
+_MOST_TIES = 6
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is edited."""
+
+    model: nn.Module
+    example: Any
+    table: TensorTable
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A plan that runs as predicted on fake tensors; `changes.before` is what was known or learnt of the network."""
+
+    changes: Changes
+    attributes: Sequence[AttributeChange]
+    verification: Verification
+
+
+class TiedError(PlanError):
+    """The plan names an axis that turned out to follow others; carries the topology that knows it."""
+
+    def __init__(self, topology: Topology) -> None:
+        super().__init__(f"{topology.notes[-1]}; name these axes in the plan instead.")
+        self.topology = topology
+
+
+def stage(subject: Subject, topology: Topology, plan: Plan, limits: Mapping[str, Limits]) -> Staged:
+    """Check a plan and try it out.
+
+    Raises:
+        PlanError: the plan does not fit the topology (`TiedError`: an axis that it names follows others).
+        UnrepairedError: the edited model would not run as predicted.
+    """
+    changes = changes_of(plan, topology, limits)
+    try:
+        return Staged(changes, *repaired(subject.model, subject.example, subject.table, topology, changes.after))
+    except UnrepairedError as problem:
+        for tie in problem.ties[:_MOST_TIES]:
+            found = _with_tie(subject, topology, plan, limits, tie, problem)
+            if found is not None:
+                return found
+        raise
+
+
+def _with_tie(
+    subject: Subject, topology: Topology, plan: Plan, limits: Mapping[str, Limits], tie: Tie, problem: UnrepairedError
+) -> Staged | None:
+    """The plan tried again under the assumption of a tie; None if that does not come further."""
+    name, tied = topology.axes[tie.axis].name, topology.tied(tie.axis, tie.to)
+    named = name in {edit.axis for edit in plan.edits}
+    if named:
+        plan = grow_plan({tied.axes[number].name: 1 for number in dict.fromkeys(axes_of(tie.to))})
+    try:
+        found = stage(subject, tied, plan, {} if named else limits)
+    except UnrepairedError as further:
+        if further.progress > problem.progress:
+            raise
+        return None
+    except PlanError:
+        return None
+    if named:
+        raise TiedError(found.changes.before)
+    return found
+
+
+def settled(subject: Subject, topology: Topology) -> Topology:
+    """The topology in which every axis that may change really can, as far as fake tensors tell.
+
+    Axes are tried all at once first; those around a difference are then tried one by one.
+    """
+    alone: list[str] = []
+    while names := [one.name for one in topology.axes.values() if not one.reasons and one.name not in alone]:
+        after = changes_of(grow_plan(dict.fromkeys(names, 1)), topology, {}).after
+        attributes = known_changes(subject.model, topology, after)
+        mismatch = verify(subject.model, subject.example, subject.table, after, attributes).mismatch
+        if mismatch is None:
+            break
+        alone += [name for name in _axes_near(topology, mismatch) if name in names] or names
+    for name in alone:
+        if name in topology.by_name and not topology.by_name[name].reasons:
+            topology = learnt(subject, topology, name)
+    return topology
+
+
+def learnt(subject: Subject, topology: Topology, name: str) -> Topology:
+    """The topology after trying to change one axis on fake tensors."""
+    try:
+        return stage(subject, topology, grow_plan({name: 1}), {}).changes.before
+    except TiedError as error:
+        return error.topology
+    except UnrepairedError as error:
+        return with_refusal(topology, topology.by_name[name].number, error)
+
+
+def with_refusal(topology: Topology, number: int, error: UnrepairedError) -> Topology:
+    """The topology in which an axis is frozen because nothing mends the code that uses it."""
+    return topology.frozen({number: Reason("code", f"cannot change: {error.finding}")})
+
+
+def _axes_near(topology: Topology, mismatch: Mismatch) -> Iterator[str]:
+    """The axes whose sizes the operators at and around a difference see."""
+    prediction = topology.predictions[mismatch.trace]
+    found: dict[int, None] = {}
+    for call in prediction.calls[max(0, mismatch.call - 3) : mismatch.call + 4]:
+        for ref in call.outputs:
+            for dim in prediction.dims.get(ref.index, ()) if ref is not None else ():
+                found.update(dict.fromkeys(axes_of(dim)))
+    return (topology.axes[number].name for number in found if number in topology.axes)
