@@ -30,3 +30,15 @@ class DataError(EspalierError):
 
 class OptimizerError(EspalierError):
     """The optimizer does not fit the model, or its state cannot follow an edit."""
+
+
+class RunError(EspalierError):
+    """A run of the command line cannot start or go on: its options, its folder or its device do not fit."""
+
+
+class MethodError(EspalierError):
+    """A method, its schedule or its budget does not fit the network, or its scores are no numbers."""
+
+
+class EspalierWarning(UserWarning):
+    """Training goes on, but something that was asked for was not done; the message says what and why."""

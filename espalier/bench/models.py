@@ -39,6 +39,22 @@ def build(name: str, input_shape: Shape, classes: int, *, width: float = 1.0, se
         return MODELS[name](input_shape, classes, width)
 
 
+def redraw(model: nn.Module, *, seed: int) -> None:
+    """Give a network of ``MODELS`` fresh weights of the sizes that it has now, drawn as `build` draws them.
+
+    Buffers start anew too; modes, gradients and torch's random state stay as they are.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for module in model.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d, nn.BatchNorm2d, nn.LayerNorm)):
+                module.reset_parameters()
+        if isinstance(model, (VGG11, ResNet)):
+            _initialise_convolutions(model)
+        if isinstance(model, VisionTransformer):
+            _initialise_tokens(model)
+
+
 class MLP(nn.Module):
     """Two hidden layers of 128 units; images are flattened."""
 
@@ -216,8 +232,7 @@ class VisionTransformer(nn.Module):
         self.blocks = nn.Sequential(*(TransformerBlock(size, num_heads, head_dim, 2 * size) for _ in range(4)))
         self.norm = nn.LayerNorm(size)
         self.head = nn.Linear(size, classes)
-        for parameter in (self.class_token, self.positions):
-            nn.init.trunc_normal_(parameter, std=0.02)
+        _initialise_tokens(self)
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.patches(x).flatten(2).transpose(1, 2)
@@ -246,6 +261,11 @@ def _image(input_shape: Shape, model: str, smallest: int) -> tuple[int, int, int
 def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:
     following = (BasicBlock(outputs, outputs, stride=1) for _ in range(blocks - 1))
     return nn.Sequential(BasicBlock(inputs, outputs, stride), *following)
+
+
+def _initialise_tokens(model: VisionTransformer) -> None:
+    for parameter in (model.class_token, model.positions):
+        nn.init.trunc_normal_(parameter, std=0.02)
 
 
 def _initialise_convolutions(model: nn.Module) -> None:

@@ -130,11 +130,7 @@ def _replace(
     grad = None if tensor.grad is None else gather(tensor.grad, sources, 0.0, like=tensor)
     states: list[tuple[Optimizer, Mapping[str, Tensor]]] = []
     if isinstance(tensor, nn.Parameter):
-        states = [
-            (optimizer, plan_state(optimizer, tensor, sources, new, name))
-            for optimizer in optimizers
-            if tensor in optimizer.state
-        ]
+        states = [(optimizer, plan_state(optimizer, tensor, sources, new, name)) for optimizer in optimizers]
     journal.replace_tensor(tensor, new, grad, name)
     for optimizer, entries in states:
         journal.replace_state(optimizer, tensor, entries, name)

@@ -18,15 +18,18 @@ from torch import nn
 from espalier.edit.attributes import AttributeChange, known_changes
 from espalier.edit.verify import Mismatch, Verification, attributes_set, verify
 from espalier.errors import SurgeryError
-from espalier.graph.capture import Ref, TensorTable
+from espalier.graph.capture import Call, Ref, TensorTable
 from espalier.graph.dims import Concat, Dim, Leaf, Product, axes_of, size_of
-from espalier.graph.topology import Topology
+from espalier.graph.topology import Topology, TracePrediction
 
 _CONVENTIONAL = frozenset(
     "num_heads num_attention_heads n_head n_heads nheads heads num_key_value_heads num_kv_heads n_kv_heads "
     "head_dim head_size attention_head_size all_head_size".split()
 )
 """Names under which modules repeat the sizes of attention; they follow even where the forward does not read them."""
+
+
+_NEIGHBOURS = 6
 
 
 @dataclass(frozen=True)
@@ -157,9 +160,7 @@ def _changed_sizes(before: Topology, after: Topology, mismatch: Mismatch) -> lis
     """(old, new) of everything whose size changes around the mismatch: dimensions of values and their parts."""
     prediction = before.predictions[mismatch.trace]
     near: dict[tuple[int, int], None] = {}
-    calls = prediction.calls[max(0, mismatch.call - 6) : mismatch.call + 7]
-    # The operator at fault first, then its neighbours.
-    for call in sorted(calls, key=lambda one: abs(one.index - mismatch.call)):
+    for call in _around(prediction, mismatch):
         for ref in call.outputs:
             if ref is not None and ref.index in prediction.dims:
                 for dim in prediction.dims[ref.index]:
@@ -168,6 +169,17 @@ def _changed_sizes(before: Topology, after: Topology, mismatch: Mismatch) -> lis
                         if old != new:
                             near[old, new] = None
     return list(near)
+
+
+def _around(prediction: TracePrediction, mismatch: Mismatch) -> list[Call]:
+    """The calls that may share an attribute with the one at fault, nearest first: those of its module, and neighbours."""
+    module = mismatch.modules[-1] if mismatch.modules else ""
+    chosen = [
+        call
+        for call in prediction.calls
+        if abs(call.index - mismatch.call) <= _NEIGHBOURS or (module and module in call.modules)
+    ]
+    return sorted(chosen, key=lambda call: abs(call.index - mismatch.call))
 
 
 def _parts(dim: Dim) -> Iterator[Dim]:
@@ -183,9 +195,8 @@ def _parts(dim: Dim) -> Iterator[Dim]:
 def _ties(before: Topology, after: Topology, mismatch: Mismatch) -> Iterator[Tie]:
     """Axes near the mismatch that do not change but are as large as something that does, or the other way round."""
     prediction = before.predictions[mismatch.trace]
-    calls = prediction.calls[max(0, mismatch.call - 6) : mismatch.call + 7]
     parts: dict[Dim, None] = {}
-    for call in sorted(calls, key=lambda one: abs(one.index - mismatch.call)):
+    for call in _around(prediction, mismatch):
         for ref in call.outputs:
             for dim in prediction.dims.get(ref.index, ()) if ref is not None else ():
                 parts.update(dict.fromkeys(_parts(dim)))

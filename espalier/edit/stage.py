@@ -99,7 +99,9 @@ def settled(subject: Subject, topology: Topology) -> Topology:
     """
     alone: list[str] = []
     while names := [one.name for one in topology.axes.values() if not one.reasons and one.name not in alone]:
-        after = changes_of(grow_plan(dict.fromkeys(names, 1)), topology, {}).after
+        # By different amounts, so that sizes that code ties together come apart.
+        amounts = {name: position + 1 for position, name in enumerate(names)}
+        after = changes_of(grow_plan(amounts), topology, {}).after
         attributes = known_changes(subject.model, topology, after)
         mismatch = verify(subject.model, subject.example, subject.table, after, attributes).mismatch
         if mismatch is None:

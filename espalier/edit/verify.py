@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +20,8 @@ from torch import nn
 from espalier.edit.attributes import AttributeChange
 from espalier.errors import CaptureError
 from espalier.graph.capture import Call, Divergence, Shape, TensorTable, Trace, capture, map_tensors
-from espalier.graph.dims import axes_of, size_of
-from espalier.graph.topology import Topology, TracePrediction
+from espalier.graph.dims import axes_of, implies, size_of, without_single
+from espalier.graph.topology import Topology, TracePrediction, infer
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Mismatch:
     modules: tuple[str, ...]
     where: str
     text: str
+    other_operator: bool = False
+    """Whether another operator ran than the one predicted."""
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -51,6 +53,7 @@ class _Comparison:
         self._seen = 0
         self.call = 0
         self.modules: tuple[str, ...] = ()
+        self.other_operator = False
         self.scalars: list[tuple[int, float, float]] = []
 
     def __call__(self, trace: Trace, call: Call) -> None:
@@ -58,6 +61,7 @@ class _Comparison:
         calls = self._prediction.calls
         if call.index >= len(calls) or call.op is not calls[call.index].op:
             expected = calls[call.index].name if call.index < len(calls) else "the end"
+            self.other_operator = True
             raise Divergence(f"expected {expected}, found {call.name}")
         for number in range(self._seen, len(trace.shapes)):
             dims = self._prediction.dims.get(number)
@@ -100,6 +104,49 @@ def verify(
     shapes: dict[str, Shape] = {
         name: shape for name in after.tensors if (shape := after.shape(name)) != tuple(table.tensors[name].shape)
     }
+    found = _compared(model, example, table, after, changes, shapes)
+    if found.mismatch is not None and found.mismatch.other_operator and _has_single(after):
+        with attributes_set(model, changes), _quiet():
+            if _same_equations(model, resized_example(example, after.predictions[0], after), table, after, shapes):
+                return Verification(None)
+    return found
+
+
+def _has_single(after: Topology) -> bool:
+    """Whether any axis has one unit: torch then chooses other, equivalent operators for the same code."""
+    return any(size == 1 for size in after.sizes.values())
+
+
+def _same_equations(
+    model: nn.Module, example: Any, table: TensorTable, after: Topology, shapes: Mapping[str, Shape]
+) -> bool:
+    """Whether reading the changed model anew says nothing about its tensors that is not known.
+
+    Weaker in one respect only than comparing operators: an axis of one unit is not told from another.
+    """
+    try:
+        anew = infer(model, example, table, shapes)
+    except CaptureError:
+        return False
+    pairs = []
+    for name, dims in after.tensors.items():
+        for ours, theirs in zip(dims, anew.tensors[name], strict=True):
+            pairs.append((without_single(ours, after.sizes), without_single(theirs, anew.sizes)))
+    outputs = [
+        [tuple(size_of(dim, one.sizes) for dim in one.predictions[0].dims[index]) for index in one.predictions[0].outputs]
+        for one in (after, anew)
+    ]
+    return outputs[0] == outputs[1] and implies(pairs, after.sizes, anew.sizes)
+
+
+def _compared(
+    model: nn.Module,
+    example: Any,
+    table: TensorTable,
+    after: Topology,
+    changes: Sequence[AttributeChange],
+    shapes: Mapping[str, Shape],
+) -> Verification:
     scalars: list[tuple[int, float, float]] = []
     for number, prediction in enumerate(after.predictions):
         comparison = _Comparison(prediction, after)
@@ -115,7 +162,9 @@ def verify(
                 )
             except Divergence as problem:
                 place = prediction.calls[min(comparison.call, len(prediction.calls) - 1)]
-                mismatch = Mismatch(number, comparison.call, comparison.modules, place.where, str(problem))
+                mismatch = Mismatch(
+                    number, comparison.call, comparison.modules, place.where, str(problem), comparison.other_operator
+                )
                 return Verification(mismatch)
             except CaptureError as problem:
                 at = min(comparison.call + 1, len(prediction.calls) - 1)

@@ -14,7 +14,7 @@ of torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -141,6 +141,46 @@ def substitute(dim: Dim, replacements: Mapping[int, Dim]) -> Dim:
             return Concat(tuple(substitute(piece, replacements) for piece in pieces))
         case _:
             return dim
+
+
+def without_single(dim: Dim, sizes: Sizes) -> Dim:
+    """`dim` in which factors of size one are left out and nested products are flat.
+
+    Which axis a size of one belongs to cannot be seen, so that expressions are compared in this form.
+    """
+    if size_of(dim, sizes) == 1:
+        return Fixed(1)
+    match dim:
+        case Product(factors):
+            kept: list[Dim] = []
+            for factor in (without_single(one, sizes) for one in factors):
+                kept.extend(factor.factors if isinstance(factor, Product) else [factor] if factor != Fixed(1) else [])
+            return kept[0] if len(kept) == 1 else Product(tuple(kept))
+        case Concat(pieces):
+            return Concat(tuple(without_single(piece, sizes) for piece in pieces))
+        case _:
+            return dim
+
+
+def implies(pairs: Iterable[tuple[Dim, Dim]], sizes: Sizes, other_sizes: Sizes) -> bool:
+    """Whether the second expressions say nothing that the first ones do not say as well.
+
+    Each axis on the second side has to stand for one and the same expression on the first, of the same size.
+    """
+    meaning: dict[int, Dim] = {}
+
+    def agree(ours: Dim, theirs: Dim) -> bool:
+        if size_of(ours, sizes) != size_of(theirs, other_sizes):
+            return False
+        match ours, theirs:
+            case _, Leaf(axis):
+                return meaning.setdefault(axis, ours) == ours
+            case (Product(p), Product(q)) | (Concat(p), Concat(q)):
+                return len(p) == len(q) and all(agree(one, other) for one, other in zip(p, q, strict=True))
+            case _:
+                return ours == theirs
+
+    return all(agree(ours, theirs) for ours, theirs in pairs)
 
 
 def show(dim: Dim, names: Mapping[int, str]) -> str:

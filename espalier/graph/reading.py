@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from espalier.graph.capture import Call, TensorTable, Trace
+from espalier.graph.capture import Call, Shape, TensorTable, Trace
 from espalier.graph.rules import Reading, freeze_all, rule_for
 from espalier.graph.rules.registry import Dims, refs_in
 from espalier.graph.solver import Reason, Solver, size
@@ -26,11 +26,15 @@ class Solved:
     """Operators without a rule -> how often they were met."""
 
 
-def read(model: nn.Module, table: TensorTable, traces: Sequence[Trace]) -> Solved:
-    """Read every trace with the operator rules, over one set of unknowns for the parameters."""
+def read(model: nn.Module, table: TensorTable, traces: Sequence[Trace], shapes: Mapping[str, Shape]) -> Solved:
+    """Read every trace with the operator rules, over one set of unknowns for the parameters.
+
+    `shapes` are those that some tensors had in the traces, where they differ from the present ones.
+    """
     solver = Solver()
     dims: dict[str, Dims] = {
-        name: tuple(solver.new(n, solid=True) for n in tensor.shape) for name, tensor in table.tensors.items()
+        name: tuple(solver.new(n, solid=True) for n in shapes.get(name, tensor.shape))
+        for name, tensor in table.tensors.items()
     }
     _tie_storage(solver, table, dims)
     unknown: dict[str, int] = {}

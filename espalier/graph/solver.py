@@ -158,9 +158,9 @@ class Solver:
         self._serial = 0
 
     def new(self, size: int, *, solid: bool, reasons: Iterable[Reason] = ()) -> Var:
-        """A fresh unknown of the given size."""
+        """A fresh unknown of the given size. What is empty is a plain size: nothing says what it would be made of."""
         self._serial += 1
-        return Var(size, solid, self._serial, reasons=list(reasons))
+        return Var(size, solid, self._serial, bound=0 if size == 0 else None, reasons=list(reasons))
 
     def freeze(self, term: Term, reason: Reason) -> None:
         """Every axis in `term` may not change, for this reason."""
@@ -194,7 +194,8 @@ class Solver:
         try:
             return self._split(term, left, right, where)
         except _Unsolvable as problem:
-            self.freeze(term, Reason("shape", f"size {size(term)} is seen as {left} x {right} {where}, which {problem}"))
+            text = f"size {size(term)} is seen as {left} x {right} {where}, which {problem}"
+            self.freeze(term, Reason("shape", text))
             return left, right
 
     def cut(self, term: Term, first: int, where: str) -> tuple[Term, Term]:
@@ -270,7 +271,7 @@ class Solver:
             self._meet_plain(rest, where)
 
     def _split_factor(self, term: Term, left: int, where: str) -> tuple[Term, Term]:
-        if size(term) % left:
+        if left == 0 or size(term) % left:
             raise _Unsolvable("has no common factorisation")
         return self._split(term, left, size(term) // left, where)
 
@@ -293,6 +294,8 @@ class Solver:
 
     def _split(self, term: Term, left: int, right: int, where: str) -> tuple[Term, Term]:
         term = resolve(term)
+        if left * right != size(term) or size(term) == 0:
+            raise _Unsolvable("does not fit")
         if left == 1:
             return 1, term
         if right == 1:
@@ -319,16 +322,27 @@ class Solver:
         return resolve(Prod(taken)), resolve(Prod(rest))
 
     def _split_concat(self, term: Cat, right: int, where: str) -> tuple[Term, Term]:
-        if any(size(piece) % right for piece in term.pieces):
-            raise _Unsolvable("runs across the pieces of a concatenation")
-        parts = [self._split(piece, size(piece) // right, right, where) for piece in term.pieces]
-        for _, inner in parts[1:]:
-            self._unify(parts[0][1], inner, where)
-        return resolve(Cat([outer for outer, _ in parts])), resolve(parts[0][1])
+        """Row by row: each row of `right` positions is the same inner dimension, whatever pieces it is made of."""
+        outers: list[Term] = []
+        inners: list[Term] = []
+        rest: Term = term
+        while size(rest):
+            head = resolve(rest)
+            first = size(head.pieces[0] if isinstance(head, Cat) else head)
+            rows = max(first // right, 1)
+            row, rest = self._cut(rest, rows * right)
+            outer, inner = (1, row) if rows == 1 else self._split(row, rows, right, where)
+            outers.append(outer)
+            inners.append(inner)
+        for inner in inners[1:]:
+            self._unify(inners[0], inner, where)
+        return resolve(Cat(outers)), resolve(inners[0])
 
     def _cut(self, term: Term, first: int) -> tuple[Term, Term]:
         term = resolve(term)
         second = size(term) - first
+        if first < 0 or second < 0:
+            raise _Unsolvable("does not fit")
         if second == 0:
             return term, 0
         if first == 0:

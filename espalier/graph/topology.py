@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import nn
 
-from espalier.graph.capture import Call, Trace, capture, tensor_table
+from espalier.graph.capture import Call, Shape, TensorTable, Trace, capture, tensor_table
 from espalier.graph.dims import Concat, Dim, Product, axes_of, labels, show, size_of, substitute
 from espalier.graph.reading import Solved, read
 from espalier.graph.solver import Reason, Var, compiled, variables
@@ -76,6 +76,7 @@ class TracePrediction:
     dims: Mapping[int, tuple[Dim, ...]]
     """Value number -> dimensions."""
     inputs: Mapping[str, int]
+    outputs: tuple[int, ...]
     tensors: Mapping[str, int]
     """Parameters and buffers that were read -> value number."""
     expectations: Mapping[int, tuple[tuple[str, Dim], ...]]
@@ -96,6 +97,8 @@ class Topology:
     predictions: tuple[TracePrediction, ...]
     unknown: Mapping[str, int]
     notes: tuple[str, ...]
+    ties: Mapping[str, Dim] = field(default_factory=dict)
+    """Name of each axis that turned out to be tied to others -> what it is tied to, over the axes that are left."""
 
     @cached_property
     def by_name(self) -> Mapping[str, AxisRecord]:
@@ -132,6 +135,7 @@ class Topology:
             tensors={name: _substituted(dims, replacement) for name, dims in self.tensors.items()},
             predictions=tuple(_substituted_prediction(one, replacement) for one in self.predictions),
             notes=(*self.notes, note),
+            ties={**{name: substitute(tie, replacement) for name, tie in self.ties.items()}, gone.name: dim},
         )
 
     def shape(self, tensor: str) -> tuple[int, ...]:
@@ -167,15 +171,17 @@ def _substituted_prediction(prediction: TracePrediction, replacement: Mapping[in
     )
 
 
-def infer(model: nn.Module, example: Any) -> Topology:
-    """Capture `model` in eval and in train mode and read the traces.
+def infer(
+    model: nn.Module, example: Any, table: TensorTable | None = None, shapes: Mapping[str, Shape] | None = None
+) -> Topology:
+    """Capture `model` in eval and in train mode and read the traces; with other shapes for some tensors if given.
 
     Raises:
-        CaptureError: the forward failed in eval mode.
+        CaptureError: the forward failed.
     """
-    table = tensor_table(model)
-    traces = [capture(model, example, training=mode, table=table) for mode in (False, True)]
-    solved = read(model, table, traces)
+    table, shapes = table or tensor_table(model), shapes or {}
+    traces = [capture(model, example, training=mode, table=table, shapes=shapes) for mode in (False, True)]
+    solved = read(model, table, traces, shapes)
     return compile_topology(solved, traces, table.aliases, _parameters(table.tensors))
 
 
@@ -228,6 +234,7 @@ def _prediction(reading: Any, numbers: dict[Var, int]) -> TracePrediction:
         tuple(reading.trace.calls),
         {index: tuple(compiled(term, numbers) for term in terms) for index, terms in reading.dims.items()},
         {path: ref.index for path, ref in reading.trace.inputs.items()},
+        tuple(ref.index for ref in reading.trace.outputs.values()),
         {name: ref.index for name, ref in reading.trace.tensors.items()},
         {call: tuple(found) for call, found in expectations.items()},
         tuple((one.call, one.factor, tuple(compiled(term, numbers) for term in one.terms)) for one in reading.costs),

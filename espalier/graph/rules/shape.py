@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from espalier.graph.capture import Call, Ref
 from espalier.graph.rules.elementwise import broadcast_dim
-from espalier.graph.rules.registry import Dims, Reading, Result, Term, dissolve, positive, refs_in, rule, size
-from espalier.graph.solver import concat, is_plain, product
+from espalier.graph.rules.registry import Dims, Reading, Result, Term, dissolve, freeze_all, positive, refs_in, rule, size
+from espalier.graph.solver import concat, is_plain, product, variables
 
 
 @rule("view", "_unsafe_view", "reshape", "_reshape_alias", "_reshape_copy", "view_copy")
@@ -51,7 +51,7 @@ def regroup(reading: Reading, call: Call, dims: Dims, shape: Sequence[int]) -> D
 def _run(reading: Reading, call: Call, dims: Dims, shape: Sequence[int]) -> list[Term]:
     if len(dims) == len(shape) == 1:
         return [dims[0]]
-    if all(is_plain(term) for term in dims):
+    if all(_is_size(term) for term in dims):
         for term in dims:
             reading.plain(term)
         return list(shape)
@@ -70,6 +70,21 @@ def _run(reading: Reading, call: Call, dims: Dims, shape: Sequence[int]) -> list
         head, rest = reading.split(rest, count, remaining, call)
         result.append(head)
     return [*result, rest]
+
+
+@rule("as_strided")
+def as_strided(reading: Reading, call: Call) -> Result:
+    """With sizes as before only the memory layout changes; anything else is not understood."""
+    ref, out = call.args[0], call.outputs[0]
+    assert out is not None
+    if reading.shape(ref) == reading.shape(out):
+        return reading.of(ref)
+    return freeze_all(reading, call, "operator", "is seen with other sizes and strides")
+
+
+def _is_size(term: Term) -> bool:
+    """Whether a term is just a size: no parameter's, and not one that code made and that may meet a parameter's."""
+    return all(not var.solid and var.reasons for var in variables(term))
 
 
 @rule("squeeze")

@@ -1,0 +1,170 @@
+"""What a run is asked to do: every option with the value that it has, so that a run can be told from another one."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, get_args, get_type_hints
+
+import torch
+
+from espalier.bench.models import MODELS
+from espalier.bench.tasks import TASKS, Task, task
+from espalier.errors import RunError
+from espalier.method import find
+from espalier.train.settings import SETTINGS
+
+DEFAULT_TASK = "digits"
+NONE = "none"
+"""The word for no method."""
+
+# a network that shall grow starts small; what it ends with is again a fraction of the full one
+_WIDTHS: Mapping[str, float] = MappingProxyType({"growing": 0.25, "shrinking": 1.0, "constant": 0.5})
+_SIZES: Mapping[str, float] = MappingProxyType({"growing": 4.0, "shrinking": 0.5, "constant": 1.0})
+
+
+@dataclass(frozen=True)
+class Options:
+    """All that decides the result of a run."""
+
+    task: str
+    """A row of ``TASKS``, or the stem of the name of a .npz file."""
+    data: str | None
+    """The absolute path of a .npz file; None for the data set of the task."""
+    model: str
+    width: float
+    """Factor on the units of every hidden layer at the start."""
+    grow: str
+    prune: str
+    setting: str
+    size: float
+    """Parameters at the end as a multiple of those at the start."""
+    epochs: int
+    batch_size: int
+    lr: float
+    """The largest learning rate of the task's schedule."""
+    seed: int
+    device: str
+    static: bool
+    """Whether the static network of the final size is trained too."""
+
+    @property
+    def source(self) -> str | Path:
+        """What `espalier.bench.data.load` and `espalier.bench.tasks.task` take."""
+        return self.task if self.data is None else Path(self.data)
+
+    def make_task(self) -> Task:
+        """How to train: the task's row with the values of these options."""
+        row = task(self.source)
+        return dataclasses.replace(row, epochs=self.epochs, batch_size=self.batch_size, learning_rate=self.lr)
+
+
+def resolve(given: Mapping[str, Any]) -> Options:
+    """The options of a new run: what is given, and the defaults of task and setting for what is None or absent.
+
+    Raises:
+        RunError: a value out of range, or a device that is not there.
+        DataError: an unknown task or model.
+        MethodError: an unknown method.
+    """
+    asked = {key: value for key, value in given.items() if value is not None}
+    data = asked.get("data")
+    if data is not None:
+        data = str(Path(data).resolve())
+        if Path(data).suffix != ".npz":
+            raise RunError(f"--data: expected a file whose name ends in .npz, found {data}")
+        if "task" in asked:
+            raise RunError(f"the task '{asked['task']}' and --data {data} name two data sets: give only one of them")
+    row = task(asked.get("task", DEFAULT_TASK) if data is None else Path(data))
+    setting = asked.get("setting", SETTINGS[0])
+    if setting not in SETTINGS:
+        raise RunError(f"unknown setting '{setting}': expected one of {', '.join(SETTINGS)}")
+    # a method is called for where the setting cannot do without it; growing ends in a round of pruning
+    options = Options(
+        task=row.name,
+        data=data,
+        model=asked.get("model", row.model),
+        width=asked.get("width", _WIDTHS[setting]),
+        grow=asked.get("grow", NONE if setting == "shrinking" else "random"),
+        prune=asked.get("prune", "magnitude"),
+        setting=setting,
+        size=asked.get("size", _SIZES[setting]),
+        epochs=asked.get("epochs", row.epochs),
+        batch_size=asked.get("batch_size", row.batch_size),
+        lr=asked.get("lr", row.learning_rate),
+        seed=asked.get("seed", 0),
+        device=asked.get("device", "cpu"),
+        static=asked.get("static", True),
+    )
+    _check(options)
+    return options
+
+
+def differences(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """What is given (not None) and differs from what a run was started with, in words."""
+    asked = {key: value for key, value in given.items() if value is not None}
+    if "data" in asked:
+        asked["data"] = str(Path(asked["data"]).resolve())
+    return [
+        f"--{key.replace('_', '-')} was {recorded.get(key)!r} and is {value!r} now"
+        if key not in ("task", "static")
+        else f"{'the task' if key == 'task' else 'training the static network'} was {recorded.get(key)!r} and is "
+        f"{value!r} now"
+        for key, value in asked.items()
+        if recorded.get(key) != value
+    ]
+
+
+def recorded_options(config: Mapping[str, Any], place: Path) -> Options:
+    """The options in a run's `config.json`.
+
+    Raises:
+        RunError: an option is missing or of another type, as in a folder of another version.
+    """
+    for name, kind in get_type_hints(Options).items():
+        kinds = get_args(kind) or (kind,)
+        if type(config.get(name)) not in kinds:
+            expected = " or ".join(one.__name__ for one in kinds)
+            raise RunError(
+                f"{place}: '{name}' should be {expected}, found {config.get(name)!r}; the run was made by another "
+                "version or its folder was changed: start a new run in another folder"
+            )
+    options = Options(**{field.name: config[field.name] for field in dataclasses.fields(Options)})
+    _check(options)
+    return options
+
+
+def _check(options: Options) -> None:
+    if options.data is None and options.task not in TASKS:
+        raise RunError(f"unknown task '{options.task}': expected one of {', '.join(TASKS)}, or --data FILE.npz")
+    if options.model not in MODELS:
+        raise RunError(f"unknown model '{options.model}': expected one of {', '.join(MODELS)}")
+    for name in ("epochs", "batch_size"):
+        if getattr(options, name) < 1:
+            raise RunError(f"--{name.replace('_', '-')}: expected at least 1, found {getattr(options, name)}")
+    for name in ("width", "lr", "size"):
+        value = getattr(options, name)
+        if not (math.isfinite(value) and value > 0):
+            raise RunError(f"--{name}: expected a number above 0, found {value}")
+    if not 0 <= options.seed < 2**63:
+        raise RunError(f"--seed: expected a whole number from 0 to 2**63 - 1, found {options.seed}")
+    if options.grow != NONE:
+        find("grow", options.grow)
+    if options.prune != NONE:
+        find("prune", options.prune)
+    if options.grow == options.prune == NONE:
+        raise RunError("neither --grow nor --prune names a method: give at least one of them")
+    _check_device(options.device)
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.zeros(1, device=torch.device(name)).add_(1)
+    # torch raises AssertionError where it was built without CUDA
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).split("\n")[0]
+        raise RunError(f"--device {name}: no such device here ({reason}); 'cpu' always works") from error

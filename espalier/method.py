@@ -1,0 +1,158 @@
+"""A method is a frozen value made of parts: score, selection, initialiser and schedule. And the registry of methods.
+
+A method proposes a plan and changes nothing; the session disposes. A new one is one file: a function that puts parts
+together, under `@register`. Packages of others register theirs through an entry point of the group
+``espalier.methods`` that names a module; it is imported when methods are first looked up.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import Any, ParamSpec, Protocol, get_args
+
+from torch import Tensor
+
+from espalier.edit.plan import Plan, Resize
+from espalier.errors import MethodError
+from espalier.parts.goal import Direction, Goal
+from espalier.parts.init import Init, Neutral
+from espalier.parts.schedule import Schedule
+from espalier.parts.score import Context, Score, check_scores
+from espalier.parts.select import Select
+
+ENTRY_POINTS = "espalier.methods"
+
+
+class Penalty(Protocol):
+    """A regulariser: what a method adds to the training loss."""
+
+    def __call__(self, context: Context, /) -> Tensor | None:
+        """A scalar to add to the loss of this step; None for nothing."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to grow or to prune. Frozen; `repr` gives an expression of parts that evaluates to an equal value."""
+
+    name: str
+    direction: Direction
+    score: Score
+    select: Select
+    schedule: Schedule
+    init: Init = Neutral()
+    penalty: Penalty | None = None
+    axes: tuple[str, ...] | None = None
+    """Names or patterns (`fnmatch`) of the axes to change; None: all that may change."""
+    min_fraction: float = 0.1
+    """Pruning leaves at least this part of the units that each axis had when the network was attached."""
+    paper: str = ""
+    description: str = ""
+    """One line."""
+
+    def __post_init__(self) -> None:
+        if self.direction not in get_args(Direction):
+            raise MethodError(f"{self.name}: expected direction 'grow' or 'prune', found {self.direction!r}.")
+        if isinstance(self.axes, str):
+            raise MethodError(f"{self.name}: axes is a list of names or patterns; write axes=[{self.axes!r}].")
+        if self.axes is not None:
+            object.__setattr__(self, "axes", tuple(self.axes))
+        if not 0 <= self.min_fraction <= 1:
+            raise MethodError(f"{self.name}: expected min_fraction from 0 to 1, found {self.min_fraction!r}.")
+
+    def propose(self, context: Context, goal: Goal) -> Plan:
+        """The plan that this method would carry out; changes nothing.
+
+        Raises:
+            MethodError: the scores are no numbers or do not fit the axes.
+        """
+        scores = self.score(context, goal)
+        check_scores(scores, context, goal, self.name)
+        chosen = self.select(scores, goal)
+        if self.direction == "prune":
+            return Plan(tuple(Resize(axis, remove=units) for axis, units in chosen.items()), seed=context.seed)
+        values = self.init(context, chosen, scores)
+        return Plan(
+            tuple(Resize(axis, add=len(units)) for axis, units in chosen.items()), seed=context.seed, values=values
+        )
+
+
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A registered method."""
+
+    make: Callable[..., Method]
+    """The function that makes it; every argument has a default."""
+    method: Method = field(repr=False)
+    """The method with all defaults."""
+
+    @property
+    def defaults(self) -> Mapping[str, Any]:
+        """Argument -> default."""
+        return {name: one.default for name, one in inspect.signature(self.make).parameters.items()}
+
+
+class _Registry:
+    """Methods by direction and name, those of other packages included once they are asked for."""
+
+    def __init__(self) -> None:
+        self._entries: dict[tuple[str, str], Entry] = {}
+        self._loaded = False
+
+    def add(self, entry: Entry) -> None:
+        key = (entry.method.direction, entry.method.name)
+        if key in self._entries:
+            other = self._entries[key].make
+            raise MethodError(
+                f"there is a {key[0]} method {key[1]!r} already, from {other.__module__}; give this one another name."
+            )
+        self._entries[key] = entry
+
+    def entries(self) -> Mapping[tuple[str, str], Entry]:
+        if not self._loaded:
+            self._loaded = True
+            for point in entry_points(group=ENTRY_POINTS):
+                point.load()
+        return self._entries
+
+
+_REGISTRY = _Registry()
+
+
+def register(make: Callable[P, Method]) -> Callable[P, Method]:
+    """Decorator: put the method that a function makes into the registry, under its name and direction.
+
+    Raises:
+        MethodError: that name is taken, or the function does not make a method without arguments.
+    """
+    try:
+        method = make()  # type: ignore[call-arg]  # that all arguments have defaults is what is tried here
+    except TypeError as error:
+        raise MethodError(f"{make.__name__}: every argument of a registered method needs a default: {error}.") from error
+    if not isinstance(method, Method):
+        raise MethodError(f"{make.__name__}: expected a function that returns a Method, found {method!r}.")
+    _REGISTRY.add(Entry(make, method))
+    return make
+
+
+def methods(direction: Direction | None = None) -> tuple[Entry, ...]:
+    """All registered methods, or those of one direction, by direction and name."""
+    found = sorted(_REGISTRY.entries().items())
+    return tuple(entry for (way, _), entry in found if direction in (None, way))
+
+
+def find(direction: Direction, name: str) -> Entry:
+    """The registered method of that name. Raises MethodError that lists those there are."""
+    entry = _REGISTRY.entries().get((direction, name))
+    if entry is None:
+        known = ", ".join(one.method.name for one in methods(direction))
+        raise MethodError(f"there is no {direction} method {name!r}; expected one of: {known}.")
+    return entry
+
+
+__all__ = ["ENTRY_POINTS", "Entry", "Method", "Penalty", "find", "methods", "register"]

@@ -1,0 +1,1 @@
+"""The methods, one file each; `espalier.grow` and `espalier.prune` are their two namespaces."""

@@ -1,0 +1,1 @@
+"""What methods are made of: scores, selections, initialisers, schedules and budgets."""

@@ -1,0 +1,153 @@
+"""Budgets: what a network may cost, as a polynomial in the sizes of the axes that a method may change.
+
+Every cost of Espalier is such a polynomial: parameters and FLOPs are sums of products of axis sizes, and the number of
+units is a sum of sizes. So one mechanism serves all targets, and what a unit costs is known for any sizes without
+running the network.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, get_args
+
+from espalier.errors import MethodError
+from espalier.graph.dims import Concat, Dim, Fixed, Leaf, Product
+from espalier.graph.topology import Topology
+
+Reference = Literal["initial", "largest"]
+Terms = Mapping[tuple[str, ...], int]
+
+
+@dataclass(frozen=True)
+class Polynomial:
+    """A cost by the sizes of named axes: coefficients of products of sizes."""
+
+    terms: Terms
+
+    @cached_property
+    def _of_axis(self) -> Mapping[str, tuple[tuple[tuple[str, ...], int], ...]]:
+        found: dict[str, list[tuple[tuple[str, ...], int]]] = defaultdict(list)
+        for axes, factor in self.terms.items():
+            for axis in dict.fromkeys(axes):
+                found[axis].append((axes, factor))
+        return {axis: tuple(terms) for axis, terms in found.items()}
+
+    def at(self, sizes: Mapping[str, int]) -> int:
+        """The cost at these sizes."""
+        return sum(factor * math.prod([sizes[axis] for axis in axes]) for axes, factor in self.terms.items())
+
+    def step(self, axis: str, sizes: Mapping[str, int], by: int) -> int:
+        """How much the cost changes if `by` units more (fewer, if negative) are in one axis."""
+        changed = 0
+        for axes, factor in self._of_axis.get(axis, ()):
+            before = after = factor
+            for other in axes:
+                before *= sizes[other]
+                after *= sizes[other] + by if other == axis else sizes[other]
+            changed += after - before
+        return changed
+
+    def neighbours(self, axis: str) -> frozenset[str]:
+        """The axes whose units cost something else once the size of `axis` has changed, itself included."""
+        return frozenset(other for axes, _ in self._of_axis.get(axis, ()) for other in axes)
+
+
+@dataclass(frozen=True)
+class Budget(ABC):
+    """What the network may cost: an absolute number, or a fraction of what it cost before."""
+
+    value: int | float
+    of: Reference | None = None
+    """``initial``: a fraction of the network as it was attached; ``largest``: of the largest that it has been since."""
+
+    def __post_init__(self) -> None:
+        name, value = type(self).__name__, self.value
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
+            raise MethodError(f"{name}: expected a number above 0, found {value!r}.")
+        if self.of is None and not isinstance(value, int):
+            raise MethodError(
+                f"{name}({value!r}): expected a whole number; for a fraction write {name}({value!r}, of='initial')."
+            )
+        if self.of is not None and self.of not in get_args(Reference):
+            raise MethodError(f"{name}: expected of='initial', of='largest' or of=None, found of={self.of!r}.")
+
+    @abstractmethod
+    def cost(self, topology: Topology, axes: Iterable[str]) -> Polynomial:
+        """The cost as a polynomial in the sizes of these axes; all others stay as they are now."""
+
+    def limit(self, initial: int, largest: int) -> int:
+        """The cost that is allowed, where the network cost `initial` at first and `largest` at most."""
+        if self.of is None:
+            return int(self.value)
+        # a hair more, so that 0.29 of 100 is 29
+        return math.floor(self.value * {"initial": initial, "largest": largest}[self.of] * (1 + 1e-12))
+
+
+@dataclass(frozen=True)
+class Parameters(Budget):
+    """A number of parameters, trainable and frozen; tied ones count once, buffers not at all."""
+
+    def cost(self, topology: Topology, axes: Iterable[str]) -> Polynomial:
+        volumes = ((1, topology.tensors[name]) for name in topology.parameters)
+        return _polynomial(topology, axes, volumes)
+
+
+@dataclass(frozen=True)
+class FLOPs(Budget):
+    """Floating-point operations of one forward pass on the example inputs (their whole batch), two per multiply-add."""
+
+    def cost(self, topology: Topology, axes: Iterable[str]) -> Polynomial:
+        volumes = ((factor, dims) for _, factor, dims in topology.predictions[0].costs)
+        return _polynomial(topology, axes, volumes)
+
+
+@dataclass(frozen=True)
+class Units(Budget):
+    """A number of units, summed over the axes that the method may change: a width."""
+
+    def cost(self, topology: Topology, axes: Iterable[str]) -> Polynomial:
+        return Polynomial({(axis,): 1 for axis in axes})
+
+
+def _polynomial(topology: Topology, axes: Iterable[str], volumes: Iterable[tuple[int, tuple[Dim, ...]]]) -> Polynomial:
+    names = {topology.by_name[axis].number: axis for axis in axes}
+    total: dict[tuple[str, ...], int] = defaultdict(int)
+    for factor, dims in volumes:
+        for product, coefficient in _product([_terms(dim, names, topology.sizes) for dim in dims]).items():
+            total[product] += factor * coefficient
+    return Polynomial(dict(total))
+
+
+def _terms(dim: Dim, names: Mapping[int, str], sizes: Mapping[int, int]) -> Terms:
+    match dim:
+        case Fixed(size):
+            return {(): size}
+        case Leaf(axis):
+            return {(names[axis],): 1} if axis in names else {(): sizes[axis]}
+        case Product(factors):
+            return _product([_terms(factor, names, sizes) for factor in factors])
+        case Concat(pieces):
+            total: dict[tuple[str, ...], int] = defaultdict(int)
+            for piece in pieces:
+                for product, coefficient in _terms(piece, names, sizes).items():
+                    total[product] += coefficient
+            return total
+
+
+def _product(factors: Iterable[Terms]) -> Terms:
+    result: dict[tuple[str, ...], int] = {(): 1}
+    for terms in factors:
+        longer: dict[tuple[str, ...], int] = defaultdict(int)
+        for left, one in result.items():
+            for right, other in terms.items():
+                longer[tuple(sorted(left + right))] += one * other
+        result = longer
+    return result
+
+
+__all__ = ["Budget", "FLOPs", "Parameters", "Polynomial", "Reference", "Units"]

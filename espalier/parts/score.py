@@ -1,0 +1,145 @@
+"""Scores: what every unit, or ghost unit, of an axis is worth. Higher = keep it (prune), or add it first (grow)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from espalier.errors import MethodError
+from espalier.graph.capture import tensor_table
+from espalier.graph.dims import labels
+from espalier.parts.goal import Goal, Scores
+from espalier.structure import Structure
+
+Norm = Literal["l1", "l2"]
+_NORMED = frozenset({"produce", "filter", "group", "scale"})
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method may look at: the live network, the loss function and batches. It changes none of them."""
+
+    structure: Structure
+    axes: tuple[str, ...]
+    """The axes that the method may change."""
+    step: int
+    epoch: int
+    progress: float
+    """Fraction of the training that is done."""
+    seed: int
+    """Another one for every event and method; the same in every run with the session's seed."""
+    loss: Callable[[Any], Tensor]
+    """batch -> loss of the live network, as it trains (train mode, gradients allowed)."""
+    batch: Any
+    """The last training batch; None before the first."""
+    probe: Sequence[Any]
+    """Held-out batches; may be empty."""
+
+    def generator(self, name: str) -> torch.Generator:
+        """A random generator on the CPU for one axis or tensor; repeats in every process."""
+        return torch.Generator().manual_seed(derived_seed(self.seed, name))
+
+
+class Score(Protocol):
+    """Values every unit or ghost unit of the axes of `goal`."""
+
+    def __call__(self, context: Context, goal: Goal, /) -> Scores:
+        """Scores of every axis in `goal.sizes`."""
+
+
+def derived_seed(*parts: int | str) -> int:
+    """A seed that differs as soon as one part does, and is the same in every process."""
+    return int.from_bytes(sha256(repr(parts).encode()).digest()[:7], "big")
+
+
+@dataclass(frozen=True)
+class GroupNorm:
+    """The norm of everything that makes a unit: all weights that produce it, coupled layers and norm scales included.
+
+    Each tensor's norms are divided by their mean over the axis, so that layers and axes can be compared, and the mean
+    over the tensors is the score (Li et al. 2017, over coupled groups as in Fang et al. 2023).
+    """
+
+    norm: Norm = "l2"
+
+    def __post_init__(self) -> None:
+        if self.norm not in ("l1", "l2"):
+            raise MethodError(f"norm: expected 'l1' or 'l2', found {self.norm!r}.")
+
+    def __call__(self, context: Context, goal: Goal, /) -> Scores:
+        table = tensor_table(context.structure.model).tensors
+        tensors = {tensor: table[tensor] for tensor in context.structure.topology.parameters}
+        return Scores({name: self._axis(context.structure, name, tensors) for name in goal.sizes})
+
+    def _axis(self, structure: Structure, name: str, tensors: dict[str, Tensor]) -> Tensor:
+        topology, record = structure.topology, structure.topology.by_name[name]
+        places = [slot for slot in record.slots if slot[2] in _NORMED and slot[0] in tensors]
+        places = places or [slot for slot in record.slots if slot[0] in tensors]
+        total = torch.zeros(topology.sizes[record.number], dtype=torch.float64)
+        for tensor, dim, _ in places:
+            units = torch.from_numpy(labels(topology.tensors[tensor][dim], topology.sizes, record.number))
+            total += self._tensor(name, tensor, tensors[tensor].detach(), dim, units, len(total))
+        return total / max(len(places), 1)
+
+    def _tensor(self, axis: str, name: str, tensor: Tensor, dim: int, units: Tensor, size: int) -> Tensor:
+        others = [other for other in range(tensor.dim()) if other != dim]
+        magnitudes = tensor.float().abs() if self.norm == "l1" else tensor.float().square()
+        along = (magnitudes.sum(others) if others else magnitudes).double().cpu()
+        if not bool(torch.isfinite(along).all()):
+            raise MethodError(
+                f"{axis}: {name} holds values that are not finite, so its units cannot be compared; mend the training "
+                "(a smaller learning rate, gradient clipping) or go back to a checkpoint."
+            )
+        inside = units >= 0
+        sums = torch.zeros(size, dtype=torch.float64).index_add_(0, units[inside], along[inside])
+        norms = sums if self.norm == "l1" else sums.sqrt()
+        mean = norms.mean()
+        return norms / mean if mean > 0 else norms
+
+
+@dataclass(frozen=True)
+class Chance:
+    """Uniform random numbers: every unit is worth the same, in another order at every event."""
+
+    def __call__(self, context: Context, goal: Goal, /) -> Scores:
+        return Scores(
+            {name: torch.rand(size, generator=context.generator(name)) for name, size in goal.sizes.items()}
+        )
+
+
+@dataclass(frozen=True)
+class Equal:
+    """Every ghost unit is worth the same, and there are as many as there is room for."""
+
+    def __call__(self, context: Context, goal: Goal, /) -> Scores:
+        return Scores({name: torch.ones(goal.room(name)) for name in goal.sizes})
+
+
+def check_scores(scores: Scores, context: Context, goal: Goal, method: str) -> None:
+    """Raise MethodError if an axis has no scores, the wrong number of them, or one that is not a number."""
+    for name, size in goal.sizes.items():
+        values = scores.values.get(name)
+        if values is None:
+            raise MethodError(f"{method} gave no scores for {name}; expected some for every axis of the goal.")
+        if values.dim() != 1 or (goal.direction == "prune" and len(values) != size):
+            wanted = f"({size},)" if goal.direction == "prune" else "(candidates,)"
+            raise MethodError(f"{method}: expected scores of shape {wanted} for {name}, found {tuple(values.shape)}.")
+        if bool(torch.isnan(values).any()):
+            unit = int(torch.isnan(values).nonzero()[0])
+            damaged = _not_finite(context.structure, name)
+            cause = f"{', '.join(damaged)} is not finite" if damaged else "the score itself computed it"
+            raise MethodError(f"{method}: the score of unit {unit} of {name} is not a number: {cause}.")
+
+
+def _not_finite(structure: Structure, axis: str) -> list[str]:
+    tensors = tensor_table(structure.model).tensors
+    names = dict.fromkeys(tensor for tensor, _, _ in structure.topology.by_name[axis].slots)
+    return [name for name in names if name in tensors and not bool(torch.isfinite(tensors[name]).all())]
+
+
+__all__ = ["Chance", "Context", "Equal", "GroupNorm", "Norm", "Score", "check_scores", "derived_seed"]

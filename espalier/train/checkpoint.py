@@ -1,0 +1,337 @@
+"""`esp.save` and `esp.load`: a network that was edited, with its optimizer, as safetensors and JSON.
+
+A checkpoint is a normal form and not a log: the size of every axis, the attributes that edits changed and the values of
+all tensors, so that a thousand edits load as fast as one. The user's code builds the model at its original size and
+loading does the rest, on the user's own objects: parameters and optimizer keep their identity. Nothing is pickled.
+
+Invariant: everything is read and checked before anything is touched, and what is touched goes through a journal, so
+that a load that fails leaves model and optimizer as they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from espalier.edit.attributes import AttributeChange
+from espalier.edit.changes import Changes
+from espalier.edit.journal import Journal
+from espalier.edit.optimizer import check_shapes, plan_state
+from espalier.edit.plan import Plan, Resize
+from espalier.edit.verify import resized_example, set_attribute, verify
+from espalier.errors import CheckpointError
+from espalier.graph.capture import TensorTable, tensor_table
+from espalier.graph.dims import NEW, size_of
+from espalier.graph.solver import Reason
+from espalier.graph.topology import INTERFACE, Topology
+from espalier.measure.cost import cost_of
+from espalier.structure import Edit, LimitLike, Structure, attach
+from espalier.train import checkpoint_files as files
+from espalier.train import checkpoint_optimizer
+from espalier.train.checkpoint_network import SavedAxis, SavedNetwork, SavedTensor, saved_attributes
+from espalier.train.checkpoint_optimizer import RestoredOptimizer, laid_out
+
+
+def save(structure: Structure, folder: str | Path) -> None:
+    """Write network, optimizer and followers to `folder`, in place of a checkpoint that is there; all or nothing.
+
+    All parameters and buffers are saved, those that are not persistent too, and the optimizer's state and options.
+    Gradients, random state, schedulers and train or eval mode are not. An interrupted save leaves the folder with the
+    earlier checkpoint or with the new one, whole. Other files in the folder are left alone.
+
+    Raises:
+        CheckpointError: the files could not be written, or something cannot be held by JSON and safetensors.
+        SurgeryError: the model's tensors were resized by something else than this structure.
+    """
+    model, optimizer = structure.model, structure.optimizer
+    table = tensor_table(model)
+    structure._check_untouched(table)
+    _check_extra_state(model)
+    followers = [tensor_table(module).tensors for module in structure._follow]
+    network = _described(structure, table, followers)
+    writers = {
+        "network.json": files.json_writer(network.to_json()),
+        "network.safetensors": files.tensors_writer(table.tensors),
+    }
+    if followers:
+        tensors = {f"{number}:{name}": one for number, found in enumerate(followers) for name, one in found.items()}
+        writers["followers.safetensors"] = files.tensors_writer(tensors)
+    if optimizer is not None:
+        described, tensors = checkpoint_optimizer.described(optimizer, _names(table))
+        writers["optimizer.json"] = files.json_writer(described)
+        writers["optimizer.safetensors"] = files.tensors_writer(tensors)
+    files.write(Path(folder), writers)
+
+
+def load(
+    folder: str | Path,
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    optimizer: Optimizer | None = None,
+    keep: Iterable[str] = (),
+    limits: Mapping[str, LimitLike] | None = None,
+    follow: Sequence[nn.Module] = (),
+) -> Structure:
+    """Attach to a freshly built model and make it, and its optimizer, what `save` saw; all or nothing.
+
+    Outputs and the next training step are bitwise those of the saved network. Values go to the devices on which the
+    model is. The parameters and the optimizer stay the user's objects. In the history of the structure all earlier
+    edits are one. Copies in `follow` that were not saved start as copies of the loaded model; an optimizer that was not
+    saved keeps what state it has, resized.
+
+    Args:
+        folder: what `save` was given.
+        model: built by the same code as the saved one, at the sizes that it had before all edits.
+        example_inputs: as for `attach`, at the original size of the interface.
+        optimizer: of the saved type and built from this model's parameters in the same groups; None to leave it out.
+        keep: modules or axes that have to stay as they are, besides those that were kept when it was saved.
+        limits: axis -> (smallest, largest) size, in place of the saved limits of the same axes.
+        follow: copies of the fresh model, as many as were saved, or none.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, damaged, of another version, or for another model or optimizer.
+            Nothing was changed.
+        CaptureError, OptimizerError, PlanError: as `attach`.
+    """
+    paths = files.read(Path(folder))
+    network = SavedNetwork.parsed(files.read_json(paths["network.json"]))
+    table = tensor_table(model)
+    network.check_tensors(table)
+    values = _checked(files.read_tensors(paths["network.safetensors"]), network.tensors)
+    structure = attach(model, example_inputs, optimizer=optimizer, keep=keep, limits=limits, follow=follow)
+    network.check_axes(structure.initial_sizes)
+    after = _resized(structure.topology, network)
+    attributes = network.attribute_changes(model)
+    _verify(structure, table, after, attributes)
+    replacements = _replacements(table.tensors, values, network.tensors)
+    settings = [(model, change) for change in attributes]
+    if follow and network.followers and len(follow) != len(network.followers):
+        raise CheckpointError(
+            f"follow: {len(network.followers)} copies were saved, found {len(follow)}; pass all or none."
+        )
+    for number, module in enumerate(follow):
+        replacements += _follower_replacements(number, module, network, values, paths)
+        path = _prefix(module, network).removesuffix(".")
+        settings += [(module, replace(one, module=".".join(filter(None, (path, one.module))))) for one in attributes]
+    restored = _restored(optimizer, table, paths)
+    _commit(replacements, settings, optimizer, restored, _changes(structure.topology, after))
+    _take_over(structure, network, after, attributes)
+    return structure
+
+
+@dataclass(frozen=True)
+class _Replacement:
+    """A tensor of the user and the values that it will have."""
+
+    name: str
+    tensor: Tensor
+    new: Tensor
+
+
+def _described(structure: Structure, table: TensorTable, followers: Sequence[Mapping[str, Tensor]]) -> SavedNetwork:
+    topology, initial = structure.topology, structure.initial_sizes
+    original = topology.resized({number: initial[record.name] for number, record in topology.axes.items()})
+    sizes = {record.name: topology.sizes[number] for number, record in topology.axes.items()}
+    sizes |= {name: size_of(dim, topology.sizes) for name, dim in topology.ties.items()}
+    return SavedNetwork(
+        {name: SavedTensor.of(tensor, original.shape(name)) for name, tensor in table.tensors.items()},
+        table.aliases,
+        {name: SavedAxis(size, sizes[name]) for name, size in initial.items()},
+        saved_attributes(structure.model, [change for edit in structure.history for change in edit.attributes]),
+        [record.name for record in topology.axes.values() if any(one.kind == "keep" for one in record.reasons)],
+        structure.limits,
+        [{name: SavedTensor.of(one, tuple(one.shape)) for name, one in tensors.items()} for tensors in followers],
+    )
+
+
+def _check_extra_state(model: nn.Module) -> None:
+    for path, module in model.named_modules():
+        if type(module).get_extra_state is not nn.Module.get_extra_state:
+            raise CheckpointError(
+                f"{path or 'the model'} ({type(module).__name__}) keeps extra state outside of parameters and buffers, "
+                "which a checkpoint does not hold; register it as a buffer."
+            )
+
+
+def _checked(values: dict[str, Tensor], saved: Mapping[str, SavedTensor], prefix: str = "") -> dict[str, Tensor]:
+    """The values of the tensors in `saved`, whose file must hold just these shapes and types."""
+    for name, one in saved.items():
+        value = values.get(prefix + name)
+        if value is None or tuple(value.shape) != one.shape or str(value.dtype) != f"torch.{one.dtype}":
+            found = "nothing" if value is None else f"{value.dtype} of shape {tuple(value.shape)}"
+            raise CheckpointError(f"{name}: the checkpoint lists {one.dtype} of shape {one.shape}, but holds {found}.")
+    return {name: values[prefix + name] for name in saved}
+
+
+def _resized(topology: Topology, network: SavedNetwork) -> Topology:
+    """The topology of the fresh model at the saved sizes."""
+    after = topology.resized({topology.by_name[name].number: axis.size for name, axis in network.axes.items()})
+    for name, saved in network.tensors.items():
+        if after.shape(name) != saved.shape:
+            raise CheckpointError(
+                f"{name}: expected shape {after.shape(name)} at the saved sizes of its axes, found {saved.shape}. Build "
+                "the model with the code that it was saved with."
+            )
+    for number, record in topology.axes.items():
+        if after.sizes[number] == topology.sizes[number]:
+            continue
+        own = [reason.text for reason in record.reasons if reason.kind not in (*INTERFACE, "keep")]
+        if own:
+            raise CheckpointError(
+                f"the checkpoint has {after.sizes[number]} units in {record.name}, which may not change from "
+                f"{topology.sizes[number]}: it {own[0]}. Build the model with the code that it was saved with."
+            )
+    return after
+
+
+def _verify(structure: Structure, table: TensorTable, after: Topology, attributes: Sequence[AttributeChange]) -> None:
+    mismatch = verify(structure.model, structure.example, table, after, attributes).mismatch
+    if mismatch is not None:
+        raise CheckpointError(
+            f"at the saved sizes the model would not run as the saved one did: {mismatch.where}: {mismatch.text}. "
+            "Build the model with the code that it was saved with."
+        )
+
+
+def _replacements(
+    tensors: Mapping[str, Tensor], values: Mapping[str, Tensor], saved: Mapping[str, SavedTensor]
+) -> list[_Replacement]:
+    try:
+        return [
+            _Replacement(name, tensor, laid_out(values[name], saved[name].order, tensor.device))
+            for name, tensor in tensors.items()
+        ]
+    except ValueError as error:
+        raise CheckpointError(f"network.json is damaged: {error}.") from error
+
+
+def _follower_replacements(
+    number: int,
+    module: nn.Module,
+    network: SavedNetwork,
+    values: Mapping[str, Tensor],
+    paths: Mapping[str, Path],
+) -> list[_Replacement]:
+    """What a copy of the model will hold: what it held when it was saved, or else the values of the model."""
+    tensors, prefix = tensor_table(module).tensors, _prefix(module, network)
+    if not network.followers:
+        return [
+            _Replacement(name, one, laid_out(values[name].to(one.dtype), network.tensors[name].order, one.device))
+            for name in network.tensors
+            for one in (tensors[prefix + name],)
+        ]
+    saved = network.followers[number]
+    different = sorted(set(saved) ^ set(tensors))
+    if different:
+        raise CheckpointError(f"follow: copy {number} and the saved one are not alike: only one has {different[0]}.")
+    for name, one in tensors.items():
+        of_model = network.tensors.get(name.removeprefix(prefix))
+        fresh, then = (of_model.original, of_model.shape) if of_model else (saved[name].shape, tuple(one.shape))
+        if (tuple(one.shape), str(one.dtype)) != (fresh, f"torch.{saved[name].dtype}") or saved[name].shape != then:
+            raise CheckpointError(
+                f"follow: {name} of copy {number}: expected {saved[name].dtype} of shape {fresh}, found {one.dtype} of "
+                f"shape {tuple(one.shape)}; pass a copy of the freshly built model."
+            )
+    found = _checked(files.read_tensors(paths["followers.safetensors"]), saved, f"{number}:")
+    return _replacements(tensors, found, saved)
+
+
+def _prefix(module: nn.Module, network: SavedNetwork) -> str:
+    """What a wrapper puts before the model's own names; `attach` has checked that it is one of two."""
+    names = tensor_table(module).tensors
+    return "" if all(name in names for name in network.tensors) else "module."
+
+
+def _restored(optimizer: Optimizer | None, table: TensorTable, paths: Mapping[str, Path]) -> RestoredOptimizer | None:
+    if optimizer is None or "optimizer.json" not in paths:
+        return None
+    data, tensors = files.read_json(paths["optimizer.json"]), files.read_tensors(paths["optimizer.safetensors"])
+    return checkpoint_optimizer.restored(optimizer, _names(table), data, tensors)
+
+
+def _changes(before: Topology, after: Topology) -> Changes:
+    """The changes of size as an edit that drops the last units, or appends new ones."""
+    axes = {}
+    for number in before.axes:
+        old, new = before.sizes[number], after.sizes[number]
+        if old != new:
+            added = np.full(max(0, new - old), NEW, dtype=np.int64)
+            axes[number] = np.concatenate([np.arange(min(old, new), dtype=np.int64), added])
+    return Changes(axes, before, after)
+
+
+def _commit(
+    replacements: Sequence[_Replacement],
+    settings: Sequence[tuple[nn.Module, AttributeChange]],
+    optimizer: Optimizer | None,
+    restored: RestoredOptimizer | None,
+    changes: Changes,
+) -> None:
+    named = [(one.name, one.tensor) for one in replacements]
+    journal = Journal()
+    try:
+        for one in replacements:
+            entries: Mapping[str, Any] = {}
+            if optimizer is not None and restored is None and one.tensor in optimizer.state:
+                sources = changes.sources(one.name) or (None,) * one.tensor.dim()
+                entries = plan_state(optimizer, one.tensor, sources, one.new, one.name)
+            journal.replace_tensor(one.tensor, one.new, None, one.name)
+            if optimizer is not None:
+                journal.replace_state(optimizer, one.tensor, entries, one.name)
+        for module, change in settings:
+            owner, name, old = set_attribute(module, change)
+            new = vars(owner)[name]
+            vars(owner)[name] = old
+            journal.set_attribute(owner, name, new)
+        if optimizer is not None:
+            if restored is not None:
+                journal.set_attribute(optimizer, "state", restored.state)
+            check_shapes(optimizer, named)
+    except BaseException as error:
+        journal.rollback()
+        if not isinstance(error, Exception):
+            raise
+        raise CheckpointError(f"the checkpoint could not be loaded, and nothing was changed: {error}") from error
+    if optimizer is not None and restored is not None:
+        for group, options in zip(optimizer.param_groups, restored.options, strict=True):
+            group.update(options)
+
+
+def _take_over(
+    structure: Structure, network: SavedNetwork, after: Topology, attributes: Sequence[AttributeChange]
+) -> None:
+    """Have the structure of the fresh model describe the loaded one."""
+    before = structure.topology
+    sizes = {
+        record.name: (before.sizes[number], after.sizes[number])
+        for number, record in before.axes.items()
+        if before.sizes[number] != after.sizes[number]
+    }
+    if sizes or attributes:
+        resizes = tuple(Resize(name, tuple(range(new, old)), max(0, new - old)) for name, (old, new) in sizes.items())
+        plan = Plan(resizes, interface=True)
+        why = "loaded from a checkpoint"
+        edit = Edit(plan, "changing", why, sizes, cost_of(before), cost_of(after), tuple(attributes))
+        structure._history.append(edit)
+    structure.example = resized_example(structure.example, after.predictions[0], after)
+    kept = {
+        after.by_name[name].number: Reason("keep", "was kept when the network was saved")
+        for name in network.keep
+        if name in after.by_name and not any(one.kind == "keep" for one in after.by_name[name].reasons)
+    }
+    structure.topology = after.frozen(kept)
+    structure.limits = {**network.limits, **structure.limits}
+
+
+def _names(table: TensorTable) -> dict[int, str]:
+    return {id(tensor): name for name, tensor in table.tensors.items()}
+
+
+__all__ = ["load", "save"]

@@ -1,0 +1,216 @@
+"""What a checkpoint says of a network in JSON, apart from the values in its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from espalier.edit.attributes import AttributeChange
+from espalier.edit.changes import Limits
+from espalier.edit.tensors import memory_order
+from espalier.errors import CheckpointError
+from espalier.graph.capture import TensorTable
+
+Shape: TypeAlias = tuple[int, ...]
+AttributeValue: TypeAlias = int | float | list[int] | None
+
+
+@dataclass(frozen=True)
+class SavedTensor:
+    """A parameter or buffer."""
+
+    dtype: str
+    original: Shape
+    """Shape before all edits."""
+    shape: Shape
+    order: tuple[int, ...]
+    """Dimensions from the outermost to the innermost in memory."""
+
+    @classmethod
+    def of(cls, tensor: Tensor, original: Shape) -> SavedTensor:
+        """The record of a live tensor."""
+        return cls(str(tensor.dtype).removeprefix("torch."), original, tuple(tensor.shape), memory_order(tensor))
+
+    @classmethod
+    def parsed(cls, data: Mapping[str, Any]) -> SavedTensor:
+        """Raises KeyError or TypeError for anything else than a record."""
+        return cls(_typed(data["dtype"], str), _shape(data["original"]), _shape(data["shape"]), _shape(data["order"]))
+
+
+@dataclass(frozen=True)
+class SavedAxis:
+    """The sizes of an axis."""
+
+    original: int
+    size: int
+    """Now."""
+
+
+@dataclass(frozen=True)
+class SavedAttribute:
+    """A module attribute, or an entry of a module's config, that edits changed."""
+
+    module: str
+    path: tuple[str, ...]
+    original: AttributeValue
+    value: AttributeValue
+
+
+@dataclass(frozen=True)
+class SavedNetwork:
+    """The contents of ``network.json``."""
+
+    tensors: Mapping[str, SavedTensor]
+    ties: Mapping[str, str]
+    """Further names of tied tensors -> the first name."""
+    axes: Mapping[str, SavedAxis]
+    attributes: Sequence[SavedAttribute]
+    keep: Sequence[str]
+    limits: Mapping[str, Limits]
+    followers: Sequence[Mapping[str, SavedTensor]]
+    """The tensors of every copy that shares the edits, by its own names; `original` is not used."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON, with the versions that wrote it for whoever reads it."""
+        return {"espalier": _version(), "torch": str(torch.__version__), **asdict(self)}
+
+    @classmethod
+    def parsed(cls, data: Mapping[str, Any]) -> SavedNetwork:
+        """What `to_json` wrote. Raises CheckpointError for anything else."""
+        try:
+            return cls(
+                {name: SavedTensor.parsed(one) for name, one in data["tensors"].items()},
+                {_typed(name, str): _typed(first, str) for name, first in data["ties"].items()},
+                {name: SavedAxis(_units(one["original"]), _units(one["size"])) for name, one in data["axes"].items()},
+                [_attribute(one) for one in data["attributes"]],
+                [_typed(name, str) for name in data["keep"]],
+                {name: Limits(_bound(one["at_least"]), _bound(one["at_most"])) for name, one in data["limits"].items()},
+                [{name: SavedTensor.parsed(one) for name, one in found.items()} for found in data["followers"]],
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"network.json is damaged: {type(error).__name__}: {error}.") from error
+
+    def check_tensors(self, table: TensorTable) -> None:
+        """Raise CheckpointError unless a fresh model has the tensors that the saved one had before all edits."""
+        hint = "Build the model with the code and at the sizes that it had when it was first attached to."
+        for name, saved in self.tensors.items():
+            tensor = table.tensors.get(name)
+            if tensor is None:
+                raise CheckpointError(f"the checkpoint is of another model: it has {name}, this model has not. {hint}")
+            if tuple(tensor.shape) != saved.original:
+                raise CheckpointError(
+                    f"{name}: expected the original shape {saved.original}, found {tuple(tensor.shape)}. {hint}"
+                )
+            if str(tensor.dtype) != f"torch.{saved.dtype}":
+                raise CheckpointError(
+                    f"{name}: expected dtype torch.{saved.dtype}, found {tensor.dtype}; convert the model first."
+                )
+        more = [name for name in table.tensors if name not in self.tensors]
+        if more:
+            raise CheckpointError(f"the checkpoint is of another model: this one also has {more[0]}. {hint}")
+        for name in sorted(set(self.ties) ^ set(table.aliases)):
+            expected = f"a tie to {self.ties[name]}" if name in self.ties else "no tie"
+            raise CheckpointError(f"{name}: expected {expected}, found otherwise. {hint}")
+
+    def check_axes(self, initial_sizes: Mapping[str, int]) -> None:
+        """Raise CheckpointError unless the axes of a freshly built model are those of the saved one."""
+        for name, saved in self.axes.items():
+            found = initial_sizes.get(name)
+            if found != saved.original:
+                raise CheckpointError(
+                    f"the checkpoint has an axis {name} of {saved.original} units originally, this model has "
+                    f"{'no such axis' if found is None else found}; build the model, and give example inputs, as when "
+                    "it was first attached to."
+                )
+        more = [name for name in initial_sizes if name not in self.axes]
+        if more:
+            raise CheckpointError(f"this model has an axis {more[0]} that the checkpoint does not know.")
+
+    def attribute_changes(self, model: nn.Module) -> list[AttributeChange]:
+        """The changes that bring a freshly built model to the saved one's attributes. Raises CheckpointError."""
+        changes: list[AttributeChange] = []
+        for saved in self.attributes:
+            place = f"{saved.module or 'the model'}.{'.'.join(saved.path)}"
+            try:
+                old = attribute_value(model, saved.module, saved.path)
+                found = _plain(old)
+            except (AttributeError, KeyError, TypeError):
+                raise CheckpointError(f"the checkpoint sets {place}, which is no number in this model.") from None
+            if found != saved.original:
+                raise CheckpointError(f"{place}: expected the original value {saved.original!r}, found {old!r}.")
+            new = tuple(saved.value) if isinstance(old, tuple) and isinstance(saved.value, list) else saved.value
+            changes.append(AttributeChange(saved.module, saved.path, old, new))
+        return changes
+
+
+def saved_attributes(model: nn.Module, changes: Sequence[AttributeChange]) -> list[SavedAttribute]:
+    """What all changes together did: the value before the first, and the live one. Raises CheckpointError."""
+    first: dict[tuple[str, tuple[str, ...]], AttributeChange] = {}
+    for change in changes:
+        first.setdefault((change.module, change.path), change)
+    found: list[SavedAttribute] = []
+    for change in first.values():
+        try:
+            now = attribute_value(model, change.module, change.path)
+            old_and_now = _plain(change.old), _plain(now)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{change} was made by an edit but cannot be saved: {error}.") from error
+        if old_and_now[0] != old_and_now[1]:
+            found.append(SavedAttribute(change.module, change.path, *old_and_now))
+    return found
+
+
+def attribute_value(model: nn.Module, module: str, path: Sequence[str]) -> object:
+    """The value of an attribute; a path of two names is an entry of a config. Raises AttributeError or KeyError."""
+    value = vars(model.get_submodule(module))[path[0]]
+    return vars(value)[path[1]] if len(path) > 1 else value
+
+
+def _version() -> str:
+    try:
+        return metadata.version("espalier")
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _plain(value: object) -> AttributeValue:
+    if value is None or type(value) is int or type(value) is float:
+        return value
+    if isinstance(value, (tuple, list)):
+        return [_typed(item, int) for item in value]
+    raise TypeError(f"expected a number or numbers, found {value!r}")
+
+
+def _attribute(data: Mapping[str, Any]) -> SavedAttribute:
+    path = tuple(_typed(name, str) for name in data["path"])
+    if len(path) not in (1, 2):
+        raise ValueError(f"{path} is no path of an attribute")
+    return SavedAttribute(_typed(data["module"], str), path, _plain(data["original"]), _plain(data["value"]))
+
+
+def _units(value: object) -> int:
+    if _typed(value, int) < 1:
+        raise ValueError(f"{value} is no number of units")
+    return int(value)
+
+
+def _bound(value: object) -> int | None:
+    return None if value is None else _typed(value, int)
+
+
+def _shape(value: Any) -> Shape:
+    return tuple(_typed(size, int) for size in value)
+
+
+def _typed(value: Any, kind: type) -> Any:
+    if type(value) is not kind:
+        raise TypeError(f"expected {kind.__name__}, found {value!r}")
+    return value
+
+
+__all__ = ["SavedAttribute", "SavedAxis", "SavedNetwork", "SavedTensor", "saved_attributes"]

@@ -1,0 +1,489 @@
+"""The equations of `espalier.graph.solver`.
+
+What counts is soundness: whatever equations were stated, an edit of axes that are not frozen leaves both sides of every
+equation the same, position by position. How general the solution is gets compared with oracles where one exists.
+"""
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from espalier.graph.dims import Concat, Dim, Fixed, Leaf, Product, labels, size_of, source
+from espalier.graph.solver import (
+    Cat,
+    Prod,
+    Reason,
+    Solver,
+    Term,
+    Var,
+    compiled,
+    concat,
+    is_plain,
+    product,
+    resolve,
+    size,
+    variables,
+)
+
+WHERE = "in a test"
+
+
+# --- Soundness, for any equations ------------------------------------------------------------------------------------
+
+
+@dataclass
+class World:
+    """A solver, all terms that were seen, and what was said about them: pairs that are the same dimension."""
+
+    solver: Solver = field(default_factory=Solver)
+    terms: list[Term] = field(default_factory=list)
+    equations: list[tuple[Term, Term]] = field(default_factory=list)
+
+    def compiled(self) -> tuple[list[tuple[Dim, Dim]], dict[int, Var]]:
+        numbers: dict[Var, int] = {}
+        pairs = [(compiled(a, numbers), compiled(b, numbers)) for a, b in self.equations]
+        return pairs, {number: var for var, number in numbers.items()}
+
+
+def divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
+@st.composite
+def worlds(draw: st.DrawFn, sizes: Sequence[int] = (0, 1, 2, 3, 4, 6, 8, 12), steps: int = 12) -> World:
+    """Random equations: views, cuts, products, concatenations, freezes and plain sizes, in any order."""
+    world = World()
+    solver = world.solver
+    for _ in range(draw(st.integers(2, 6))):
+        count = draw(st.sampled_from(sizes))
+        reasons = [Reason("input", "is an input")] if draw(st.integers(0, 3)) == 0 else []
+        world.terms.append(solver.new(count, solid=draw(st.integers(0, 2)) > 0, reasons=reasons))
+    world.terms.append(draw(st.sampled_from([1, 2, 3, 6])))
+    for _ in range(draw(st.integers(1, steps))):
+        action = draw(st.sampled_from(["unify", "unify", "unify", "split", "split", "cut", "product", "concat", "rare"]))
+        term = draw(st.sampled_from(world.terms))
+        n = size(term)
+        if action == "unify":
+            others = [other for other in world.terms if size(other) == n and other is not term]
+            if others:
+                other = draw(st.sampled_from(others))
+                solver.unify(term, other, WHERE)
+                world.equations.append((term, other))
+        elif action == "split" and n > 0:
+            left = draw(st.sampled_from(divisors(n)))
+            parts = solver.split(term, left, n // left, WHERE)
+            assert [size(part) for part in parts] == [left, n // left]
+            world.equations.append((term, Prod(list(parts))))
+            world.terms.extend(parts)
+        elif action == "cut":
+            first = draw(st.integers(0, n))
+            parts = solver.cut(term, first, WHERE)
+            assert [size(part) for part in parts] == [first, n - first]
+            world.equations.append((term, Cat(list(parts))))
+            world.terms.extend(parts)
+        elif action in ("product", "concat"):
+            other = draw(st.sampled_from(world.terms))
+            made = product(term, other) if action == "product" else concat(term, other)
+            if size(made) <= 48:
+                world.equations.append((made, Prod([term, other]) if action == "product" else Cat([term, other])))
+                world.terms.append(made)
+        elif action == "rare":
+            rare = draw(st.sampled_from(["freeze", "plain", "hint", "dissolve"]))
+            if rare == "freeze":
+                solver.freeze(term, Reason("index", "is indexed"))
+            elif rare == "plain" or (rare == "dissolve" and is_plain(term)):
+                assert solver.plain(term) == n
+                world.equations.append((term, n))
+            else:
+                solver.hint(term, "heads")
+    return world
+
+
+def random_changes(chance: random.Random, sizes: Mapping[int, int], axes: Iterable[int]) -> dict[int, np.ndarray]:
+    """For every axis: units dropped, reordered and added at random."""
+    changes = {}
+    for axis in axes:
+        kept = [unit for unit in range(sizes[axis]) if chance.random() < 0.7]
+        chance.shuffle(kept)
+        for _ in range(chance.randrange(3)):
+            kept.insert(chance.randrange(len(kept) + 1), -1)
+        changes[axis] = np.array(kept, dtype=np.int64)
+    return changes
+
+
+def assert_sound(world: World, seed: int) -> None:
+    chance = random.Random(seed)
+    pairs, by_number = world.compiled()
+    sizes = {number: var.size for number, var in by_number.items()}
+    free = [number for number, var in by_number.items() if not var.reasons]
+    for _ in range(3):
+        changes = random_changes(chance, sizes, free)
+        after = {number: len(changes.get(number, range(n))) for number, n in sizes.items()}
+        for left, right in pairs:
+            assert size_of(left, sizes) == size_of(right, sizes)
+            assert size_of(left, after) == size_of(right, after)
+            np.testing.assert_array_equal(source(left, sizes, changes), source(right, sizes, changes))
+            for number in free:
+                if not _repeats(left, number) and not _repeats(right, number):
+                    np.testing.assert_array_equal(labels(left, sizes, number), labels(right, sizes, number))
+
+
+def _repeats(dim: Dim, number: int) -> bool:
+    """Whether an axis is multiplied by itself: a position then has more than one unit."""
+    match dim:
+        case Product(factors):
+            inside = [factor for factor in factors if _holds(factor, number)]
+            return len(inside) > 1 or any(_repeats(factor, number) for factor in inside)
+        case Concat(pieces):
+            return any(_repeats(piece, number) for piece in pieces)
+        case _:
+            return False
+
+
+def _holds(dim: Dim, number: int) -> bool:
+    match dim:
+        case Leaf(axis):
+            return axis == number
+        case Product(parts) | Concat(parts):
+            return any(_holds(part, number) for part in parts)
+        case _:
+            return False
+
+
+@settings(max_examples=300)
+@given(worlds(), st.integers(0, 1000))
+def test_no_edit_of_a_free_axis_breaks_an_equation(world: World, seed: int) -> None:
+    assert_sound(world, seed)
+
+
+@settings(max_examples=150)
+@given(worlds(sizes=(1, 2, 3, 4, 6, 12, 24), steps=30), st.integers(0, 1000))
+def test_many_equations_on_few_sizes(world: World, seed: int) -> None:
+    assert_sound(world, seed)
+
+
+@given(worlds())
+def test_every_axis_of_an_equation_without_solution_is_frozen(world: World) -> None:
+    """Sides that did not become one expression, up to how it is written, hold no free axis."""
+    pairs, by_number = world.compiled()
+    sizes = {number: var.size for number, var in by_number.items()}
+    for left, right in pairs:
+        same = all(
+            np.array_equal(labels(left, sizes, number), labels(right, sizes, number))
+            for number in by_number
+            if not _repeats(left, number) and not _repeats(right, number)
+        )
+        if not same:
+            axes = [number for number in by_number if _holds(left, number) != _holds(right, number)]
+            assert all(by_number[number].reasons for number in axes)
+
+
+# --- Normal form -----------------------------------------------------------------------------------------------------
+
+
+def written(term: Term) -> object:
+    """A term as nested tuples, to compare structure."""
+    if isinstance(term, (int, Var)):
+        return term if isinstance(term, int) else id(term)
+    if isinstance(term, Prod):
+        return ("x", *(written(factor) for factor in term.factors))
+    return ("|", *(written(piece) for piece in term.pieces))
+
+
+def assert_normal(term: Term) -> None:
+    if isinstance(term, Prod):
+        assert len(term.factors) > 1
+        assert not any(isinstance(factor, Prod) or factor == 1 for factor in term.factors)
+        assert not any(isinstance(a, int) and isinstance(b, int) for a, b in zip(term.factors, term.factors[1:]))
+        assert not isinstance(term.factors[0], Cat)
+        for factor in term.factors:
+            assert_normal(factor)
+    elif isinstance(term, Cat):
+        assert len(term.pieces) > 1
+        assert not any(isinstance(piece, Cat) or (isinstance(piece, int) and piece == 0) for piece in term.pieces)
+        assert not any(isinstance(a, int) and isinstance(b, int) for a, b in zip(term.pieces, term.pieces[1:]))
+        for piece in term.pieces:
+            assert_normal(piece)
+
+
+@given(worlds())
+def test_resolved_terms_are_in_normal_form_and_stay_so(world: World) -> None:
+    for term in world.terms:
+        once = resolve(term)
+        assert_normal(once)
+        assert written(resolve(once)) == written(once)
+        assert size(once) == size(term)
+
+
+def test_products_of_concatenations_are_distributed() -> None:
+    solver = Solver()
+    a, b, c = (solver.new(n, solid=True) for n in (2, 3, 4))
+    assert written(product(concat(a, b), c)) == written(concat(product(a, c), product(b, c)))
+    assert written(product(concat(a, 2), 3)) == written(concat(product(a, 3), 6))
+    assert written(product(3, concat(a, b))) == ("x", 3, ("|", id(a), id(b)))
+    assert product(2, 1, 3) == 6
+    assert concat(2, 0, 3) == 5
+    assert written(concat(a, concat(b, 0), 1)) == ("|", id(a), id(b), 1)
+    assert product() == 1
+    assert concat() == 0
+
+
+# --- How general: concatenations alone -------------------------------------------------------------------------------
+
+Pieces = tuple[int, ...]
+"""Variables side by side, by number."""
+
+
+@st.composite
+def concatenations(draw: st.DrawFn) -> tuple[list[int], list[tuple[Pieces, Pieces]]]:
+    """Variables, and equations between rows of them of the same total size."""
+    sizes = draw(st.lists(st.integers(1, 5), min_size=2, max_size=7))
+    row = st.lists(st.integers(0, len(sizes) - 1), min_size=1, max_size=3).map(tuple)
+    equations = []
+    for _ in range(draw(st.integers(1, 6))):
+        left, right = list(draw(row)), list(draw(row))
+        missing = sum(sizes[i] for i in left) - sum(sizes[i] for i in right)
+        if missing:
+            sizes.append(abs(missing))
+            (right if missing > 0 else left).append(len(sizes) - 1)
+        equations.append((tuple(left), tuple(right)))
+    return sizes, equations
+
+
+def partition(classes: Iterable[object]) -> list[int]:
+    """Labels renamed by first appearance."""
+    seen: dict[object, int] = {}
+    return [seen.setdefault(one, len(seen)) for one in classes]
+
+
+class Classes:
+    """Union-find."""
+
+    def __init__(self) -> None:
+        self._parent: dict[object, object] = {}
+
+    def find(self, item: object) -> object:
+        while item in self._parent:
+            item = self._parent[item]
+        return item
+
+    def join(self, a: object, b: object) -> bool:
+        a, b = self.find(a), self.find(b)
+        if a != b:
+            self._parent[a] = b
+        return a != b
+
+
+def unit_at_each_position(dim: Dim, sizes: Mapping[int, int]) -> list[object]:
+    """The set of (axis, unit) that a position belongs to."""
+    found: list[list[object]] = [[] for _ in range(size_of(dim, sizes))]
+    for axis in sizes:
+        for position, unit in enumerate(labels(dim, sizes, axis).tolist()):
+            if unit >= 0:
+                found[position].append((axis, unit))
+    return [tuple(one) for one in found]
+
+
+def all_units(solver_terms: Sequence[Term]) -> list[list[object]]:
+    numbers: dict[Var, int] = {}
+    dims = [compiled(term, numbers) for term in solver_terms]
+    sizes = {number: var.size for var, number in numbers.items()}
+    return [unit_at_each_position(dim, sizes) for dim in dims]
+
+
+@given(concatenations())
+def test_concatenations_are_solved_completely(case: tuple[list[int], list[tuple[Pieces, Pieces]]]) -> None:
+    """Without products any equation has a solution, and its units are the classes of positions that were identified."""
+    sizes, equations = case
+    solver = Solver()
+    terms = [solver.new(n, solid=True) for n in sizes]
+    classes = Classes()
+    for left, right in equations:
+        solver.unify(concat(*(terms[i] for i in left)), concat(*(terms[i] for i in right)), WHERE)
+        for a, b in zip(_positions(sizes, left), _positions(sizes, right), strict=True):
+            classes.join(a, b)
+    assert not any(var.reasons for term in terms for var in variables(term))
+    found = partition(unit for units in all_units(terms) for unit in units)
+    assert found == partition(classes.find(at) for at in _positions(sizes, range(len(sizes))))
+
+
+def _positions(sizes: Sequence[int], row: Iterable[int]) -> list[tuple[int, int]]:
+    return [(i, position) for i in row for position in range(sizes[i])]
+
+
+# --- How general: products of powers of two --------------------------------------------------------------------------
+
+
+@given(st.data())
+def test_products_are_refined_no_further_than_needed(data: st.DataObject) -> None:
+    """Sizes of 2^k always have a common factorisation. The oracle works on bits: a position is a row of them.
+
+    Bits that equations identify are one; neighbouring bits stay in one factor unless a boundary falls between them
+    somewhere where they are identified.
+    """
+    bits = data.draw(st.lists(st.integers(1, 3), min_size=2, max_size=6))
+    row = st.lists(st.integers(0, len(bits) - 1), min_size=1, max_size=3)
+    equations: list[tuple[list[int], list[int]]] = []
+    for _ in range(data.draw(st.integers(1, 5))):
+        left, right = list(data.draw(row)), list(data.draw(row))
+        missing = sum(bits[i] for i in left) - sum(bits[i] for i in right)
+        if missing:
+            bits.append(abs(missing))
+            (right if missing > 0 else left).append(len(bits) - 1)
+        equations.append((left, right))
+    solver = Solver()
+    terms = [solver.new(2**k, solid=True) for k in bits]
+    for left, right in equations:
+        solver.unify(product(*(terms[i] for i in left)), product(*(terms[i] for i in right)), WHERE)
+    assert not any(var.reasons for term in terms for var in variables(term))
+    expected = _bit_factors(bits, equations)
+    found = []
+    for term in terms:
+        resolved = resolve(term)
+        factors = resolved.factors if isinstance(resolved, Prod) else [resolved]
+        found.append([(id(factor), size(factor)) for factor in factors])
+    assert [[n for _, n in factors] for factors in found] == [[n for _, n in factors] for factors in expected]
+    names = partition(name for factors in found for name, _ in factors)
+    assert names == partition(name for factors in expected for name, _ in factors)
+
+
+def _bit_factors(bits: list[int], equations: list[tuple[list[int], list[int]]]) -> list[list[tuple[object, int]]]:
+    classes = Classes()
+    rows = [(_positions(bits, left), _positions(bits, right)) for left, right in equations]
+    for left, right in rows:
+        for a, b in zip(left, right, strict=True):
+            classes.join(a, b)
+    every = _positions(bits, range(len(bits)))
+    # a bit begins a factor; (variable, 0) always does
+    begins = {at: at[1] == 0 for at in every}
+    changed = True
+    while changed:
+        changed = False
+        for left, right in rows:
+            for a, b in zip(left, right, strict=True):
+                if begins[a] != begins[b]:
+                    begins[a] = begins[b] = changed = True
+    result: list[list[tuple[object, int]]] = []
+    for i, count in enumerate(bits):
+        factors: list[tuple[object, int]] = []
+        for position in range(count):
+            if begins[i, position]:
+                factors.append((classes.find((i, position)), 2))
+            else:
+                name, n = factors[-1]
+                factors[-1] = (name, 2 * n)
+        result.append(factors)
+    return result
+
+
+# --- How general: equations that come from a true structure ----------------------------------------------------------
+
+
+@dataclass
+class Truth:
+    """Terms of a solver beside the expressions over true axes that they stand for."""
+
+    sizes: dict[int, int]
+    solver: Solver = field(default_factory=Solver)
+    known: list[tuple[Term, Dim]] = field(default_factory=list)
+
+    def add(self, term: Term, dim: Dim) -> Term:
+        assert size(term) == size_of(dim, self.sizes)
+        self.known.append((term, dim))
+        return term
+
+    def tensor(self, dim: Dim) -> Term:
+        """A parameter with this dimension."""
+        return self.add(self.solver.new(size_of(dim, self.sizes), solid=True), dim)
+
+
+def expressions(axes: int, depth: int) -> st.SearchStrategy[Dim]:
+    leaf = st.integers(0, axes - 1).map(Leaf)
+    if depth == 0:
+        return leaf
+    parts = st.lists(expressions(axes, depth - 1), min_size=2, max_size=3).map(tuple)
+    return st.one_of(leaf, parts.map(Product), parts.map(Concat))
+
+
+@st.composite
+def truths(draw: st.DrawFn) -> Truth:
+    """Networks as code makes them: every dimension is viewed, cut and joined along its true structure."""
+    axes = draw(st.integers(1, 4))
+    truth = Truth({axis: draw(st.integers(2, 5)) for axis in range(axes)})
+    for _ in range(draw(st.integers(1, 4))):
+        dim = draw(expressions(axes, draw(st.integers(0, 2))))
+        if size_of(dim, truth.sizes) > 300:
+            dim = draw(expressions(axes, 0))
+        for _ in range(draw(st.integers(1, 2))):
+            truth.tensor(dim)
+    for _ in range(draw(st.integers(1, 14))):
+        term, dim = draw(st.sampled_from(truth.known))
+        action = draw(st.sampled_from(["same", "same", "part", "part", "join"]))
+        if action == "same":
+            equal = [other for other, its in truth.known if same_dim(dim, its, truth.sizes)]
+            truth.solver.unify(term, draw(st.sampled_from(equal)), WHERE)
+        elif action == "part" and isinstance(dim, Product):
+            place = draw(st.integers(1, len(dim.factors) - 1))
+            halves = Product(dim.factors[:place]), Product(dim.factors[place:])
+            counts = [size_of(half, truth.sizes) for half in halves]
+            parts = truth.solver.split(term, *counts, WHERE)
+            for part, half in zip(parts, halves, strict=True):
+                truth.add(part, half.factors[0] if len(half.factors) == 1 else half)
+        elif action == "part" and isinstance(dim, Concat):
+            rest = term
+            for number, piece in enumerate(dim.pieces):
+                if number + 1 < len(dim.pieces):
+                    part, rest = truth.solver.cut(rest, size_of(piece, truth.sizes), WHERE)
+                else:
+                    part = rest
+                truth.add(part, piece)
+        elif action == "join":
+            other, its = draw(st.sampled_from(truth.known))
+            if draw(st.booleans()):
+                if size(term) * size(other) <= 300:
+                    truth.add(product(term, other), Product((dim, its)))
+            elif size(term) + size(other) <= 300:
+                truth.add(concat(term, other), Concat((dim, its)))
+    return truth
+
+
+def same_dim(a: Dim, b: Dim, sizes: Mapping[int, int]) -> bool:
+    """Whether two true expressions are the same dimension: equal positions under single removals in every axis."""
+    if size_of(a, sizes) != size_of(b, sizes):
+        return False
+    every = [(axis, unit) for axis in sizes for unit in range(sizes[axis])]
+    return all(np.array_equal(source(a, sizes, one), source(b, sizes, one)) for one in map(_without(sizes), every))
+
+
+def _without(sizes: Mapping[int, int]):  # type: ignore[no-untyped-def]
+    return lambda at: {at[0]: np.delete(np.arange(sizes[at[0]]), at[1])}
+
+
+@settings(max_examples=200)
+@given(truths())
+def test_true_axes_stay_editable(truth: Truth) -> None:
+    """Equations along a true structure never forbid its edits: each is an edit of free axes that the solver found."""
+    numbers: dict[Var, int] = {}
+    dims = [compiled(term, numbers) for term, _ in truth.known]
+    sizes = {number: var.size for var, number in numbers.items()}
+    frozen = {numbers[var] for var in numbers if var.reasons}
+    for axis, count in truth.sizes.items():
+        for unit in range(count):
+            edit = _without(truth.sizes)((axis, unit))
+            kept = [source(true, truth.sizes, edit).tolist() for _, true in truth.known]
+            changes: dict[int, np.ndarray] = {}
+            for number, n in sizes.items():
+                alive: set[int] = set()
+                for dim, positions in zip(dims, kept, strict=True):
+                    alive.update(labels(dim, sizes, number)[positions].tolist())
+                if len(alive - {-1}) < n:
+                    changes[number] = np.array(sorted(alive - {-1}), dtype=np.int64)
+            assert not frozen & set(changes)
+            for dim, positions in zip(dims, kept, strict=True):
+                assert source(dim, sizes, changes).tolist() == positions
