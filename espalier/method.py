@@ -8,7 +8,7 @@ together, under `@register`. Packages of others register theirs through an entry
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, ParamSpec, Protocol, get_args
@@ -42,9 +42,9 @@ class Method:
     score: Score
     select: Select
     schedule: Schedule
-    init: Init = Neutral()
+    init: Init = field(default_factory=Neutral)
     penalty: Penalty | None = None
-    axes: tuple[str, ...] | None = None
+    axes: Sequence[str] | None = None
     """Names or patterns (`fnmatch`) of the axes to change; None: all that may change."""
     min_fraction: float = 0.1
     """Pruning leaves at least this part of the units that each axis had when the network was attached."""
@@ -88,13 +88,14 @@ class Entry:
 
     make: Callable[..., Method]
     """The function that makes it; every argument has a default."""
-    method: Method = field(repr=False)
-    """The method with all defaults."""
+    method: Method
+    """The method with all defaults, name, paper and description included."""
 
     @property
     def defaults(self) -> Mapping[str, Any]:
-        """Argument -> default."""
-        return {name: one.default for name, one in inspect.signature(self.make).parameters.items()}
+        """The method's own arguments -> defaults; those that all methods share are in `espalier.methods.common`."""
+        arguments = inspect.signature(self.make).parameters.values()
+        return {one.name: one.default for one in arguments if one.kind is not one.VAR_KEYWORD}
 
 
 class _Registry:
@@ -133,7 +134,9 @@ def register(make: Callable[P, Method]) -> Callable[P, Method]:
     try:
         method = make()  # type: ignore[call-arg]  # that all arguments have defaults is what is tried here
     except TypeError as error:
-        raise MethodError(f"{make.__name__}: every argument of a registered method needs a default: {error}.") from error
+        raise MethodError(
+            f"{make.__name__}: every argument of a registered method needs a default: {error}."
+        ) from error
     if not isinstance(method, Method):
         raise MethodError(f"{make.__name__}: expected a function that returns a Method, found {method!r}.")
     _REGISTRY.add(Entry(make, method))

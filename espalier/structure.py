@@ -120,6 +120,7 @@ class Structure:
         self._undone: list[tuple[Topology, Any]] = []
         self._history: list[Edit] = []
         self.initial_sizes = {record.name: topology.sizes[record.number] for record in topology.axes.values()}
+        self.initial_shapes = {name: topology.shape(name) for name in topology.tensors}
 
     @property
     def axes(self) -> Axes:

@@ -39,6 +39,11 @@ def build(name: str, input_shape: Shape, classes: int, *, width: float = 1.0, se
         return MODELS[name](input_shape, classes, width)
 
 
+def example_inputs(input_shape: Shape, device: torch.device | str = "cpu") -> Tensor:
+    """Inputs to attach with: two samples of zeros, since batch norm cannot train on one."""
+    return torch.zeros(2, *input_shape, device=device)
+
+
 def redraw(model: nn.Module, *, seed: int) -> None:
     """Give a network of ``MODELS`` fresh weights of the sizes that it has now, drawn as `build` draws them.
 

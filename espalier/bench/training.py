@@ -1,15 +1,17 @@
-"""One network being trained on a task, step by step, in a state that can be kept at any step and taken up again.
+"""One network being trained on a task, step by step, in a state that can be kept after any step and taken up again.
 
 Training FLOPs are counted as three times those of the forward pass (one forward, two backward: Kaplan et al. 2020,
 section 2.1) for every sample seen, at the size that the network has at that step; an event adds the two forward passes
-in which the loss before and after it is measured. Validation is not training and is not counted.
+that measure the loss before and after it. Validation is not training and is not counted.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +21,32 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from espalier.bench.data import Dataset, batches
+from espalier.bench.models import example_inputs
 from espalier.bench.tasks import Task
 from espalier.errors import RunError
 from espalier.method import Method
-from espalier.structure import Structure
+from espalier.structure import Structure, attach
 from espalier.train.checkpoint import load, save
 from espalier.train.events import Event
 from espalier.train.session import Session
 
 Batch = tuple[Tensor, Tensor]
 Record = dict[str, Any]
+Checkpoint = tuple[Mapping[str, Any], Path]
 
-BACKWARD_FACTOR = 3
+FORWARD_AND_BACKWARD = 3
 EVALUATION_BATCH = 1000
+PROBE_BATCHES = 4
 _NETWORK, _RANDOM = "network", "random.safetensors"
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What to train: everything but the network itself."""
+class Assignment:
+    """What to train and for how long: everything but the network."""
 
     task: Task
     data: Dataset
+    """On the device that trains."""
     methods: Sequence[Method]
     total_steps: int
     seed: int
@@ -48,36 +54,216 @@ class Plan:
     @property
     def steps_per_epoch(self) -> int:
         """Batches in one pass over the training set."""
-        return -(-len(self.data.x_train) // self.task.batch_size)
+        return math.ceil(len(self.data.x_train) / self.task.batch_size)
 
 
 class Objective:
-    """Cross-entropy with the task's label smoothing; remembers the logits, of which the accuracy is read."""
+    """Cross-entropy with the task's label smoothing; remembers the logits, which the accuracy is read from."""
 
     def __init__(self, label_smoothing: float) -> None:
         self._label_smoothing = label_smoothing
-        self._logits: Tensor | None = None
+        self.logits = torch.empty(0, 0)
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
-        logits = model(batch[0])
-        self._logits = logits.detach()
-        return F.cross_entropy(logits, batch[1], label_smoothing=self._label_smoothing)
-
-    def correct(self, labels: Tensor) -> Tensor:
-        """How many samples of the last batch were classified correctly."""
-        assert self._logits is not None, "the loss is evaluated before its accuracy is asked for"
-        return (self._logits.argmax(dim=1) == labels).sum()
+        inputs, labels = batch
+        logits = model(inputs)
+        self.logits = logits.detach()
+        return F.cross_entropy(logits, labels, label_smoothing=self._label_smoothing)
 
 
 class Training:
-    """A network, its optimizer and all that decides its next step."""
+    """A network, its optimizer, and all else that decides its next step."""
 
     def __init__(
         self,
-        plan: Plan,
-        build: Callable[[], Structure],
+        assignment: Assignment,
+        model: nn.Module,
         *,
-        on_event: Callable[[Record], None],
-        resume_from: tuple[Mapping[str, Any], Path] | None = None,
+        on_event: Callable[[Event, Record], None],
+        checkpoint: Checkpoint | None = None,
     ) -> None:
-        pass
+        """Train `model`, freshly built; or go on from what `state` and `write` kept of such a network.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged or belongs to another network.
+        """
+        self.assignment = assignment
+        self._on_event = on_event
+        device = assignment.data.x_train.device
+        example = example_inputs(assignment.data.input_shape, device)
+        self._example_size = len(example)
+        optimizer = assignment.task.make_optimizer(model)
+        self._optimizer = optimizer
+        self._scheduler = assignment.task.make_scheduler(optimizer, assignment.total_steps)
+        self._order = torch.Generator().manual_seed(assignment.seed)
+        self._epoch_order = self._order.get_state()
+        self._tally = torch.zeros(3, device=device)  # sum of losses, correct, samples: of the epoch so far
+        self.step = self.epoch = self._batch = self.training_flops = 0
+        self._seconds, self._since = 0.0, time.monotonic()
+        if checkpoint is None:
+            self.structure = attach(model, example, optimizer=optimizer)
+        else:
+            self.structure = load(checkpoint[1] / _NETWORK, model, example, optimizer=optimizer)
+        self._objective = Objective(assignment.task.label_smoothing)
+        probe = islice(batches(assignment.data.x_val, assignment.data.y_val, assignment.task.batch_size), PROBE_BATCHES)
+        self._session = Session(
+            self.structure,
+            assignment.methods,
+            loss=self._objective,
+            probe=list(probe),
+            total_steps=assignment.total_steps,
+            seed=assignment.seed,
+            on_event=self._record_event,
+        )
+        if checkpoint is not None:
+            self._restore(*checkpoint)
+        self._measure()
+
+    @property
+    def model(self) -> nn.Module:
+        """The live network."""
+        return self.structure.model
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on training and validation, earlier sittings included."""
+        return self._seconds + time.monotonic() - self._since
+
+    def cost(self) -> Record:
+        """Parameters, and FLOPs of the forward pass of one sample, as the network is now."""
+        return {"parameters": self._parameters, "flops": self._flops}
+
+    def axes(self) -> dict[str, int]:
+        """The size of every axis that may change."""
+        topology = self.structure.topology
+        return {record.name: topology.sizes[number] for number, record in topology.axes.items() if not record.reasons}
+
+    def run(self, after_step: Callable[[], None], on_epoch: Callable[[Record], None]) -> None:
+        """Train to the last step. `after_step` may keep the state, or end the training by raising.
+
+        Raises:
+            RunError: the loss is no longer finite.
+        """
+        task, data = self.assignment.task, self.assignment.data
+        while self.step < self.assignment.total_steps or self._batch > 0:
+            self._order.set_state(self._epoch_order)
+            # batches that were trained on before an interruption are drawn again, and passed over
+            drawn = batches(data.x_train, data.y_train, task.batch_size, self._order, task.augment)
+            left = self.assignment.total_steps - self.step
+            for batch in islice(drawn, self._batch, self._batch + left):
+                self._train_step(batch)
+                after_step()
+            on_epoch(self._end_epoch())
+
+    def evaluate(self, inputs: Tensor, labels: Tensor) -> tuple[float, float]:
+        """Loss and accuracy in eval mode."""
+        self.model.eval()
+        loss = correct = 0.0
+        with torch.no_grad():
+            for batch in batches(inputs, labels, EVALUATION_BATCH):
+                loss += float(self._objective(self.model, batch)) * len(batch[1])
+                correct += int((self._objective.logits.argmax(dim=1) == batch[1]).sum())
+        self.model.train()
+        return loss / len(labels), correct / len(labels)
+
+    def state(self) -> dict[str, Any]:
+        """What JSON can hold of the state between two steps; the rest is what `write` writes."""
+        return {
+            "step": self.step,
+            "epoch": self.epoch,
+            "batch": self._batch,
+            "tally": self._tally.tolist(),
+            "training_flops": self.training_flops,
+            "seconds": self.seconds,
+            "scheduler": self._scheduler.state_dict(),
+            "session": self._session.state_dict(),
+        }
+
+    def write(self, folder: Path) -> None:
+        """Write network, optimizer and random state into a folder."""
+        save(self.structure, folder / _NETWORK)
+        random = {"order": self._epoch_order, "torch": torch.get_rng_state()}
+        if self._tally.is_cuda:
+            random["cuda"] = torch.cuda.get_rng_state(self._tally.device)
+        save_file(random, folder / _RANDOM)
+
+    def _restore(self, state: Mapping[str, Any], folder: Path) -> None:
+        self.step, self.epoch, self._batch = state["step"], state["epoch"], state["batch"]
+        self._tally.copy_(torch.tensor(state["tally"]))
+        self.training_flops, self._seconds = state["training_flops"], state["seconds"]
+        self._scheduler.load_state_dict(state["scheduler"])
+        self._session.load_state_dict(state["session"])
+        random = load_file(folder / _RANDOM)
+        self._epoch_order = random["order"]
+        torch.set_rng_state(random["torch"])
+        if self._tally.is_cuda:
+            torch.cuda.set_rng_state(random["cuda"], self._tally.device)
+
+    def _train_step(self, batch: Batch) -> None:
+        loss = self._session.loss(batch)
+        labels = batch[1]
+        hits = (self._objective.logits.argmax(dim=1) == labels).sum()
+        self._optimizer.zero_grad()
+        loss.backward()
+        self._optimizer.step()
+        self._scheduler.step()
+        self._tally += torch.stack([loss.detach() * len(labels), hits, torch.full_like(hits, len(labels))])
+        self.step += 1
+        self._batch += 1
+        self._seen = len(labels)
+        self.training_flops += FORWARD_AND_BACKWARD * self._flops * self._seen
+        self._session.step()
+
+    def _end_epoch(self) -> Record:
+        loss, correct, samples = self._tally.tolist()
+        self.epoch += 1
+        if not math.isfinite(loss):
+            raise RunError(
+                f"the training loss is no longer a finite number in epoch {self.epoch}: try a smaller learning rate "
+                f"than {self.assignment.task.learning_rate:g}"
+            )
+        val_loss, val_accuracy = self.evaluate(self.assignment.data.x_val, self.assignment.data.y_val)
+        self._session.epoch_end(val_accuracy, mode="max")
+        self._tally.zero_()
+        self._batch = 0
+        self._epoch_order = self._order.get_state()
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            "train_loss": loss / samples,
+            "train_accuracy": correct / samples,
+            "val_loss": val_loss,
+            "val_accuracy": val_accuracy,
+            "learning_rate": self._optimizer.param_groups[0]["lr"],
+            **self.cost(),
+            "axes": self.axes(),
+            "training_flops": self.training_flops,
+            "seconds": round(self.seconds, 3),
+        }
+
+    def _record_event(self, event: Event) -> None:
+        before, after = event.cost_before, event.cost_after
+        flops = [cost.flops // self._example_size for cost in (before, after)]
+        self.training_flops += sum(flops) * self._seen
+        self._measure()
+        self._on_event(
+            event,
+            {
+                "step": self.step,
+                "epoch": self.epoch + 1,
+                "method": event.method,
+                "action": event.action,
+                "axes": {name: list(sizes) for name, sizes in event.sizes.items()},
+                "parameters": [before.parameters, after.parameters],
+                "flops": flops,
+                "loss": [event.loss_before, event.loss_after],
+                "contract": event.contract,
+                "why": event.why,
+                "training_flops": self.training_flops,
+                "seconds": round(self.seconds, 3),
+            },
+        )
+
+    def _measure(self) -> None:
+        cost = self.structure.cost()
+        self._parameters, self._flops = cost.parameters, cost.flops // self._example_size

@@ -6,6 +6,7 @@ topology and the contract.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -34,20 +35,25 @@ def compensating_attributes(model: nn.Module, contract: Contract) -> tuple[list[
     for compensation, ratio in contract.compensations.values():
         for path, eps in compensation.eps:
             module = model.get_submodule(path)
-            names = [name for name, value in vars(module).items() if _is_eps(name, value, eps)]
-            if not names:
+            name = next((name for name, value in vars(module).items() if _is_eps(name, value, eps)), None)
+            if name is None:
                 missing = missing or path
                 continue
-            dtype = next(iter(module.parameters())).dtype
-            old = DEFAULT_EPS[str(dtype).removeprefix("torch.")] if eps is None else eps
-            changes.append(AttributeChange(path, (names[0],), getattr(module, names[0]), old * ratio))
+            value = getattr(module, name)
+            if value is None:
+                dtype = next(iter(module.parameters())).dtype
+                new = (DEFAULT_EPS[str(dtype).removeprefix("torch.")] if eps is None else eps) * ratio
+            else:
+                new = value * ratio
+            changes.append(AttributeChange(path, (name,), value, new))
     return changes, missing
 
 
 def _is_eps(name: str, value: object, eps: float | None) -> bool:
-    if eps is None:
-        return name == "eps" and value is None
-    return isinstance(value, float) and value == eps
+    """Whether an attribute holds this eps, which the operator may have got rounded to single precision."""
+    if value is None:
+        return name == "eps"
+    return isinstance(value, float) and eps is not None and math.isclose(value, eps, rel_tol=1e-6)
 
 
 def check_values(plan: Plan, changes: Changes, table: TensorTable) -> None:

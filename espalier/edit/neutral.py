@@ -185,4 +185,6 @@ class _Stream:
                         self._readers[tensor, dim] = self._readers.get((tensor, dim), True) and zeros
                     elif role != "contract":
                         self._neutral.add((tensor, dim))
-        return neutral if weights else "any"
+        # A filter of its own for every unit (a depthwise convolution) takes units away from the mean of the others.
+        roles = {role for ref in weights for tensor in self._origins[ref.index] for _, role in self._places.get(tensor, ())}
+        return neutral if weights and not roles & {"filter", "group"} else "any"

@@ -121,8 +121,11 @@ class _Finder:
             raise NoCompensationError(f"the norm {call.where} runs over more than this axis")
 
     def _only_user(self, call: Call, name: str, problem: NoCompensationError) -> Call:
-        users = self._users[_result(call)]
-        if len(users) != 1 or users[0].name != f"aten::{name}":
+        users = [user for user in self._users[_result(call)] if user.index > call.index]
+        if not users or users[0].name not in (f"aten::{name}", f"aten::{name}_"):
+            raise problem
+        in_place = users[0].name.endswith("_")
+        if len(users) > 1 and not in_place:
             raise problem
         return users[0]
 

@@ -57,7 +57,7 @@ class Goal:
         return all(cap.excess(sizes) <= 0 for cap in (self.target, *self.caps))
 
     def room(self, axis: str) -> int:
-        """How many units could be added to this axis alone; none where they would be free, since nothing bounds them."""
+        """How many units could be added to this axis alone; none if they cost nothing, since nothing bounds them."""
         if self.target.cost.step(axis, self.sizes, 1) <= 0:
             return 0
         low, high = 0, self.most[axis] - self.sizes[axis]

@@ -21,7 +21,7 @@ class Init(Protocol):
 
 @dataclass(frozen=True)
 class Neutral:
-    """What surgery does by default: Gaussian on the incoming side, zero on the outgoing one, so that growth is exact."""
+    """What surgery does by default: Gaussian incoming and zero outgoing weights, so that growth is exact."""
 
     def __call__(self, context: Context, chosen: Selection, scores: Scores, /) -> Mapping[str, Tensor]:
         return {}

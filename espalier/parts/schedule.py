@@ -136,7 +136,8 @@ class Ramp:
 
     def target(self, tau: float, present: int, start: int, limit: int, direction: Literal[-1, 1], /) -> int:
         """s_f + (s_i - s_f) (1 - tau)^p, rounded down."""
-        return math.floor(limit + (start - limit) * (1.0 - tau) ** _POWER[self.shape])
+        remaining: float = (1.0 - tau) ** _POWER[self.shape]
+        return math.floor(limit + (start - limit) * remaining)
 
 
 @dataclass(frozen=True)
@@ -215,24 +216,7 @@ def epochs(count: int) -> Epochs:
     return Epochs(count)
 
 
-def amount(
-    budget: Budget | None, fraction: float | None, shape: Shape, default: Budget
-) -> Ramp | Steady:
-    """The amount that a method's `budget=` and `amount=` ask for; a ramp to `default` where both are None.
-
-    Raises:
-        MethodError: both are given, or one of them is not what it should be.
-    """
-    if fraction is None:
-        return Ramp(default if budget is None else budget, shape)
-    if budget is not None:
-        raise MethodError(
-            f"give budget={budget!r} (a target) or amount={fraction!r} (a fraction of the units at each event), not both."
-        )
-    return Steady(fraction)
-
-
 __all__ = [
-    "Amount", "Clock", "Epochs", "Last", "Ramp", "Schedule", "Shape", "Steady", "Steps", "When", "amount", "epochs",
+    "Amount", "Clock", "Epochs", "Last", "Ramp", "Schedule", "Shape", "Steady", "Steps", "When", "epochs",
     "steps",
 ]  # fmt: skip

@@ -107,9 +107,7 @@ class Chance:
     """Uniform random numbers: every unit is worth the same, in another order at every event."""
 
     def __call__(self, context: Context, goal: Goal, /) -> Scores:
-        return Scores(
-            {name: torch.rand(size, generator=context.generator(name)) for name, size in goal.sizes.items()}
-        )
+        return Scores({name: torch.rand(size, generator=context.generator(name)) for name, size in goal.sizes.items()})
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 
+from espalier.errors import MethodError
 from espalier.parts.goal import Goal, Scores, Selection
 
 Scope = Literal["axis", "global"]
@@ -52,8 +53,10 @@ class Global:
         return _first(scores, goal, counts)
 
 
-def scope(name: Scope) -> Select:
-    """The selection of that scope: ``axis`` (uniform over axes) or ``global``."""
+def scope_of(name: Scope) -> Select:
+    """The selection of that scope: ``axis`` (uniform over axes) or ``global``. Raises MethodError for another one."""
+    if name not in get_args(Scope):
+        raise MethodError(f"scope: expected 'axis' or 'global', found {name!r}.")
     return Global() if name == "global" else Uniform()
 
 
@@ -186,4 +189,4 @@ class _Greedy:
         return self._sizes[axis] < self._goal.most[axis] and self._taken[axis] < len(self._ranked[axis])
 
 
-__all__ = ["Global", "Scope", "Select", "Uniform", "scope"]
+__all__ = ["Global", "Scope", "Select", "Uniform", "scope_of"]

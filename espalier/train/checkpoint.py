@@ -136,14 +136,13 @@ class _Replacement:
 
 
 def _described(structure: Structure, table: TensorTable, followers: Sequence[Mapping[str, Tensor]]) -> SavedNetwork:
-    topology, initial = structure.topology, structure.initial_sizes
-    original = topology.resized({number: initial[record.name] for number, record in topology.axes.items()})
+    topology = structure.topology
     sizes = {record.name: topology.sizes[number] for number, record in topology.axes.items()}
     sizes |= {name: size_of(dim, topology.sizes) for name, dim in topology.ties.items()}
     return SavedNetwork(
-        {name: SavedTensor.of(tensor, original.shape(name)) for name, tensor in table.tensors.items()},
+        {name: SavedTensor.of(tensor, structure.initial_shapes[name]) for name, tensor in table.tensors.items()},
         table.aliases,
-        {name: SavedAxis(size, sizes[name]) for name, size in initial.items()},
+        {name: SavedAxis(size, sizes[name]) for name, size in structure.initial_sizes.items()},
         saved_attributes(structure.model, [change for edit in structure.history for change in edit.attributes]),
         [record.name for record in topology.axes.values() if any(one.kind == "keep" for one in record.reasons)],
         structure.limits,
@@ -176,8 +175,8 @@ def _resized(topology: Topology, network: SavedNetwork) -> Topology:
     for name, saved in network.tensors.items():
         if after.shape(name) != saved.shape:
             raise CheckpointError(
-                f"{name}: expected shape {after.shape(name)} at the saved sizes of its axes, found {saved.shape}. Build "
-                "the model with the code that it was saved with."
+                f"{name}: expected shape {after.shape(name)} at the saved sizes of its axes, found {saved.shape}. "
+                "Build the model with the code that it was saved with."
             )
     for number, record in topology.axes.items():
         if after.sizes[number] == topology.sizes[number]:

@@ -194,9 +194,10 @@ def _attribute(data: Mapping[str, Any]) -> SavedAttribute:
 
 
 def _units(value: object) -> int:
-    if _typed(value, int) < 1:
-        raise ValueError(f"{value} is no number of units")
-    return int(value)
+    units: int = _typed(value, int)
+    if units < 1:
+        raise ValueError(f"{units} is no number of units")
+    return units
 
 
 def _bound(value: object) -> int | None:

@@ -1,0 +1,107 @@
+"""Looks at a live network without leaving a trace, and sets running statistics of new units."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from espalier.structure import Structure
+
+_STATISTICS = frozenset({"mean", "variance"})
+Places = Mapping[_BatchNorm, Mapping[str, Tensor]]
+"""Batch norm -> name of a running statistic -> positions of new units in it."""
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Run the body without gradients; train and eval modes, buffers and random state are then as they were before."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(module, dict(module._buffers)) for module in model.modules() if module._buffers]
+    values = [(buffer, buffer.clone(), buffer._version) for buffer in model.buffers()]
+    with _random_state_kept(model), torch.no_grad():
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+            for module, tensors in buffers:
+                module._buffers.clear()
+                module._buffers.update(tensors)
+            for buffer, value, version in values:
+                if buffer._version != version:
+                    buffer.copy_(value)
+
+
+def eval_loss(model: nn.Module, loss: Callable[[], Tensor]) -> float:
+    """The loss in eval mode. Leaves no trace in the model or in any random state."""
+    with undisturbed(model):
+        for module in model.modules():
+            module.training = False
+        return float(loss())
+
+
+def new_statistics(structure: Structure, grown: Mapping[str, int]) -> Places:
+    """The running statistics of batch norms that belong to the last units of axes: axis -> how many of them are new."""
+    places: dict[_BatchNorm, dict[str, Tensor]] = defaultdict(dict)
+    for name, count in grown.items():
+        axis = structure.axes[name]
+        new = range(axis.size - count, axis.size)
+        for slot in axis.slots:
+            path, _, buffer = slot.tensor.rpartition(".")
+            module = structure.model.get_submodule(path)
+            if slot.role in _STATISTICS and isinstance(module, _BatchNorm):
+                known = places[module].get(buffer, torch.empty(0, dtype=torch.int64))
+                places[module][buffer] = torch.cat([known, torch.tensor(slot.index(new))])
+    return places
+
+
+def calibrate(model: nn.Module, places: Places, forwards: Sequence[Callable[[], object]]) -> None:
+    """Set running statistics at the given positions to their mean over some forward passes in train mode.
+
+    Everything else, the other entries included, stays as it is. Where a pass gives no finite statistics nothing changes.
+
+    Args:
+        model: every module keeps its mode, but the batch norms concerned, which use the statistics of the batch.
+        places: what `new_statistics` gave.
+        forwards: each runs the model on one batch.
+    """
+    if not places or not forwards:
+        return
+    sums = {(module, name): torch.zeros(len(at)) for module, found in places.items() for name, at in found.items()}
+    momenta = [(module, module.momentum) for module in places]
+    with undisturbed(model):
+        try:
+            for module in places:
+                module.training, module.momentum = True, 1.0  # the running statistics are then those of the batch
+            for forward in forwards:
+                forward()
+                for (module, name), total in sums.items():
+                    total += module.get_buffer(name)[places[module][name].to(total.device)].cpu()
+        finally:
+            for module, momentum in momenta:
+                module.momentum = momentum
+    for (module, name), total in sums.items():
+        buffer, mean = module.get_buffer(name), total / len(forwards)
+        if bool(torch.isfinite(mean).all()):
+            buffer[places[module][name].to(buffer.device)] = mean.to(buffer)
+
+
+@contextmanager
+def _random_state_kept(model: nn.Module) -> Iterator[None]:
+    kinds = {tensor.device.type for tensor in model.parameters()} - {"cpu", "meta"}
+    python, numpy = random.getstate(), np.random.get_state()
+    kind = next(iter(sorted(kinds)), "cuda")
+    devices = sorted({tensor.device.index or 0 for tensor in model.parameters() if tensor.device.type == kind})
+    try:
+        with torch.random.fork_rng(devices=devices, device_type=kind):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)

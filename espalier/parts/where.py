@@ -1,0 +1,74 @@
+"""Which axes a method may change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from espalier.edit.changes import changes_of, find_axis
+from espalier.edit.contract import contract_of
+from espalier.edit.plan import grow_plan
+from espalier.errors import MethodError
+from espalier.graph.capture import tensor_table
+from espalier.parts.goal import Direction
+from espalier.structure import Axis, Structure
+
+_HEAD_SIZE_ROLES = frozenset({"bilinear", "scale_of_size"})
+_HEAD_SIZE_HINTS = frozenset({"head_dim", "value_dim"})
+
+
+def choose_axes(structure: Structure, direction: Direction, asked: Sequence[str] | None) -> dict[str, str | None]:
+    """Axis -> None if a method may change it, or why not.
+
+    Axes that are asked for by name or pattern are taken if they may change at all. Otherwise the size of attention
+    heads is left out (fewer or more numbers per head is another attention), and so is, for growing, every axis that
+    cannot grow without changing the outputs.
+
+    Raises:
+        MethodError: a name or pattern fits no axis, or names exactly one that may not change.
+    """
+    names = list(structure.axes) if asked is None else _matching(structure, asked)
+    found: dict[str, str | None] = {}
+    for name in names:
+        axis = structure.axes[name]
+        found[name] = _may_not(axis, direction)
+        if found[name] is None and asked is None:
+            found[name] = _better_not(structure, axis, direction)
+        elif found[name] is not None and asked is not None and name in asked:
+            raise MethodError(f"{name} cannot {'grow' if direction == 'grow' else 'shrink'}: {found[name]}.")
+    return found
+
+
+def _matching(structure: Structure, asked: Sequence[str]) -> list[str]:
+    found: dict[str, None] = {}
+    for pattern in asked:
+        matched = [name for name in structure.axes if name == pattern or fnmatchcase(name, pattern)]
+        if not matched:
+            if not set("*?[") & set(pattern):
+                find_axis(structure.topology, pattern)  # its error knows similar names
+            raise MethodError(f"axes: no axis fits the pattern {pattern!r}; see print(structure) for all axes.")
+        found.update(dict.fromkeys(matched))
+    return [name for name in structure.axes if name in found]
+
+
+def _may_not(axis: Axis, direction: Direction) -> str | None:
+    if axis.reason is not None:
+        return f"it {axis.reason}"
+    if direction == "grow":
+        return None if axis.growable else f"its limit is {axis.limits.at_most} units"
+    return None if axis.prunable else f"it has {axis.size} units and needs {axis.limits.at_least or 1}"
+
+
+def _better_not(structure: Structure, axis: Axis, direction: Direction) -> str | None:
+    roles, hints = {tap.role for tap in axis.taps}, set(structure.topology.by_name[axis.name].hints)
+    if roles & _HEAD_SIZE_ROLES or hints & _HEAD_SIZE_HINTS:
+        return "its units are the numbers within an attention head; name it in axes=[...] to change it anyway"
+    if direction == "grow":
+        changes = changes_of(grow_plan({axis.name: 1}), structure.topology, structure.limits)
+        contract = contract_of(changes, tensor_table(structure.model).tensors)
+        if contract.kind != "exact":
+            return f"growing it would change the outputs ({contract.why}); name it in axes=[...] to grow it anyway"
+    return None
+
+
+__all__ = ["choose_axes"]

@@ -1,0 +1,94 @@
+"""What happened to the network while it trained, one record per event."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from espalier.errors import CheckpointError
+from espalier.measure.cost import Cost
+
+Action = Literal["grow", "prune", "skipped", "failed"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event of a method."""
+
+    step: int
+    """Optimizer steps that were done."""
+    epoch: int
+    """Epochs that were done."""
+    method: str
+    """Name of the method."""
+    action: Action
+    """``grow`` or ``prune``; ``skipped``: the loss was not finite; ``failed``: an edit was refused and left out."""
+    sizes: Mapping[str, tuple[int, int]]
+    """Axis -> (size before, size after), of those that changed."""
+    cost_before: Cost
+    cost_after: Cost
+    loss_before: float | None
+    """Loss in eval mode; None if there was no batch yet, or if it was not finite."""
+    loss_after: float | None
+    """Loss in eval mode on the same batch."""
+    contract: str
+    """``exact``, ``bounded`` or ``changing``; empty if nothing changed."""
+    why: str
+    """Why the contract holds, or why the event was skipped or failed."""
+    seconds: float
+
+    def __str__(self) -> str:
+        where = f"step {self.step}: {self.method}"
+        if not self.sizes:
+            return f"{where} {self.action}: {self.why}"
+        sizes = ", ".join(f"{axis} {before} -> {after}" for axis, (before, after) in self.sizes.items())
+        return f"{where} ({self.action}) {sizes}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The event as what JSON can hold."""
+        return {
+            "step": self.step,
+            "epoch": self.epoch,
+            "method": self.method,
+            "action": self.action,
+            "sizes": {axis: list(pair) for axis, pair in self.sizes.items()},
+            "parameters": [self.cost_before.parameters, self.cost_after.parameters],
+            "flops": [self.cost_before.flops, self.cost_after.flops],
+            "loss": [self.loss_before, self.loss_after],
+            "contract": self.contract,
+            "why": self.why,
+            "seconds": self.seconds,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Event:
+        """The event that `to_json` gave. Raises CheckpointError if it is none."""
+        try:
+            if data["action"] not in get_args(Action):
+                raise ValueError(f"unknown action {data['action']!r}")
+            parameters, flops, losses = data["parameters"], data["flops"], data["loss"]
+            return cls(
+                int(data["step"]),
+                int(data["epoch"]),
+                str(data["method"]),
+                data["action"],
+                {str(axis): (int(pair[0]), int(pair[1])) for axis, pair in data["sizes"].items()},
+                Cost(int(parameters[0]), int(flops[0])),
+                Cost(int(parameters[1]), int(flops[1])),
+                *(None if loss is None else float(loss) for loss in losses),
+                contract=str(data["contract"]),
+                why=str(data["why"]),
+                seconds=float(data["seconds"]),
+            )
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"this is no event of a session: {type(error).__name__}: {error}.") from error
+
+
+def finite(loss: float) -> float | None:
+    """The loss as an event records it: None where it is no number that JSON knows."""
+    return loss if math.isfinite(loss) else None
+
+
+__all__ = ["Action", "Event", "finite"]

@@ -1,0 +1,171 @@
+"""A hundred random edits, then a hundred undos: every byte of model and optimizer is as it was, at every step back."""
+
+import random
+from collections.abc import Callable, Iterable
+
+import pytest
+import torch
+from networks import FixedDropout, build
+from snapshots import differences, snapshot
+from torch import Tensor, nn
+from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
+from zoo_small import ZOO
+
+from espalier.edit.plan import Plan, Resize
+from espalier.errors import SurgeryError
+from espalier.structure import Structure, attach
+
+Make = Callable[[Iterable[nn.Parameter]], Optimizer]
+
+OPTIMIZERS: dict[str, Make] = {
+    "sgd momentum": lambda parameters: SGD(parameters, lr=1e-2, momentum=0.9, nesterov=True),
+    "adam": lambda parameters: Adam(parameters, lr=1e-3, amsgrad=True),
+    "adamw fused": lambda parameters: AdamW(parameters, lr=1e-3, fused=True),
+    "adagrad": lambda parameters: Adagrad(parameters, lr=1e-2),
+}
+LARGEST = 12
+
+
+def loss_of(model: nn.Module, x: object) -> Tensor:
+    result = model(**x) if isinstance(x, dict) else model(*x) if isinstance(x, tuple) else model(x)
+    result = result.logits if hasattr(result, "logits") else result
+    return (result * torch.linspace(-1, 1, result.numel(), dtype=result.dtype).view_as(result)).sum() / result.shape[0]
+
+
+def train(model: nn.Module, x: object, optimizer: Optimizer, steps: int) -> None:
+    """Leaves gradients, statistics and optimizer state behind."""
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss_of(model, x).backward()
+        optimizer.step()
+
+
+def random_plan(structure: Structure, rng: random.Random) -> Plan:
+    """One to three axes that grow, shrink, or both, within sensible sizes; the interface too at times."""
+    interface = rng.random() < 0.2
+    axes = [axis for axis in structure.axes.values() if axis.reason is None]
+    edits = []
+    for axis in rng.sample(axes, min(len(axes), rng.choice((1, 1, 2, 3)))):
+        most = min(3, axis.size - 1)
+        remove = rng.sample(range(axis.size), rng.randint(0, most)) if most > 0 else []
+        room = LARGEST - axis.size
+        add = rng.randint(0, min(3, room)) if room > 0 else 0
+        if remove or add:
+            edits.append(Resize(axis.name, tuple(sorted(remove)), add))
+    return Plan(tuple(edits), interface, seed=rng.randrange(100))
+
+
+def edited(structure: Structure, rng: random.Random, count: int) -> list[dict[str, object]]:
+    """Apply `count` random plans; what was there before each."""
+    seen = []
+    while len(seen) < count:
+        plan = random_plan(structure, rng)
+        if plan:
+            seen.append(snapshot(structure.model, structure.optimizer, structure))
+            structure.apply(plan)
+    return seen
+
+
+def attached(model: nn.Module, x: object, make: Make) -> Structure:
+    """Trained for two steps, one parameter frozen, one without gradient, and settled."""
+    parameters = list(model.parameters())
+    parameters[len(parameters) // 2].requires_grad_(False)
+    optimizer = make(model.parameters())
+    train(model, x, optimizer, 2)
+    parameters[0].grad = None
+    structure = attach(model, x, optimizer=optimizer)
+    structure.settle()
+    return structure
+
+
+GENERATED = [(5, "image"), (8, "vector"), (11, "sequence"), (4, "text"), (17, "image")]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(("seed", "domain"), GENERATED)
+def test_a_hundred_edits_and_a_hundred_undos_give_back_every_byte(seed, domain, name):
+    model, x = build(seed, 4, domain)
+    if domain == "image":
+        model.to(memory_format=torch.channels_last)
+    structure = attached(model, x, OPTIMIZERS[name])
+    before = edited(structure, random.Random(seed), 100)
+    assert len(structure.history) == 100
+    for wanted in reversed(before):
+        structure.undo()
+        found = differences(wanted, snapshot(model, structure.optimizer, structure))
+        assert found == []
+    train(model, x, structure.optimizer, 1)
+
+
+@pytest.mark.parametrize("name", ["resnet", "mobilenet", "vit", "encoder_batch_first", "hf_gpt2", "tied_embeddings"])
+def test_edits_of_known_networks_give_back_every_byte(name):
+    model, x = ZOO[name]()
+    structure = attached(model, x, OPTIMIZERS["adamw fused"])
+    for wanted in reversed(edited(structure, random.Random(0), 15)):
+        structure.undo()
+        assert differences(wanted, snapshot(model, structure.optimizer, structure)) == []
+
+
+def test_undo_after_a_forward_and_a_backward_pass_keeps_statistics_that_no_edit_touched():
+    """Only the edited tensors go back: a network that ran since then has newer statistics elsewhere."""
+    model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3), nn.BatchNorm1d(3))
+    x = torch.randn(8, 4)
+    structure = attach(model, x)
+    structure.grow("0", by=2)
+    model(x).sum().backward()
+    elsewhere = model[3].running_mean.clone()
+    structure.undo()
+    assert model[1].running_mean.shape == (5,)
+    assert torch.equal(model[3].running_mean, elsewhere)
+
+
+def test_undo_ends_with_the_next_optimizer_step():
+    model, x = build(8, 4, "vector")
+    structure = attached(model, x, OPTIMIZERS["adam"])
+    edited(structure, random.Random(0), 3)
+    train(model, x, structure.optimizer, 1)
+    before = snapshot(model, structure.optimizer, structure)
+    with pytest.raises(SurgeryError, match="nothing to undo"):
+        structure.undo()
+    assert differences(before, snapshot(model, structure.optimizer, structure)) == []
+
+
+def test_undo_and_apply_again_gives_the_same_bytes():
+    model, x = build(5, 4, "image")
+    structure = attached(model, x, OPTIMIZERS["adam"])
+    edited(structure, random.Random(1), 5)
+    last = structure.history[-1].plan
+    done = {name: value.clone() for name, value in model.state_dict().items()}
+    structure.undo()
+    structure.apply(last)
+    assert all(torch.equal(value, done[name]) for name, value in model.state_dict().items())
+
+
+def test_the_comparison_sees_one_bit_of_everything():
+    """Of a parameter, a buffer, a gradient, an attribute, an option, a state, a layout, and the order of the state."""
+    model, x = build(5, 4, "image")
+    assert any(isinstance(module, FixedDropout | nn.BatchNorm2d) for module in model.modules())
+    optimizer = OPTIMIZERS["adam"](model.parameters())
+    train(model, x, optimizer, 2)
+    weight = next(parameter for parameter in model.parameters() if parameter.dim() == 4 and parameter.shape[1] > 1)
+    norm = next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+    state = optimizer.state[weight]
+
+    def changed(change: Callable[[], object]) -> list[str]:
+        before = snapshot(model, optimizer)
+        with torch.no_grad():
+            change()
+        return differences(before, snapshot(model, optimizer))
+
+    assert changed(lambda: None) == []
+    assert changed(lambda: weight.view(-1)[0].nextafter_(torch.tensor(9.0, dtype=torch.float64))) != []
+    assert changed(lambda: norm.running_var[0].add_(1e-12)) != []
+    assert changed(lambda: weight.grad.view(-1)[0].add_(1e-9)) != []
+    assert changed(lambda: setattr(norm, "num_features", norm.num_features + 1)) != []
+    assert changed(lambda: optimizer.param_groups[0].__setitem__("lr", 0.5)) != []
+    assert changed(lambda: state["exp_avg"].view(-1)[0].add_(1e-9)) != []
+    assert changed(lambda: state["step"].add_(1)) != []
+    assert changed(lambda: state.__setitem__("exp_avg", state.pop("exp_avg"))) != []
+    assert changed(lambda: setattr(weight, "data", weight.data.to(memory_format=torch.channels_last))) != []
+    assert changed(lambda: weight.requires_grad_(False)) != []
+    assert changed(lambda: setattr(weight, "grad", None)) != []
