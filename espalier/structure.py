@@ -25,6 +25,7 @@ from espalier.graph.capture import TensorTable, tensor_table
 from espalier.graph.solver import Reason
 from espalier.graph.topology import Slot, Tap, Topology, infer
 from espalier.measure.cost import Cost, axis_cost, cost_of
+from espalier.table import text_table
 
 LimitLike = Limits | tuple[int | None, int | None]
 
@@ -323,9 +324,18 @@ class Structure:
         return f"Structure({type(self.model).__name__}: {len(self.axes)} axes, {cost})"
 
     def __str__(self) -> str:
-        from espalier.table import structure_table
-
-        return structure_table(self)
+        rows = []
+        for axis in self.axes.values():
+            may = ", ".join(word for word, can in (("grow", axis.growable), ("prune", axis.prunable)) if can) or "-"
+            places = str(len({slot.tensor for slot in axis.slots}))
+            rows.append((axis.name, str(axis.size), may, f"{axis.unit_cost.parameters:,}", places, axis.reason or ""))
+        header = ("axis", "units", "may", "parameters per unit", "tensors", "why not")
+        lines = [f"{type(self.model).__name__}: {self.cost()} for the example inputs", ""]
+        lines += [*text_table(header, rows, right=(1, 3, 4)), *self.topology.notes]
+        if self.topology.unknown:
+            names = ", ".join(f"{name} ({count}x)" for name, count in self.topology.unknown.items())
+            lines.append(f"unknown operators, which freeze what they touch: {names}")
+        return "\n".join(lines)
 
 
 def attach(

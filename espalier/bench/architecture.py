@@ -28,8 +28,8 @@ def _shape(module: nn.Module) -> str:
     if isinstance(module, nn.Linear):
         return f"{module.in_features} → {module.out_features}"
     if isinstance(module, nn.Conv2d):
-        window = " × ".join(map(str, module.kernel_size))
+        window = "x".join(map(str, module.kernel_size))
         return f"{module.in_channels} → {module.out_channels}, {window}"
     if isinstance(module, nn.BatchNorm2d):
         return str(module.num_features)
-    return ", ".join(" × ".join(map(str, one.shape)) for one in module.parameters(recurse=False))
+    return ", ".join("x".join(map(str, one.shape)) for one in module.parameters(recurse=False))

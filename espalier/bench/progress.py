@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import importlib.util
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -140,19 +139,20 @@ def event_text(record: Record) -> str:
     return f"{record['action']:<5} {', '.join(sizes)}; {whole(before)} → {whole(after)} parameters"
 
 
-def result_text(end: Record, seconds: float) -> str:
+def result_text(end: Record) -> str:
     """The outcome of a run in a few lines."""
     lines = [
         f"test accuracy {100 * end['test_accuracy']:.2f}%  "
         f"{whole(end['parameters'])} parameters, {si(end['flops'])} FLOPs per inference"
     ]
-    static = end["static"]
+    seconds, static = end["seconds"], end["static"]
     if static is not None:
+        seconds += static["seconds"]
         lines.append(
             f"static twin   {100 * static['test_accuracy']:.2f}%  the same size from the start, trained with "
             f"{static['training_flops'] / end['training_flops']:.1%} of the FLOPs"
         )
-    return "\n".join([*lines, f"took {duration_text(seconds)}"])
+    return "\n".join([*lines, f"training took {duration_text(seconds)}"])
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from espalier.bench.models import example_inputs
 from espalier.bench.tasks import Task
 from espalier.errors import RunError
 from espalier.method import Method
-from espalier.structure import Structure, attach
+from espalier.structure import attach
 from espalier.train.checkpoint import load, save
 from espalier.train.events import Event
 from espalier.train.session import Session
@@ -78,8 +78,6 @@ class Training:
         self,
         assignment: Assignment,
         model: nn.Module,
-        *,
-        on_event: Callable[[Event, Record], None],
         checkpoint: Checkpoint | None = None,
     ) -> None:
         """Train `model`, freshly built; or go on from what `state` and `write` kept of such a network.
@@ -88,7 +86,6 @@ class Training:
             CheckpointError: the checkpoint is damaged or belongs to another network.
         """
         self.assignment = assignment
-        self._on_event = on_event
         device = assignment.data.x_train.device
         example = example_inputs(assignment.data.input_shape, device)
         self._example_size = len(example)
@@ -98,8 +95,9 @@ class Training:
         self._order = torch.Generator().manual_seed(assignment.seed)
         self._epoch_order = self._order.get_state()
         self._tally = torch.zeros(3, device=device)  # sum of losses, correct, samples: of the epoch so far
-        self.step = self.epoch = self._batch = self.training_flops = 0
+        self.step = self.epoch = self._batch = self._seen = self.training_flops = 0
         self._seconds, self._since = 0.0, time.monotonic()
+        self._on_event: Callable[[Record], None] = _ignore
         if checkpoint is None:
             self.structure = attach(model, example, optimizer=optimizer)
         else:
@@ -113,7 +111,7 @@ class Training:
             probe=list(probe),
             total_steps=assignment.total_steps,
             seed=assignment.seed,
-            on_event=self._record_event,
+            on_event=self._count_event,
         )
         if checkpoint is not None:
             self._restore(*checkpoint)
@@ -138,12 +136,15 @@ class Training:
         topology = self.structure.topology
         return {record.name: topology.sizes[number] for number, record in topology.axes.items() if not record.reasons}
 
-    def run(self, after_step: Callable[[], None], on_epoch: Callable[[Record], None]) -> None:
+    def run(
+        self, after_step: Callable[[], None], on_epoch: Callable[[Record], None], on_event: Callable[[Record], None]
+    ) -> None:
         """Train to the last step. `after_step` may keep the state, or end the training by raising.
 
         Raises:
             RunError: the loss is no longer finite.
         """
+        self._on_event = on_event
         task, data = self.assignment.task, self.assignment.data
         while self.step < self.assignment.total_steps or self._batch > 0:
             self._order.set_state(self._epoch_order)
@@ -241,13 +242,12 @@ class Training:
             "seconds": round(self.seconds, 3),
         }
 
-    def _record_event(self, event: Event) -> None:
+    def _count_event(self, event: Event) -> None:
         before, after = event.cost_before, event.cost_after
         flops = [cost.flops // self._example_size for cost in (before, after)]
         self.training_flops += sum(flops) * self._seen
         self._measure()
         self._on_event(
-            event,
             {
                 "step": self.step,
                 "epoch": self.epoch + 1,
@@ -261,9 +261,13 @@ class Training:
                 "why": event.why,
                 "training_flops": self.training_flops,
                 "seconds": round(self.seconds, 3),
-            },
+            }
         )
 
     def _measure(self) -> None:
         cost = self.structure.cost()
         self._parameters, self._flops = cost.parameters, cost.flops // self._example_size
+
+
+def _ignore(record: Record) -> None:
+    """Where nobody listens."""

@@ -83,6 +83,8 @@ class Trace:
     """One forward pass: values by number, calls in order."""
 
     training: bool
+    mode_matters: bool = False
+    """Whether a module other than a batch norm (see `_trains`) asked for its mode: train and eval passes may differ."""
     shapes: list[Shape] = field(default_factory=list)
     dtypes: list[torch.dtype] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
@@ -281,6 +283,28 @@ def _undisturbed(model: nn.Module, training: bool) -> Iterator[None]:
             module.__dict__.update(attributes)
 
 
+@contextmanager
+def _noticing_mode(trace: Trace) -> Iterator[None]:
+    """Note in the trace whether any module whose mode a capture sets reads `training` during the body.
+
+    `training` is an ordinary instance attribute; a property of the same name on `nn.Module` takes precedence over it.
+    """
+
+    def read(module: nn.Module) -> bool:
+        if _trains(module):
+            trace.mode_matters = True
+        return bool(module.__dict__["training"])
+
+    def write(module: nn.Module, value: bool) -> None:
+        module.__dict__["training"] = value
+
+    nn.Module.training = property(read, write)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del nn.Module.training
+
+
 def _trains(module: nn.Module) -> bool:
     # A batch norm whose example has one value per channel refuses to run in train mode; its operator is the same in
     # both modes, so nothing is lost by capturing it in eval mode.
@@ -358,7 +382,7 @@ def capture(
         leave = register_module_forward_hook(left, always_call=True)
         context.callback(leave.remove)
         try:
-            with mode, recorder:
+            with mode, recorder, _noticing_mode(trace):
                 result = model(*fake_args, **fake_kwargs)
         except Divergence:
             raise

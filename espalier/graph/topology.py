@@ -174,13 +174,17 @@ def _substituted_prediction(prediction: TracePrediction, replacement: Mapping[in
 def infer(
     model: nn.Module, example: Any, table: TensorTable | None = None, shapes: Mapping[str, Shape] | None = None
 ) -> Topology:
-    """Capture `model` in eval and in train mode and read the traces; with other shapes for some tensors if given.
+    """Capture `model`, in eval mode and, where modules ask for their mode, in train mode, and read the traces.
+
+    `shapes` are other shapes for some tensors, as if the model had these.
 
     Raises:
         CaptureError: the forward failed.
     """
     table, shapes = table or tensor_table(model), shapes or {}
-    traces = [capture(model, example, training=mode, table=table, shapes=shapes) for mode in (False, True)]
+    traces = [capture(model, example, table=table, shapes=shapes)]
+    if traces[0].mode_matters:
+        traces.append(capture(model, example, training=True, table=table, shapes=shapes))
     solved = read(model, table, traces, shapes)
     return compile_topology(solved, traces, table.aliases, _parameters(table.tensors))
 

@@ -52,6 +52,14 @@ class Polynomial:
             changed += after - before
         return changed
 
+    def fixed(self, sizes: Mapping[str, int]) -> Polynomial:
+        """The cost by the sizes of the other axes, with these ones put in."""
+        total: dict[tuple[str, ...], int] = defaultdict(int)
+        for axes, factor in self.terms.items():
+            known = math.prod([sizes[axis] for axis in axes if axis in sizes])
+            total[tuple(axis for axis in axes if axis not in sizes)] += factor * known
+        return Polynomial(dict(total))
+
     def neighbours(self, axis: str) -> frozenset[str]:
         """The axes whose units cost something else once the size of `axis` has changed, itself included."""
         return frozenset(other for axes, _ in self._of_axis.get(axis, ()) for other in axes)

@@ -47,8 +47,8 @@ class Goal:
     least: Mapping[str, int]
     most: Mapping[str, int]
     """Axis -> smallest and largest size it may have afterwards."""
-    reference: Mapping[str, int]
-    """Axis -> size whose proportions a uniform selection keeps."""
+    reference: Mapping[str, float]
+    """Axis -> width whose proportions a uniform selection keeps."""
     target: Cap
     caps: tuple[Cap, ...] = ()
 

@@ -107,6 +107,10 @@ class Amount(Protocol):
     def budget(self) -> Budget:
         """What the target is counted in."""
 
+    @property
+    def lasts(self) -> bool:
+        """Whether the budget still holds when the last event is over."""
+
     def target(self, tau: float, present: int, start: int, limit: int, direction: Literal[-1, 1], /) -> int:
         """The cost to reach at this event.
 
@@ -134,6 +138,11 @@ class Ramp:
         if self.shape not in _POWER:
             raise MethodError(f"expected shape= one of {', '.join(_POWER)}, found {self.shape!r}.")
 
+    @property
+    def lasts(self) -> bool:
+        """Yes: it is what the network may cost in the end."""
+        return True
+
     def target(self, tau: float, present: int, start: int, limit: int, direction: Literal[-1, 1], /) -> int:
         """s_f + (s_i - s_f) (1 - tau)^p, rounded down."""
         remaining: float = (1.0 - tau) ** _POWER[self.shape]
@@ -154,6 +163,11 @@ class Steady:
     def budget(self) -> Budget:
         """Units, of which there is no limit in the end."""
         return Units(1.0, of="initial")
+
+    @property
+    def lasts(self) -> bool:
+        """No: there is none."""
+        return False
 
     def target(self, tau: float, present: int, start: int, limit: int, direction: Literal[-1, 1], /) -> int:
         """Units that there will be."""

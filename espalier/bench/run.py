@@ -1,0 +1,267 @@
+"""`espalier run`: train a network that grows and shrinks, then the static network of the size that it ended with.
+
+The *static twin* is the saved network with all of its weights drawn anew, trained from scratch on the same data in the
+same way for as many steps as make its training FLOPs equal, its learning-rate schedule stretched to these. Each of the
+two sees the test set once, after its last step.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from espalier.bench.architecture import architecture
+from espalier.bench.data import load
+from espalier.bench.folder import RunFolder
+from espalier.bench.interrupt import Interrupt, delayed_interrupt
+from espalier.bench.models import build, example_inputs, redraw
+from espalier.bench.options import NONE, Options, differences, recorded_options
+from espalier.bench.progress import Progress, result_text
+from espalier.bench.report import write_report
+from espalier.bench.training import FORWARD_AND_BACKWARD, Assignment, Checkpoint, Training
+from espalier.errors import EspalierWarning, RunError
+from espalier.train import checkpoint as network_files
+from espalier.train.settings import build as build_methods
+
+CHECKPOINT_SECONDS = 10.0
+TRAINING_PER_CHECKPOINT = 20
+"""Training goes on for at least this many times as long as a checkpoint took before the next one is written."""
+FEW_FLOPS = 100_000_000
+"""Forward FLOPs of a batch below which several threads cost more than they give."""
+
+_NETWORK, _STATIC = "network", "static network"
+_Json = Mapping[str, Any]
+
+
+def start(
+    options: Options,
+    out: Path,
+    progress: Progress,
+    *,
+    command: Sequence[str] = (),
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+) -> None:
+    """Run from the beginning, in a new folder.
+
+    Raises:
+        RunError: the folder is taken, or training failed.
+        DataError: the data cannot be had, or the network does not take them.
+        MethodError: the methods do not fit the network.
+        KeyboardInterrupt: Ctrl-C; the state was kept.
+    """
+    with _surroundings(options):
+        run = _Run(options, progress, checkpoint_seconds)
+        training = run.network(None)
+        threads = torch.get_num_threads()
+        if training.cost()["flops"] * options.batch_size < FEW_FLOPS:
+            threads = 1
+        folder = RunFolder.create(out, _config(options, command, threads))
+        folder.append({"kind": "start", **_described(training)})
+        with _threads(threads):
+            run.to_the_end(folder, training)
+
+
+def resume(out: Path, given: _Json, progress: Progress, *, checkpoint_seconds: float = CHECKPOINT_SECONDS) -> None:
+    """Go on with an interrupted run, to the result that it would have had; a finished one only gets its report again.
+
+    The result is the same to the last bit where torch's kernels repeat, which those of the CPU do.
+
+    Args:
+        out: the folder of the run.
+        given: options that have to be those of the run; None for those that were not given.
+        progress: is told what happens.
+        checkpoint_seconds: time between two checkpoints.
+
+    Raises:
+        RunError: there is no such run, or it has other options.
+        CheckpointError: the checkpoint is damaged.
+        DataError, MethodError, KeyboardInterrupt: as `start`.
+    """
+    folder = RunFolder.reopen(out)
+    other = differences(folder.config, given)
+    if other:
+        raise RunError(f"{out} cannot be resumed with other options: {'; '.join(other)}")
+    if folder.finished:
+        progress.say(f"{out} holds a finished run already")
+        folder.finish()
+        write_report(out)
+        return
+    options = recorded_options(folder.config, out / "config.json")
+    threads = folder.config.get("threads")
+    with _surroundings(options), _threads(threads if isinstance(threads, int) and threads > 0 else 1):
+        run = _Run(options, progress, checkpoint_seconds)
+        kept = folder.read_checkpoint()
+        if kept is None:
+            training = run.network(None)
+            folder.append({"kind": "start", **_described(training)})
+            run.to_the_end(folder, training)
+        elif kept[0].get("stage") == _NETWORK:
+            run.to_the_end(folder, run.network((kept[0]["training"], kept[1])))
+        else:
+            run.beside(folder, kept[0]["result"], (kept[0]["training"], kept[1]))
+
+
+class _Run:
+    """The two trainings of a run, and what is kept of them."""
+
+    def __init__(self, options: Options, progress: Progress, checkpoint_seconds: float) -> None:
+        self._options = options
+        self._progress = progress
+        self._checkpoint_seconds = checkpoint_seconds
+        self._task = options.make_task()
+        data = load(options.source, seed=options.seed)
+        self._data = data.to(options.device)
+        counts = ", ".join(
+            f"{len(labels):,} {part}"
+            for part, labels in (("training", data.y_train), ("validation", data.y_val), ("test", data.y_test))
+        )
+        progress.say(f"{data.name}: {counts} samples of shape {'x'.join(map(str, data.input_shape))}")
+
+    def network(self, checkpoint: Checkpoint | None) -> Training:
+        """The network that grows and shrinks, fresh or as it was kept."""
+        options = self._options
+        steps = options.epochs * -(-len(self._data.x_train) // options.batch_size)
+        methods = build_methods(
+            options.setting,
+            None if options.grow == NONE else options.grow,
+            None if options.prune == NONE else options.prune,
+            total_steps=steps,
+            size=options.size,
+            measure="parameters",
+        )
+        torch.manual_seed(options.seed)
+        model = self._fresh_model()
+        return Training(Assignment(self._task, self._data, methods, steps, options.seed), model, checkpoint=checkpoint)
+
+    def to_the_end(self, folder: RunFolder, training: Training) -> None:
+        """Train the network, test and save it; then see to the static one."""
+        self._progress.stage(_NETWORK, self._options.epochs, training.assignment.total_steps)
+        self._train(folder, training, _NETWORK, "epoch", None)
+        result = {**self._tested(training), **_described(training)}
+        network_files.save(training.structure, folder.network)
+        folder.write_checkpoint({"stage": _STATIC, "training": None, "result": result}, lambda _: None)
+        self.beside(folder, result, None)
+
+    def beside(self, folder: RunFolder, result: _Json, checkpoint: tuple[_Json | None, Path] | None) -> None:
+        """Train and test the static network, if it is wanted, and end the run."""
+        static = None
+        if self._options.static:
+            state = None if checkpoint is None or checkpoint[0] is None else (checkpoint[0], checkpoint[1])
+            twin = self._twin(folder, result, state)
+            epochs = -(-twin.assignment.total_steps // twin.assignment.steps_per_epoch)
+            self._progress.stage(_STATIC, epochs, twin.assignment.total_steps)
+            self._train(folder, twin, _STATIC, "static_epoch", result)
+            static = self._tested(twin)
+        end = {"kind": "end", **result, "static": static}
+        folder.append(end)
+        folder.finish()
+        page = write_report(folder.path)
+        self._progress.say(f"{result_text(end)}\nreport: {page}")
+
+    def _twin(self, folder: RunFolder, result: _Json, checkpoint: Checkpoint | None) -> Training:
+        options, data = self._options, self._data
+        model = self._fresh_model()
+        network_files.load(folder.network, model, example_inputs(data.input_shape, options.device))
+        redraw(model, seed=options.seed)
+        steps_per_epoch = -(-len(data.x_train) // options.batch_size)
+        epoch_flops = FORWARD_AND_BACKWARD * result["flops"] * len(data.x_train)
+        steps = max(1, round(result["training_flops"] / epoch_flops * steps_per_epoch))
+        torch.manual_seed(options.seed)
+        return Training(Assignment(self._task, data, (), steps, options.seed), model, checkpoint=checkpoint)
+
+    def _fresh_model(self) -> torch.nn.Module:
+        options, data = self._options, self._data
+        model = build(options.model, data.input_shape, data.classes, width=options.width, seed=options.seed)
+        return model.to(options.device)
+
+    def _train(self, folder: RunFolder, training: Training, stage: str, kind: str, result: _Json | None) -> None:
+        """Train to the last step, with every record and now and then a checkpoint in the folder."""
+        progress = self._progress
+        due = time.monotonic() + self._checkpoint_seconds
+
+        def keep() -> None:
+            state = {"stage": stage, "training": training.state(), "result": result}
+            folder.write_checkpoint(state, training.write)
+            write_report(folder.path)
+
+        def after_step(interrupt: Interrupt) -> None:
+            nonlocal due
+            progress.step(training.step)
+            if interrupt.asked:
+                keep()
+                raise KeyboardInterrupt
+            if (now := time.monotonic()) >= due:
+                keep()
+                took = time.monotonic() - now
+                due = time.monotonic() + max(self._checkpoint_seconds, TRAINING_PER_CHECKPOINT * took)
+
+        def on_epoch(record: dict[str, Any]) -> None:
+            folder.append({"kind": kind, **record})
+            progress.epoch(record)
+
+        def on_event(record: dict[str, Any]) -> None:
+            folder.append({"kind": "event", **record})
+            progress.event(record)
+
+        with delayed_interrupt() as interrupt:
+            training.run(lambda: after_step(interrupt), on_epoch, on_event)
+
+    def _tested(self, training: Training) -> dict[str, Any]:
+        loss, accuracy = training.evaluate(self._data.x_test, self._data.y_test)
+        return {
+            "test_accuracy": accuracy,
+            "test_loss": loss,
+            **training.cost(),
+            "training_flops": training.training_flops,
+            "seconds": round(training.seconds, 3),
+        }
+
+
+def _described(training: Training) -> dict[str, Any]:
+    return {**training.cost(), "axes": training.axes(), "architecture": architecture(training.model)}
+
+
+def _config(options: Options, command: Sequence[str], threads: int) -> dict[str, Any]:
+    try:
+        own_version = version("espalier")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        own_version = "not installed"
+    return {
+        **asdict(options),
+        "command": list(command),
+        "threads": threads,
+        "espalier_version": own_version,
+        "torch_version": torch.__version__,
+        "python_version": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
+
+
+@contextmanager
+def _surroundings(options: Options) -> Iterator[None]:
+    """Torch's global state for the time of a run; warnings of the session are records here, not prints."""
+    device = torch.device(options.device)
+    cuda = [device.index or 0] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda), warnings.catch_warnings():
+        warnings.simplefilter("ignore", EspalierWarning)
+        yield
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,164 @@
+"""The command `espalier`: reads the arguments, calls what does the work, turns errors into one line and an exit code.
+
+Exit codes: 0 done, 1 the reader of the output went away, 2 wrong input or nothing that can be done, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from espalier.errors import EspalierError
+
+# Everything else is imported by the command that needs it: --help takes no second.
+
+WRONG_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; `argv` is without the program's name (default: that of the process). Returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    options = _parser().parse_args(words)
+    try:
+        code = options.call(options, words)
+        sys.stdout.flush()
+    except EspalierError as error:
+        print(f"espalier: {' '.join(str(error).split())}", file=sys.stderr)
+        return WRONG_INPUT
+    except BrokenPipeError:
+        # what is still in the buffer would fail again when the interpreter exits
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except KeyboardInterrupt:
+        print("espalier: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    return int(code)
+
+
+def _inspect(options: argparse.Namespace, words: list[str]) -> int:
+    from espalier.bench.inspection import as_json, inspect
+
+    structure = inspect(options.target)
+    print(json.dumps(as_json(options.target, structure), indent=2) if options.json else structure)
+    return 0
+
+
+def _run(options: argparse.Namespace, words: list[str]) -> int:
+    from espalier.bench.folder import next_free
+    from espalier.bench.options import resolve
+    from espalier.bench.progress import progress_on
+    from espalier.bench.run import resume, start
+    from espalier.errors import RunError
+
+    given = {name: value for name, value in vars(options).items() if name not in ("call", "out", "resume")}
+    if options.resume and options.out is None:
+        raise RunError("--resume needs the folder of the run: --out DIR")
+    out: Path | None = options.out
+    try:
+        with progress_on(sys.stdout) as progress:
+            if out is not None and options.resume:
+                resume(out, given, progress)
+                return 0
+            chosen = resolve(given)
+            out = out or next_free(Path("runs"), chosen.task)
+            start(chosen, out, progress, command=["espalier", *words])
+    except KeyboardInterrupt:
+        if out is None or not (out / "config.json").exists():
+            raise
+        again = shlex.join(["espalier", "run", "--resume", "--out", str(out)])
+        print(f"espalier: interrupted; go on with: {again}", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def _methods(options: argparse.Namespace, words: list[str]) -> int:
+    from espalier.bench.listing import methods_text
+
+    print(methods_text())
+    return 0
+
+
+def _report(options: argparse.Namespace, words: list[str]) -> int:
+    from espalier.bench.report import write_report
+
+    print(write_report(options.folder))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="espalier", description="Grow and prune neural networks while they train.", allow_abbrev=False
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    command = commands.add_parser(
+        "run",
+        allow_abbrev=False,
+        help="train a network that grows and shrinks, with a report",
+        description="Train a network that grows and shrinks on a data set, and the static network of the same final "
+        "size and training FLOPs beside it. Leaves a folder with the network and report.html.",
+    )
+    command.set_defaults(call=_run)
+    _add_run_arguments(command)
+
+    command = commands.add_parser(
+        "inspect",
+        allow_abbrev=False,
+        help="show which parts of a network can grow and shrink",
+        description="Show the axes of a network: its independent widths, what each unit costs, and for every width "
+        "that may not change, why.",
+    )
+    command.add_argument(
+        "target",
+        metavar="TARGET",
+        help="a built-in network (mlp, lenet5, vgg11, vgg11-bn, resnet20, resnet56, vit), timm:NAME, torchvision:NAME, "
+        "hf:TYPE (bert, gpt2, llama, vit, ... of transformers, with random weights), or package.module:function that "
+        "returns a model and example inputs",
+    )
+    command.add_argument("--json", action="store_true", help="as JSON")
+    command.set_defaults(call=_inspect)
+
+    command = commands.add_parser(
+        "methods", allow_abbrev=False, help="list the methods that grow and prune", description="List the methods."
+    )
+    command.set_defaults(call=_methods)
+
+    command = commands.add_parser(
+        "report",
+        allow_abbrev=False,
+        help="write the report of a run again",
+        description="Write report.html in the folder of a run again, from its records.",
+    )
+    command.add_argument("folder", metavar="DIR", type=Path, help="the folder of the run")
+    command.set_defaults(call=_report)
+    return parser
+
+
+def _add_run_arguments(command: argparse.ArgumentParser) -> None:
+    """Options of `run`; all default to None, so that --resume knows which ones were given."""
+
+    def add(*names: str, **details: Any) -> None:
+        command.add_argument(*names, **{"default": None, **details})
+
+    add("task", metavar="TASK", nargs="?", help="digits (default), moons, mnist, cifar10, cifar100 or svhn")
+    add("--data", metavar="FILE.npz", help="instead of a task: arrays x_train, y_train, x_test, y_test")
+    add("--model", metavar="NAME", help="mlp, lenet5, vgg11, vgg11-bn, resnet20, resnet56 or vit; default: the task's")
+    add("--width", type=float, metavar="FACTOR", help="units at the start, as a multiple of the full network's")
+    add("--setting", metavar="NAME", help="growing (default), shrinking or constant")
+    add("--grow", metavar="METHOD", help="how to grow, or none; `espalier methods` lists all")
+    add("--prune", metavar="METHOD", help="how to prune, or none")
+    add("--size", type=float, metavar="FACTOR", help="parameters at the end, as a multiple of those at the start")
+    add("--epochs", type=int, metavar="N", help="passes over the training set")
+    add("--batch-size", type=int, metavar="N")
+    add("--lr", type=float, metavar="RATE", help="largest learning rate of the schedule")
+    add("--seed", type=int, metavar="N", help="of weights, data order, validation split and methods; default 0")
+    add("--device", metavar="NAME", help="cpu (default), cuda, cuda:1, mps")
+    add("--no-static", dest="static", action="store_false", help="leave out the static network of the final size")
+    add("--out", type=Path, metavar="DIR", help="folder of the run; default: a new one in runs/")
+    command.add_argument("--resume", action="store_true", help="go on with the interrupted run in --out")
