@@ -1,5 +1,18 @@
 """Espalier grows and prunes neural networks while they train."""
 
+from espalier import grow as grow
+from espalier import prune as prune
+from espalier.errors import EspalierError as EspalierError
+from espalier.errors import EspalierWarning as EspalierWarning
+from espalier.method import Method as Method
+from espalier.method import methods as methods
+from espalier.method import register as register
+from espalier.parts.budget import FLOPs as FLOPs
+from espalier.parts.budget import Parameters as Parameters
+from espalier.parts.budget import Units as Units
+from espalier.parts.schedule import epochs as epochs
+from espalier.parts.schedule import steps as steps
 from espalier.structure import attach as attach
 from espalier.train.checkpoint import load as load
 from espalier.train.checkpoint import save as save
+from espalier.train.session import Session as Session

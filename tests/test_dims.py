@@ -5,7 +5,20 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from espalier.graph.dims import NEW, Concat, Dim, Fixed, Leaf, Product, axes_of, labels, show, size_of, source, substitute
+from espalier.graph.dims import (
+    NEW,
+    Concat,
+    Dim,
+    Fixed,
+    Leaf,
+    Product,
+    axes_of,
+    labels,
+    show,
+    size_of,
+    source,
+    substitute,
+)
 
 AXES = 4
 
@@ -150,9 +163,7 @@ def test_edits_compose(data: st.DataObject, case: tuple[Dim, dict[int, int]]) ->
         start = first.get(axis, np.arange(sizes[axis]))
         both[axis] = np.where(change == NEW, NEW, start[np.maximum(change, 0)])
     once, then = source(dim, sizes, first), source(dim, middle, second)
-    np.testing.assert_array_equal(
-        source(dim, sizes, both), np.where(then == NEW, NEW, once[np.maximum(then, 0)])
-    )
+    np.testing.assert_array_equal(source(dim, sizes, both), np.where(then == NEW, NEW, once[np.maximum(then, 0)]))
 
 
 @given(st.data(), sized_dims())

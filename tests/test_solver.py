@@ -7,7 +7,7 @@ equation the same, position by position. How general the solution is gets compar
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import prod
+from itertools import pairwise
 
 import hypothesis.strategies as st
 import numpy as np
@@ -44,6 +44,7 @@ class World:
     solver: Solver = field(default_factory=Solver)
     terms: list[Term] = field(default_factory=list)
     equations: list[tuple[Term, Term]] = field(default_factory=list)
+    frozen: list[Term] = field(default_factory=list)
 
     def compiled(self) -> tuple[list[tuple[Dim, Dim]], dict[int, Var]]:
         numbers: dict[Var, int] = {}
@@ -64,9 +65,11 @@ def worlds(draw: st.DrawFn, sizes: Sequence[int] = (0, 1, 2, 3, 4, 6, 8, 12), st
         count = draw(st.sampled_from(sizes))
         reasons = [Reason("input", "is an input")] if draw(st.integers(0, 3)) == 0 else []
         world.terms.append(solver.new(count, solid=draw(st.integers(0, 2)) > 0, reasons=reasons))
+        world.frozen.extend(world.terms[-1:] if reasons else [])
     world.terms.append(draw(st.sampled_from([1, 2, 3, 6])))
+    actions = ["unify", "unify", "unify", "split", "split", "cut", "product", "concat", "commute", "rare"]
     for _ in range(draw(st.integers(1, steps))):
-        action = draw(st.sampled_from(["unify", "unify", "unify", "split", "split", "cut", "product", "concat", "rare"]))
+        action = draw(st.sampled_from(actions))
         term = draw(st.sampled_from(world.terms))
         n = size(term)
         if action == "unify":
@@ -93,10 +96,17 @@ def worlds(draw: st.DrawFn, sizes: Sequence[int] = (0, 1, 2, 3, 4, 6, 8, 12), st
             if size(made) <= 48:
                 world.equations.append((made, Prod([term, other]) if action == "product" else Cat([term, other])))
                 world.terms.append(made)
+        elif action == "commute":
+            other = draw(st.sampled_from(world.terms))
+            sides = (product(term, other), product(other, term))
+            if size(sides[0]) <= 48:
+                solver.unify(*sides, WHERE)
+                world.equations.append(sides)
         elif action == "rare":
             rare = draw(st.sampled_from(["freeze", "plain", "hint", "dissolve"]))
             if rare == "freeze":
                 solver.freeze(term, Reason("index", "is indexed"))
+                world.frozen.append(term)
             elif rare == "plain" or (rare == "dissolve" and is_plain(term)):
                 assert solver.plain(term) == n
                 world.equations.append((term, n))
@@ -168,20 +178,83 @@ def test_many_equations_on_few_sizes(world: World, seed: int) -> None:
     assert_sound(world, seed)
 
 
+@settings(max_examples=200)
 @given(worlds())
-def test_every_axis_of_an_equation_without_solution_is_frozen(world: World) -> None:
-    """Sides that did not become one expression, up to how it is written, hold no free axis."""
-    pairs, by_number = world.compiled()
-    sizes = {number: var.size for number, var in by_number.items()}
-    for left, right in pairs:
-        same = all(
-            np.array_equal(labels(left, sizes, number), labels(right, sizes, number))
-            for number in by_number
-            if not _repeats(left, number) and not _repeats(right, number)
-        )
-        if not same:
-            axes = [number for number in by_number if _holds(left, number) != _holds(right, number)]
-            assert all(by_number[number].reasons for number in axes)
+def test_frozen_stays_frozen(world: World) -> None:
+    for term in world.frozen:
+        assert all(var.reasons for var in variables(term))
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_every_axis_of_an_equation_without_solution_is_frozen(swapped: bool) -> None:
+    solver = Solver()
+    a, b, c, d = (solver.new(n, solid=True) for n in (2, 3, 3, 2))
+    sides = (product(a, b), product(c, d))
+    solver.unify(*(sides[::-1] if swapped else sides), "in blocks.0")
+    for var in (a, b, c, d):
+        assert [reason.kind for reason in var.reasons] == ["shape"]
+        assert "sizes 6 and 6 are matched in blocks.0 in a way that has no common factorisation" in var.reasons[0].text
+
+
+def test_a_size_of_one_beside_a_product_is_frozen() -> None:
+    """x times y is u times v: which of the factors of one belong to which cannot be seen, so that they may not grow."""
+    solver = Solver()
+    x, one, u, other = (solver.new(n, solid=True) for n in (6, 1, 6, 1))
+    solver.unify(product(x, one), product(other, u), WHERE)
+    assert one.reasons
+    assert other.reasons
+    assert resolve(x) is resolve(u)
+    assert not resolve(x).reasons
+
+
+def test_a_size_that_depends_on_itself_is_frozen() -> None:
+    solver = Solver()
+    x, one = solver.new(4, solid=True), solver.new(1, solid=True)
+    solver.unify(x, product(x, one), WHERE)
+    assert "makes a size depend on itself" in x.reasons[0].text
+    assert one.reasons
+
+
+@pytest.mark.parametrize(("first", "then"), [(0, 1), (1, 0)])
+def test_what_meets_a_parameter_is_no_plain_size_any_more(first: int, then: int) -> None:
+    solver = Solver()
+    pair = [solver.new(6, solid=False), solver.new(6, solid=True)]
+    solver.unify(pair[first], pair[then], WHERE)
+    assert not is_plain(pair[0])
+    left, right = solver.split(solver.new(6, solid=True), 2, 3, WHERE)
+    loose = solver.new(6, solid=False)
+    solver.unify(loose, product(left, right), WHERE)
+    assert not is_plain(loose)
+    parts = solver.split(whole := solver.new(6, solid=False), 2, 3, WHERE)
+    solver.unify(whole, solver.new(6, solid=True), WHERE)
+    assert not any(is_plain(part) for part in parts)
+
+
+def test_a_plain_size_freezes_parameters_and_dissolves_the_rest() -> None:
+    solver = Solver()
+    solid, loose = solver.new(4, solid=True), solver.new(3, solid=False)
+    solver.unify(concat(solid, loose), 7, "in head")
+    assert resolve(loose) == 3
+    assert [reason.text for reason in solid.reasons] == ["has to equal the plain size 7 in head"]
+    assert resolve(solid) is solid
+
+
+def test_what_does_not_fit_is_frozen() -> None:
+    solver = Solver()
+    a, b, c, d = (solver.new(n, solid=True) for n in (4, 5, 6, 6))
+    solver.unify(a, b, WHERE)
+    assert solver.split(c, 4, 2, WHERE) == (4, 2)
+    assert solver.cut(d, 8, WHERE) == (8, -2)
+    assert all("does not fit" in var.reasons[0].text for var in (a, b, c, d))
+
+
+def test_an_empty_dimension_is_plain() -> None:
+    solver = Solver()
+    empty, width = solver.new(0, solid=True), solver.new(3, solid=True)
+    solver.unify(concat(empty, width), solver.new(3, solid=True), WHERE)
+    solver.unify(product(empty, width), 0, WHERE)
+    assert solver.split(product(empty, width), 0, 3, WHERE) == (0, 3)
+    assert resolve(empty) == 0
 
 
 # --- Normal form -----------------------------------------------------------------------------------------------------
@@ -200,14 +273,14 @@ def assert_normal(term: Term) -> None:
     if isinstance(term, Prod):
         assert len(term.factors) > 1
         assert not any(isinstance(factor, Prod) or factor == 1 for factor in term.factors)
-        assert not any(isinstance(a, int) and isinstance(b, int) for a, b in zip(term.factors, term.factors[1:]))
+        assert not any(isinstance(a, int) and isinstance(b, int) for a, b in pairwise(term.factors))
         assert not isinstance(term.factors[0], Cat)
         for factor in term.factors:
             assert_normal(factor)
     elif isinstance(term, Cat):
         assert len(term.pieces) > 1
         assert not any(isinstance(piece, Cat) or (isinstance(piece, int) and piece == 0) for piece in term.pieces)
-        assert not any(isinstance(a, int) and isinstance(b, int) for a, b in zip(term.pieces, term.pieces[1:]))
+        assert not any(isinstance(a, int) and isinstance(b, int) for a, b in pairwise(term.pieces))
         for piece in term.pieces:
             assert_normal(piece)
 
@@ -487,3 +560,127 @@ def test_true_axes_stay_editable(truth: Truth) -> None:
             assert not frozen & set(changes)
             for dim, positions in zip(dims, kept, strict=True):
                 assert source(dim, sizes, changes).tolist() == positions
+
+
+# --- The order of equations ------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=200)
+@given(st.data())
+def test_the_order_of_solvable_equations_does_not_matter(data: st.DataObject) -> None:
+    """Equations along a true structure give the same units in any order."""
+    axes = data.draw(st.integers(1, 3))
+    sizes = {axis: data.draw(st.integers(2, 4)) for axis in range(axes)}
+    shapes = [data.draw(expressions(axes, 2)) for _ in range(data.draw(st.integers(2, 5)))]
+    shapes = [dim for dim in shapes if size_of(dim, sizes) <= 200]
+    pairs = [(a, b) for a in range(len(shapes)) for b in range(a) if same_dim(shapes[a], shapes[b], sizes)]
+    chosen = data.draw(st.permutations(range(len(shapes) + len(pairs))))
+    found = []
+    for order in (range(len(shapes) + len(pairs)), chosen):
+        solver = Solver()
+        leaves = {axis: solver.new(n, solid=True) for axis, n in sizes.items()}
+        terms = [solver.new(size_of(dim, sizes), solid=True) for dim in shapes]
+        for number in order:
+            if number < len(shapes):
+                solver.unify(terms[number], _term(shapes[number], leaves), WHERE)
+            else:
+                a, b = pairs[number - len(shapes)]
+                solver.unify(terms[a], terms[b], WHERE)
+        assert not any(var.reasons for term in terms for var in variables(term))
+        found.append(partition(unit for units in all_units([*leaves.values(), *terms]) for unit in units))
+    assert found[0] == found[1]
+
+
+def _term(dim: Dim, leaves: Mapping[int, Term]) -> Term:
+    match dim:
+        case Fixed(n):
+            return n
+        case Leaf(axis):
+            return leaves[axis]
+        case Product(factors):
+            return product(*(_term(factor, leaves) for factor in factors))
+        case Concat(pieces):
+            return concat(*(_term(piece, leaves) for piece in pieces))
+
+
+# --- Examples --------------------------------------------------------------------------------------------------------
+
+
+def shape_of(term: Term, names: dict[int, str]) -> str:
+    """A term as text: axes by letters in the order in which they are first met, with sizes; frozen ones with !."""
+    term = resolve(term)
+    if isinstance(term, int):
+        return str(term)
+    if isinstance(term, Var):
+        name = names.setdefault(id(term), "abcdefghij"[len(names)])
+        return f"{name}{term.size}{'!' if term.reasons else ''}"
+    parts, sign = (term.factors, "x") if isinstance(term, Prod) else (term.pieces, "|")
+    return f"({sign.join(shape_of(part, names) for part in parts)})"
+
+
+def test_fused_projection_by_view_here_and_by_chunk_there() -> None:
+    solver = Solver()
+    qkv = solver.new(36, solid=True)
+    three, rest = solver.split(qkv, 3, 12, "by view")
+    solver.freeze(three, Reason("index", "is taken apart"))
+    solver.split(rest, 2, 6, "by view")
+    q, kv = solver.cut(qkv, 12, "by chunk")
+    k, v = solver.cut(kv, 12, "by chunk")
+    names: dict[int, str] = {}
+    assert shape_of(q, names) == "(a1!xb2xc6)"
+    assert shape_of(k, names) == "(d1!xb2xc6)"
+    assert shape_of(v, names) == "(e1!xb2xc6)"
+    assert shape_of(qkv, names) == "((a1!xb2xc6)|(d1!xb2xc6)|(e1!xb2xc6))"
+
+
+def test_channel_shuffle_of_concatenated_halves() -> None:
+    """Twice half the channels kept, half new, shuffled: the pieces of the second are halves of halves."""
+    solver = Solver()
+    x: Term = solver.new(8, solid=True)
+    for _ in range(2):
+        kept, changed = solver.cut(x, 4, "chunk")
+        new = solver.new(4, solid=True)
+        solver.unify(changed, solver.new(4, solid=True), "convolution in")
+        side, along = solver.split(concat(kept, new), 2, 4, "view")
+        x = product(along, side)
+    assert not any(var.reasons for var in variables(x))
+    assert size(x) == 8
+
+
+def test_a_view_across_unequal_pieces_goes_row_by_row() -> None:
+    solver = Solver()
+    a, b, c = (solver.new(n, solid=True) for n in (2, 4, 6))
+    outer, inner = solver.split(concat(a, b, c), 2, 6, WHERE)
+    names: dict[int, str] = {}
+    assert shape_of(outer, names) == "2"
+    assert shape_of(inner, names) == "(a2|b4)"
+    assert shape_of(c, names) == "(a2|b4)"
+
+
+def test_rows_that_share_a_piece() -> None:
+    solver = Solver()
+    a, b = solver.new(4, solid=True), solver.new(2, solid=True)
+    outer, inner = solver.split(concat(a, b), 2, 3, WHERE)
+    names: dict[int, str] = {}
+    assert shape_of(inner, names) == "(a1|b2)"
+    assert shape_of(a, names) == "(a1|b2|a1)"
+    assert shape_of(b, names) == "b2"
+    assert outer == 2
+
+
+def test_a_cut_inside_the_blocks_of_a_product_is_frozen() -> None:
+    solver = Solver()
+    heads, channels = solver.new(2, solid=True), solver.new(4, solid=True)
+    assert solver.cut(product(heads, channels), 6, "in rotary") == (6, 2)
+    assert "does not fall between the blocks of a product" in heads.reasons[0].text
+    assert channels.reasons == heads.reasons
+
+
+def test_hints_survive_unification() -> None:
+    solver = Solver()
+    a, b = solver.new(4, solid=True), solver.new(4, solid=True)
+    solver.hint(b, "heads")
+    solver.hint(b, "heads")
+    solver.hint(product(a, b), "ignored: no single size")
+    solver.unify(a, b, WHERE)
+    assert next(iter(variables(b))).hints == ["heads"]

@@ -24,7 +24,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """Run the body without gradients; train and eval modes, buffers and random state are then as they were before."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(module, dict(module._buffers)) for module in model.modules() if module._buffers]
-    values = [(buffer, buffer.clone(), buffer._version) for buffer in model.buffers()]
+    values = [(buffer, buffer.clone()) for buffer in model.buffers()]
     with _random_state_kept(model), torch.no_grad():
         try:
             yield
@@ -34,9 +34,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             for module, tensors in buffers:
                 module._buffers.clear()
                 module._buffers.update(tensors)
-            for buffer, value, version in values:
-                if buffer._version != version:
-                    buffer.copy_(value)
+            for buffer, value in values:
+                buffer.copy_(value)  # always: batch norm changes its own without a new version
 
 
 def eval_loss(model: nn.Module, loss: Callable[[], Tensor]) -> float:
@@ -65,7 +64,7 @@ def new_statistics(structure: Structure, grown: Mapping[str, int]) -> Places:
 def calibrate(model: nn.Module, places: Places, forwards: Sequence[Callable[[], object]]) -> None:
     """Set running statistics at the given positions to their mean over some forward passes in train mode.
 
-    Everything else, the other entries included, stays as it is. Where a pass gives no finite statistics nothing changes.
+    Everything else, the other entries included, stays as it is; statistics that are not finite are not set.
 
     Args:
         model: every module keeps its mode, but the batch norms concerned, which use the statistics of the batch.

@@ -86,7 +86,7 @@ class Budget(ABC):
 
     @abstractmethod
     def cost(self, topology: Topology, axes: Iterable[str]) -> Polynomial:
-        """The cost as a polynomial in the sizes of these axes; all others stay as they are now."""
+        """The cost as a polynomial in the sizes of axes; `axes` are those that the method may change."""
 
     def limit(self, initial: int, largest: int) -> int:
         """The cost that is allowed, where the network cost `initial` at first and `largest` at most."""
@@ -102,7 +102,7 @@ class Parameters(Budget):
 
     def cost(self, topology: Topology, axes: Iterable[str]) -> Polynomial:
         volumes = ((1, topology.tensors[name]) for name in topology.parameters)
-        return _polynomial(topology, axes, volumes)
+        return _polynomial(topology, volumes)
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class FLOPs(Budget):
 
     def cost(self, topology: Topology, axes: Iterable[str]) -> Polynomial:
         volumes = ((factor, dims) for _, factor, dims in topology.predictions[0].costs)
-        return _polynomial(topology, axes, volumes)
+        return _polynomial(topology, volumes)
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,8 @@ class Units(Budget):
         return Polynomial({(axis,): 1 for axis in axes})
 
 
-def _polynomial(topology: Topology, axes: Iterable[str], volumes: Iterable[tuple[int, tuple[Dim, ...]]]) -> Polynomial:
-    names = {topology.by_name[axis].number: axis for axis in axes}
+def _polynomial(topology: Topology, volumes: Iterable[tuple[int, tuple[Dim, ...]]]) -> Polynomial:
+    names = topology.names()
     total: dict[tuple[str, ...], int] = defaultdict(int)
     for factor, dims in volumes:
         for product, coefficient in _product([_terms(dim, names, topology.sizes) for dim in dims]).items():

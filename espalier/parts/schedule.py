@@ -179,7 +179,7 @@ class Schedule:
     """When a method acts, and how far it goes each time."""
 
     amount: Amount
-    every: Steps | Epochs = Epochs(1)
+    every: Steps | Epochs
     start: When = 0.0
     until: When = 1.0
 

@@ -7,12 +7,12 @@ pruning method whose last event is over, since nobody would bring the network ba
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from espalier.edit.changes import Limits, blocking_reason
 from espalier.errors import CheckpointError, MethodError
-from espalier.graph.topology import Topology
 from espalier.method import Method
 from espalier.parts.budget import Polynomial
 from espalier.parts.goal import Cap, Goal
@@ -99,31 +99,24 @@ class Controller:
     def goal(self, one: Running, clock: Clock) -> Goal:
         """What the method should reach at the event that is due now."""
         self._refresh(one)
-        method, structure = one.method, self._structure
-        sizes = self._sizes(one.axes)
-        free = {name: size for name, size in sizes.items() if self._may_change(one, name)}
-        cost = self._cost(one)
-        one.start = cost.at(sizes) if one.start is None else one.start
+        method, amount, sizes, cost = one.method, one.method.schedule.amount, self._sizes(), self._cost(one)
+        present = cost.at(sizes)
+        one.start = present if one.start is None else one.start
+        free = {name: sizes[name] for name in one.axes if self._may_change(one, name)}
         for name, size in free.items():
             one.reference.setdefault(name, float(size))
-        amount = method.schedule.amount
         tau = (one.fired + 1) / (one.fired + 1 + method.schedule.remaining(clock))
-        way = 1 if method.direction == "grow" else -1
-        target = amount.target(tau, cost.at(sizes), one.start, one.limit, way)
+        growing = method.direction == "grow"
+        target = amount.target(tau, present, one.start, one.limit, 1 if growing else -1)
         held = {name: size for name, size in sizes.items() if name not in free}
-        limits = {name: structure.axes[name].limits for name in free}
-        if method.direction == "prune":
-            least, most = {name: min(size, self._least(one, name)) for name, size in free.items()}, dict(free)
-        else:
-            least, most = dict(free), {name: limits[name].at_most or _UNBOUNDED for name in free}
         return Goal(
             method.direction,
             free,
-            least,
-            most,
-            {name: one.reference[name] for name in free},
-            Cap(cost.fixed(held), target),
-            self._caps(one, tuple(free)),
+            least=free if growing else {name: min(size, self._least(one, name)) for name, size in free.items()},
+            most={name: self._limits(name).at_most or _UNBOUNDED for name in free} if growing else free,
+            reference={name: one.reference[name] for name in free},
+            target=Cap(cost.fixed(held), target),
+            caps=tuple(Cap(self._cost(other).fixed(held), other.limit) for other in self._settled()) if growing else (),
         )
 
     def note_edit(self, by: Running, sizes: Mapping[str, tuple[int, int]]) -> None:
@@ -134,12 +127,11 @@ class Controller:
                     if name in one.reference:
                         one.reference[name] *= after / before
             self._refresh(one)
-            one.largest = max(one.largest, self._cost(one).at(self._sizes(one.axes)))
+            one.largest = max(one.largest, self._cost(one).at(self._sizes()))
 
     def short_of_budget(self, one: Running) -> str | None:
-        """In words, by how much a method whose last event is over missed its budget; None if it did not."""
-        present = self._cost(one).at(self._sizes(one.axes))
-        amount = one.method.schedule.amount
+        """In words, by how much a pruning method whose last event is over missed its budget; None if it did not."""
+        amount, present = one.method.schedule.amount, self._cost(one).at(self._sizes())
         if one.method.direction == "grow" or not amount.lasts or present <= one.limit:
             return None
         return (
@@ -152,11 +144,12 @@ class Controller:
         axes = tuple(name for name, why in chosen.items() if why is None)
         if not axes:
             reasons = "; ".join(f"{name}: {why}" for name, why in list(chosen.items())[:4])
-            raise MethodError(f"{method.name}: no axis can {_verb(method)} ({reasons}).")
-        one = Running(method, axes, 0, 0)
-        one.initial = self._initial_cost(one)
-        one.largest = max(one.initial, self._cost(one).at(self._sizes(axes)))
-        return one
+            verb = "grow" if method.direction == "grow" else "shrink"
+            raise MethodError(f"{method.name}: no axis can {verb} ({reasons or 'the network has none'}).")
+        sizes = self._sizes()
+        cost = method.schedule.amount.budget.cost(self._structure.topology, axes)
+        initial = cost.at({name: self._structure.initial_sizes.get(name, size) for name, size in sizes.items()})
+        return Running(method, axes, initial, largest=max(initial, cost.at(sizes)))
 
     def _check_reachable(self, one: Running) -> None:
         amount, method = one.method.schedule.amount, one.method
@@ -164,7 +157,7 @@ class Controller:
             return
         if method.direction == "prune":
             least = {name: self._least(one, name) for name in one.axes}
-            smallest = self._cost(one).at(least)
+            smallest = self._cost(one).at({**self._sizes(), **least})
             if smallest > one.limit:
                 raise MethodError(
                     f"{method.name}: {amount.budget!r} allows a cost of {one.limit:,}, but the smallest network that "
@@ -173,57 +166,37 @@ class Controller:
                 )
         elif one.limit <= one.initial and all(other.method.direction == "grow" for other in self.running):
             raise MethodError(
-                f"{method.name}: {amount.budget!r} allows a cost of {one.limit:,}, and the network has "
+                f"{method.name}: {amount.budget!r} allows a cost of {one.limit:,}, and the network costs "
                 f"{one.initial:,} already, so nothing could grow; give a larger budget or width."
             )
 
-    def _caps(self, one: Running, axes: Sequence[str]) -> tuple[Cap, ...]:
-        if one.method.direction == "prune":
-            return ()
-        topology = self._structure.topology
-        return tuple(
-            # Units are counted over the axes of the method whose budget it is
-            Cap(self._cost_for(other, axes, topology), other.limit)
-            for other in self.running
-            if other.method.direction == "prune" and other.over and other.method.schedule.amount.lasts
-        )
-
-    def _cost_for(self, owner: Running, axes: Sequence[str], topology: Topology) -> Polynomial:
-        counted = dict.fromkeys((*owner.axes, *axes))
-        cost = owner.method.schedule.amount.budget.cost(topology, counted)
-        return cost.fixed(self._sizes(name for name in counted if name not in axes))
+    def _settled(self) -> Iterator[Running]:
+        """Pruning methods whose budget holds from now on."""
+        for one in self.running:
+            if one.method.direction == "prune" and one.over and one.method.schedule.amount.lasts:
+                yield one
 
     def _cost(self, one: Running) -> Polynomial:
         return one.method.schedule.amount.budget.cost(self._structure.topology, one.axes)
 
-    def _initial_cost(self, one: Running) -> int:
-        topology, initial = self._structure.topology, self._structure.initial_sizes
-        sizes = {record.number: initial[name] for name, record in topology.by_name.items() if name in initial}
-        cost = one.method.schedule.amount.budget.cost(topology.resized(sizes), one.axes)
-        return cost.at({**self._sizes(one.axes), **{name: initial[name] for name in one.axes if name in initial}})
-
-    def _sizes(self, axes: Iterable[str]) -> dict[str, int]:
+    def _sizes(self) -> dict[str, int]:
         topology = self._structure.topology
-        return {name: topology.sizes[topology.by_name[name].number] for name in axes}
+        return {name: topology.sizes[record.number] for name, record in topology.by_name.items()}
+
+    def _limits(self, name: str) -> Limits:
+        return self._structure.limits.get(name, Limits())
 
     def _least(self, one: Running, name: str) -> int:
-        structure = self._structure
-        first = structure.initial_sizes.get(name, structure.axes[name].size)
-        return max(1, structure.axes[name].limits.at_least or 1, math.ceil(one.method.min_fraction * first))
+        first = self._structure.initial_sizes.get(name, self._sizes()[name])
+        return max(1, self._limits(name).at_least or 1, math.ceil(one.method.min_fraction * first))
 
     def _may_change(self, one: Running, name: str) -> bool:
-        return name not in one.left_out and self._structure.axes[name].reason is None
+        record = self._structure.topology.by_name[name]
+        return name not in one.left_out and blocking_reason(record, interface=False) is None
 
     def _refresh(self, one: Running) -> None:
         """Edits can teach which axes code ties together; the names of those that follow others are gone then."""
-        if all(name in self._structure.axes for name in one.axes):
-            return
-        known = tuple(name for name in one.axes if name in self._structure.axes)
-        if one.method.axes is None:
-            chosen = choose_axes(self._structure, one.method.direction, None)
-            known = tuple(name for name, why in chosen.items() if why is None or name in known)
-        one.axes = known
-
-
-def _verb(method: Method) -> str:
-    return "grow" if method.direction == "grow" else "shrink"
+        known = self._structure.topology.by_name
+        if any(name not in known for name in one.axes):
+            chosen = choose_axes(self._structure, one.method.direction, None) if one.method.axes is None else {}
+            one.axes = tuple(name for name in known if name in one.axes or (name in chosen and chosen[name] is None))

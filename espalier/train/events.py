@@ -77,10 +77,11 @@ class Event:
                 {str(axis): (int(pair[0]), int(pair[1])) for axis, pair in data["sizes"].items()},
                 Cost(int(parameters[0]), int(flops[0])),
                 Cost(int(parameters[1]), int(flops[1])),
-                *(None if loss is None else float(loss) for loss in losses),
-                contract=str(data["contract"]),
-                why=str(data["why"]),
-                seconds=float(data["seconds"]),
+                None if losses[0] is None else float(losses[0]),
+                None if losses[1] is None else float(losses[1]),
+                str(data["contract"]),
+                str(data["why"]),
+                float(data["seconds"]),
             )
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"this is no event of a session: {type(error).__name__}: {error}.") from error

@@ -1,0 +1,113 @@
+"""The three settings, ready-made combinations of a growing and a pruning method: growing, shrinking, constant.
+
+In each, growing and pruning take turns, half a period apart, so that new units have learnt before they are judged, and
+a round of pruning comes last. What the network costs follows the pruning method's budget; growing goes beyond it by a
+little each time, so that there is something to choose from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+from espalier.errors import MethodError
+from espalier.method import Method, find
+from espalier.parts.budget import Budget, FLOPs, Parameters
+from espalier.parts.goal import Direction
+from espalier.parts.schedule import Shape, Steps
+from espalier.parts.select import Scope
+
+Setting = Literal["growing", "shrinking", "constant"]
+Measure = Literal["parameters", "flops"]
+SETTINGS: tuple[str, ...] = get_args(Setting)
+
+_SIZES = {"growing": 2.0, "shrinking": 0.5, "constant": 1.0}
+_SHAPES: dict[str, Shape] = {"growing": "linear", "shrinking": "cubic", "constant": "constant"}
+_NEEDS: dict[str, tuple[Direction, ...]] = {
+    "growing": ("grow",),
+    "shrinking": ("prune",),
+    "constant": ("grow", "prune"),
+}
+_PERIODS = 16
+"""Periods in the whole training; the last growth is at `_UNTIL`."""
+_UNTIL = 0.6
+_SWING = 0.15
+"""How far growing goes beyond what pruning leaves."""
+
+
+def build(
+    setting: str,
+    grow: str | None,
+    prune: str | None,
+    *,
+    total_steps: int,
+    size: float | None = None,
+    measure: Measure = "parameters",
+    scope: Scope = "axis",
+    axes: Sequence[str] | None = None,
+) -> list[Method]:
+    """The methods of a setting, growing before pruning.
+
+    Args:
+        setting: one of `SETTINGS`.
+        grow: name of a growing method; None for none (shrinking only).
+        prune: name of a pruning method; None for none (growing only).
+        total_steps: optimizer steps of the whole training.
+        size: what the network costs in the end, as a fraction of what it costs at first; by default 2 when growing,
+            0.5 when shrinking, 1 when constant.
+        measure: what costs are counted in, ``parameters`` or ``flops``.
+        scope: whether pruning cuts all axes in proportion (``axis``) or lets them compete (``global``).
+        axes: names or patterns of the axes to change; None for all that may.
+
+    Raises:
+        MethodError: an unknown setting or method, a method that the setting needs is None, or a size that is on the
+            wrong side of 1.
+    """
+    if setting not in SETTINGS:
+        raise MethodError(f"unknown setting {setting!r}: expected one of {', '.join(SETTINGS)}.")
+    names: dict[Direction, str | None] = {"grow": grow, "prune": prune}
+    for direction in _NEEDS[setting]:
+        if names[direction] is None:
+            raise MethodError(f"the setting {setting!r} needs a method to {direction}; name one, such as 'random'.")
+    final = _SIZES[setting] if size is None else size
+    if (setting == "growing" and final <= 1) or (setting == "shrinking" and not 0 < final < 1) or final <= 0:
+        raise MethodError(
+            f"size: the setting {setting!r} cannot end at {final!r} times the cost that it starts with; expected more "
+            "than 1 for growing, less than 1 for shrinking."
+        )
+    period = max(2, total_steps // _PERIODS)
+    last_growth = max(period, int(_UNTIL * total_steps))
+    methods = []
+    if grow is not None:
+        if setting == "growing":
+            beyond = final if prune is None else final * (1 + _SWING)
+            amount: dict[str, Any] = {"budget": _budget(measure, beyond), "shape": "linear"}
+        else:
+            amount = {"amount": _SWING}
+        when = {"every": Steps(period), "start": Steps(period), "until": Steps(last_growth)}
+        methods.append(_made("grow", grow, axes=axes, **amount, **when))
+    if prune is not None:
+        turn = period // 2
+        target = {"budget": _budget(measure, final), "shape": _SHAPES[setting], "scope": scope}
+        when = {"every": Steps(period), "start": Steps(period + turn), "until": Steps(last_growth + turn)}
+        methods.append(_made("prune", prune, axes=axes, **target, **when))
+    return methods
+
+
+def _budget(measure: Measure, fraction: float) -> Budget:
+    if measure not in get_args(Measure):
+        raise MethodError(f"measure: expected one of {', '.join(get_args(Measure))}, found {measure!r}.")
+    return (Parameters if measure == "parameters" else FLOPs)(fraction, of="initial")
+
+
+def _made(direction: Direction, name: str, **options: Any) -> Method:
+    try:
+        return find(direction, name).make(**options)
+    except TypeError as error:
+        raise MethodError(
+            f"the {direction} method {name!r} does not take the arguments that all of them share "
+            f"(espalier.methods.common): {error}."
+        ) from error
+
+
+__all__ = ["SETTINGS", "Measure", "Setting", "build"]

@@ -1,0 +1,201 @@
+"""After edits training goes on: with every optimizer, and for the old units as if nothing had happened."""
+
+import copy
+import math
+import random
+from collections.abc import Callable, Iterable
+
+import pytest
+import torch
+from networks import FixedDropout, build, relative_error
+from test_undo import edited, loss_of, train
+from torch import Tensor, nn, optim
+from torch.optim import Optimizer
+from zoo_small import ZOO
+
+from espalier.errors import OptimizerError
+from espalier.graph.capture import tensor_table
+from espalier.structure import Structure, attach
+
+Make = Callable[[Iterable[nn.Parameter]], Optimizer]
+
+PER_ELEMENT: dict[str, Make] = {
+    "SGD": lambda p: optim.SGD(p, lr=1e-2),
+    "SGD momentum": lambda p: optim.SGD(p, lr=1e-2, momentum=0.9, weight_decay=1e-2),
+    "SGD nesterov foreach": lambda p: optim.SGD(p, lr=1e-2, momentum=0.9, nesterov=True, foreach=True),
+    "SGD fused": lambda p: optim.SGD(p, lr=1e-2, momentum=0.9, fused=True),
+    "Adam": lambda p: optim.Adam(p, lr=1e-3),
+    "Adam amsgrad": lambda p: optim.Adam(p, lr=1e-3, amsgrad=True, weight_decay=1e-2),
+    "Adam foreach": lambda p: optim.Adam(p, lr=1e-3, foreach=True),
+    "Adam fused": lambda p: optim.Adam(p, lr=1e-3, fused=True),
+    "AdamW": lambda p: optim.AdamW(p, lr=1e-3),
+    "AdamW fused amsgrad": lambda p: optim.AdamW(p, lr=1e-3, fused=True, amsgrad=True),
+    "NAdam": lambda p: optim.NAdam(p, lr=1e-3),
+    "RAdam": lambda p: optim.RAdam(p, lr=1e-3),
+    "Adamax": lambda p: optim.Adamax(p, lr=1e-3),
+    "RMSprop": lambda p: optim.RMSprop(p, lr=1e-3),
+    "RMSprop centered momentum": lambda p: optim.RMSprop(p, lr=1e-3, centered=True, momentum=0.5),
+    "Adagrad": lambda p: optim.Adagrad(p, lr=1e-2),
+    "Adagrad fused": lambda p: optim.Adagrad(p, lr=1e-2, fused=True),
+    "Adadelta": lambda p: optim.Adadelta(p),
+    "ASGD": lambda p: optim.ASGD(p, lr=1e-2),
+    "Rprop": lambda p: optim.Rprop(p, lr=1e-3),
+}
+WHOLE_TENSOR: dict[str, Make] = {
+    "Adafactor": lambda p: optim.Adafactor(p, lr=1e-3),
+    "Muon": lambda p: optim.Muon([one for one in p if one.dim() == 2], lr=1e-3),
+}
+OPTIMIZERS = {**PER_ELEMENT, **WHOLE_TENSOR}
+
+
+def groups_of_two(parameters: Iterable[nn.Parameter], make: Make) -> Optimizer:
+    """The optimizer with the biases in a group of their own, without weight decay and with another learning rate."""
+    parameters = list(parameters)
+    optimizer = make([one for one in parameters if one.dim() > 1])
+    biases = [one for one in parameters if one.dim() == 1]
+    if biases and not isinstance(optimizer, optim.Muon):
+        optimizer.add_param_group({"params": biases, "lr": 5e-4, "weight_decay": 0.0})
+    return optimizer
+
+
+def assert_state_fits(optimizer: Optimizer) -> None:
+    """Every state is one number, or of its parameter's shape, or of that shape with reduced dimensions."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            for key, value in optimizer.state.get(parameter, {}).items():
+                if not isinstance(value, Tensor) or value.numel() == 1:
+                    continue
+                fits = value.dim() == parameter.dim() and all(
+                    have in (want, 1) for have, want in zip(value.shape, parameter.shape, strict=True)
+                )
+                assert fits, (key, tuple(value.shape), tuple(parameter.shape))
+                assert value.isfinite().all(), key
+
+
+# --- Any optimizer ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("domain", ["image", "text"])
+def test_training_goes_on_after_random_edits(name, domain):
+    model, x = build(6, 4, domain)
+    optimizer = groups_of_two(model.parameters(), OPTIMIZERS[name])
+    scheduler = optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.9**step)
+    groups = [(id(group), [id(one) for one in group["params"]]) for group in optimizer.param_groups]
+    train(model, x, optimizer, 3)
+    structure = attach(model, x, optimizer=optimizer)
+    structure.settle()
+    for number in range(3):
+        edited(structure, random.Random(number), 3)
+        assert_state_fits(optimizer)
+        for parameter in model.parameters():
+            assert parameter.grad is None or parameter.grad.shape == parameter.shape
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        train(model, structure.example, optimizer, 2)
+        scheduler.step()
+        assert_state_fits(optimizer)
+        assert all(value.isfinite().all() for value in model.state_dict().values())
+        held = [one for group in optimizer.param_groups for one in group["params"]]
+        names = {id(one): key for key, one in model.named_parameters()}
+        moved = [not torch.equal(before[names[id(one)]], one) for one in held]
+        assert sum(moved) >= 0.5 * len(moved)
+    assert groups == [(id(group), [id(one) for one in group["params"]]) for group in optimizer.param_groups]
+    assert {id(one) for one in model.parameters()} >= {id(one) for one in optimizer.state}
+    assert scheduler.get_last_lr()[0] == optimizer.param_groups[0]["lr"]
+
+
+def test_lbfgs_is_refused_once_it_has_state_and_nothing_changes():
+    model, x = build(6, 2, "vector")
+    optimizer = optim.LBFGS(model.parameters(), lr=0.1, max_iter=2)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = loss_of(model, x)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    structure = attach(model, x, optimizer=optimizer)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(OptimizerError, match="LBFGS"):
+        structure.grow(next(axis.name for axis in structure.axes.values() if axis.growable), by=1)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    optimizer.step(closure)
+
+
+@pytest.mark.parametrize("name", sorted(ZOO))
+def test_every_small_network_trains_on_after_edits(name):
+    model, x = ZOO[name]()
+    optimizer = optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=1e-3, fused=True)
+    train(model, x, optimizer, 2)
+    structure = attach(model, x, optimizer=optimizer)
+    axes = [axis.name for axis in structure.axes.values() if axis.growable][:2]
+    structure.grow(dict.fromkeys(axes, 2))
+    losses = []
+    for _ in range(3):
+        losses.append(float(loss_of(model, x)))
+        train(model, x, optimizer, 1)
+    assert all(math.isfinite(loss) for loss in losses)
+    assert_state_fits(optimizer)
+
+
+# --- Continuity ------------------------------------------------------------------------------------------------------
+
+
+def without_dropout(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, (nn.Dropout, FixedDropout)):
+            module.p = 0.0
+
+
+def remaining(structure: Structure, name: str, tensor: Tensor, grown: dict[str, int]) -> Tensor:
+    """The entries of a tensor that were there before the axes grew (`grown`: axis -> size before)."""
+    kept = [torch.ones(size, dtype=torch.bool) for size in tensor.shape]
+    for axis_name, size in grown.items():
+        axis = structure.axes[axis_name]
+        for slot in axis.slots:
+            if slot.tensor == name:
+                kept[slot.dim][slot.index(range(size, axis.size))] = False
+    for dim, mask in enumerate(kept):
+        tensor = tensor.index_select(dim, mask.nonzero().flatten())
+    return tensor
+
+
+Pair = tuple[nn.Module, Optimizer]
+
+
+def trained_twins(seed: int, domain: str, make: Make) -> tuple[Pair, Pair, Tensor]:
+    """Two copies of a network and its optimizer in the middle of training."""
+    model, x = build(seed, 4, domain)
+    without_dropout(model)
+    optimizer = groups_of_two(model.parameters(), make)
+    train(model, x, optimizer, 4)
+    return (model, optimizer), copy.deepcopy((model, optimizer)), x
+
+
+@pytest.mark.parametrize("name", PER_ELEMENT)
+@pytest.mark.parametrize(("seed", "domain"), [(1, "vector"), (2, "image"), (3, "sequence")])
+def test_the_first_step_of_old_entries_is_that_of_a_run_without_growth(name, seed, domain):
+    (model, optimizer), (twin, twin_optimizer), x = trained_twins(seed, domain, PER_ELEMENT[name])
+    structure = attach(model, x, optimizer=optimizer)
+    structure.settle()
+    grown = {}
+    for axis in list(structure.axes.values()):
+        if axis.growable:
+            edit = structure.grow(axis.name, by=2)
+            if edit.contract == "exact" and "compensated" not in edit.why:
+                grown[axis.name] = axis.size
+            else:
+                structure.undo()
+    assert grown
+    train(model, x, optimizer, 1)
+    train(twin, x, twin_optimizer, 1)
+    wanted = dict(twin.named_parameters())
+    compared = 0
+    for key, parameter in tensor_table(model).tensors.items():
+        if key in wanted:
+            old = remaining(structure, key, parameter, grown)
+            assert old.shape == wanted[key].shape
+            assert relative_error(old, wanted[key]) <= 1e-9, key
+            compared += parameter.shape != wanted[key].shape
+    assert compared > 0
