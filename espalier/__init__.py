@@ -5,7 +5,6 @@ from espalier import prune as prune
 from espalier.errors import EspalierError as EspalierError
 from espalier.errors import EspalierWarning as EspalierWarning
 from espalier.method import Method as Method
-from espalier.method import methods as methods
 from espalier.method import register as register
 from espalier.parts.budget import FLOPs as FLOPs
 from espalier.parts.budget import Parameters as Parameters

@@ -48,8 +48,8 @@ class Method:
     """Names or patterns (`fnmatch`) of the axes to change; None: all that may change."""
     min_fraction: float = 0.1
     """Pruning leaves at least this part of the units that each axis had when the network was attached."""
-    paper: str = ""
-    description: str = ""
+    paper: str = field(default="", repr=False, compare=False)
+    description: str = field(default="", repr=False, compare=False)
     """One line."""
 
     def __post_init__(self) -> None:

@@ -18,8 +18,8 @@ from espalier.edit.journal import UndoStack
 from espalier.edit.optimizer import check as check_optimizer
 from espalier.edit.plan import Plan, grow_plan, prune_plan
 from espalier.edit.repair import UnrepairedError
-from espalier.edit.stage import Staged, Subject, TiedError, settled, stage, with_refusal
-from espalier.edit.verify import resized_example
+from espalier.edit.stage import Staged, TiedError, settled, stage, with_refusal
+from espalier.edit.verify import Subject, resized_example
 from espalier.errors import PlanError, SurgeryError
 from espalier.graph.capture import TensorTable, tensor_table
 from espalier.graph.solver import Reason
@@ -120,6 +120,7 @@ class Structure:
         self._undo = UndoStack([optimizer] if optimizer is not None else [], undo_limit)
         self._undone: list[tuple[Topology, Any]] = []
         self._history: list[Edit] = []
+        self._learnt: set[tuple[type, tuple[str, ...]]] = set()
         self.initial_sizes = {record.name: topology.sizes[record.number] for record in topology.axes.values()}
         self.initial_shapes = {name: topology.shape(name) for name in topology.tensors}
 
@@ -261,7 +262,7 @@ class Structure:
     def _subject(self) -> Subject:
         table = tensor_table(self.model)
         self._check_untouched(table)
-        return Subject(self.model, self.example, table)
+        return Subject(self.model, self.example, table, learnt=self._learnt)
 
     def _prepare(self, plan: Plan) -> tuple[Staged, Contract, list[AttributeChange], TensorTable]:
         subject = self._subject()

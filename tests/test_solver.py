@@ -196,6 +196,13 @@ def test_every_axis_of_an_equation_without_solution_is_frozen(swapped: bool) -> 
         assert "sizes 6 and 6 are matched in blocks.0 in a way that has no common factorisation" in var.reasons[0].text
 
 
+def test_reasons_follow_into_the_parts() -> None:
+    solver = Solver()
+    a, b = solver.new(2, solid=True), solver.new(3, solid=True)
+    solver.unify(product(a, b), solver.new(6, solid=False, reasons=[Reason("input", "is an input")]), WHERE)
+    assert a.reasons == b.reasons == [Reason("input", "is an input")]
+
+
 def test_a_size_of_one_beside_a_product_is_frozen() -> None:
     """x times y is u times v: which of the factors of one belong to which cannot be seen, so that they may not grow."""
     solver = Solver()

@@ -186,5 +186,7 @@ class _Stream:
                     elif role != "contract":
                         self._neutral.add((tensor, dim))
         # A filter of its own for every unit (a depthwise convolution) takes units away from the mean of the others.
-        roles = {role for ref in weights for tensor in self._origins[ref.index] for _, role in self._places.get(tensor, ())}
+        roles = {
+            role for ref in weights for tensor in self._origins[ref.index] for _, role in self._places.get(tensor, ())
+        }
         return neutral if weights and not roles & {"filter", "group"} else "any"

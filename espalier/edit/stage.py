@@ -9,32 +9,21 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
-
-from torch import nn
+from dataclasses import dataclass, replace
 
 from espalier.edit.attributes import AttributeChange, known_changes
 from espalier.edit.changes import Changes, Limits, changes_of
+from espalier.edit.nearby import Tie
 from espalier.edit.plan import Plan, grow_plan
-from espalier.edit.repair import Tie, UnrepairedError, repaired
-from espalier.edit.verify import Mismatch, Verification, verify
+from espalier.edit.repair import UnrepairedError, repaired
+from espalier.edit.verify import Mismatch, Subject, Verification, verify
 from espalier.errors import PlanError
-from espalier.graph.capture import TensorTable
 from espalier.graph.dims import axes_of
 from espalier.graph.solver import Reason
 from espalier.graph.topology import Topology
 
-_MOST_TIES = 6
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is edited."""
-
-    model: nn.Module
-    example: Any
-    table: TensorTable
+_MOST_TIES = 12
+_DEEPEST = 2
 
 
 @dataclass(frozen=True)
@@ -55,42 +44,75 @@ class TiedError(PlanError):
 
 
 def stage(subject: Subject, topology: Topology, plan: Plan, limits: Mapping[str, Limits]) -> Staged:
-    """Check a plan and try it out.
+    """Check a plan and try it out: as it is, with axes that code may tie to it, with pairs of attributes.
 
     Raises:
         PlanError: the plan does not fit the topology (`TiedError`: an axis that it names follows others).
         UnrepairedError: the edited model would not run as predicted.
     """
-    changes = changes_of(plan, topology, limits)
     try:
-        return Staged(changes, *repaired(subject.model, subject.example, subject.table, topology, changes.after))
+        return _tried(subject, topology, plan, limits)
     except UnrepairedError as problem:
-        for tie in problem.ties[:_MOST_TIES]:
-            found = _with_tie(subject, topology, plan, limits, tie, problem)
-            if found is not None:
-                return found
-        raise
+        found = _with_ties(subject, topology, plan, limits, problem, _DEEPEST)
+        if found is not None:
+            return found
+        return _tried(subject, topology, plan, limits, pairs=True)
 
 
-def _with_tie(
-    subject: Subject, topology: Topology, plan: Plan, limits: Mapping[str, Limits], tie: Tie, problem: UnrepairedError
+def _tried(
+    subject: Subject, topology: Topology, plan: Plan, limits: Mapping[str, Limits], *, pairs: bool = False
+) -> Staged:
+    changes = changes_of(plan, topology, limits)
+    return Staged(changes, *repaired(subject, topology, changes.after, pairs=pairs))
+
+
+def _with_ties(
+    subject: Subject, topology: Topology, plan: Plan, limits: Mapping[str, Limits], problem: UnrepairedError, depth: int
 ) -> Staged | None:
-    """The plan tried again under the assumption of a tie; None if that does not come further."""
-    name, tied = topology.axes[tie.axis].name, topology.tied(tie.axis, tie.to)
-    named = name in {edit.axis for edit in plan.edits}
-    if named:
-        plan = grow_plan({tied.axes[number].name: 1 for number in dict.fromkeys(axes_of(tie.to))})
-    try:
-        found = stage(subject, tied, plan, {} if named else limits)
-    except UnrepairedError as further:
-        if further.progress > problem.progress:
-            raise
-        return None
-    except PlanError:
-        return None
-    if named:
-        raise TiedError(found.changes.before)
-    return found
+    """The plan tried again under the assumption of one tie, then of one more on top of those that came further."""
+    further: list[tuple[Topology, Plan, UnrepairedError]] = []
+    named = {edit.axis for edit in plan.edits}
+    for tie in problem.ties[:_MOST_TIES]:
+        follows = topology.axes[tie.axis].name in named
+        if _independent(subject, topology, tie, follows):
+            continue
+        tied = topology.tied(tie.axis, tie.to)
+        attempt = _grown_by_one(tied, tie) if follows else plan
+        try:
+            found = _tried(subject, tied, attempt, {} if follows else limits)
+        except UnrepairedError as error:
+            if error.progress > problem.progress:
+                further.append((tied, attempt, error))
+            continue
+        except PlanError:
+            continue
+        if follows:
+            raise TiedError(tied)
+        return found
+    for tied, attempt, error in further if depth > 1 else ():
+        deeper = _with_ties(subject, tied, attempt, limits, error, depth - 1)
+        if deeper is not None:
+            if attempt is not plan:
+                raise TiedError(deeper.changes.before)
+            return deeper
+    return None
+
+
+def _grown_by_one(tied: Topology, tie: Tie) -> Plan:
+    return grow_plan({tied.axes[number].name: 1 for number in dict.fromkeys(axes_of(tie.to))})
+
+
+def _independent(subject: Subject, topology: Topology, tie: Tie, follows: bool) -> bool:
+    """Whether what the edited axis would be tied to can change on its own: then they merely have the same size."""
+    others = dict.fromkeys(axes_of(tie.to)) if follows else (tie.axis,)
+    for number in others:
+        if topology.axes[number].reasons:
+            return True
+        try:
+            _tried(replace(subject, quick=True), topology, grow_plan({topology.axes[number].name: 1}), {})
+        except UnrepairedError:
+            return False
+    return True
 
 
 def settled(subject: Subject, topology: Topology) -> Topology:
@@ -98,23 +120,23 @@ def settled(subject: Subject, topology: Topology) -> Topology:
 
     Axes are tried all at once first; those around a difference are then tried one by one.
     """
+    subject = replace(subject, quick=True)
     alone: list[str] = []
     while names := [one.name for one in topology.axes.values() if not one.reasons and one.name not in alone]:
         # By amounts whose sums hardly ever agree, so that sizes that code ties together come apart.
         amounts = {name: 1 + zlib.crc32(name.encode()) % 997 for name in names}
         after = changes_of(grow_plan(amounts), topology, {}).after
-        attributes = known_changes(subject.model, topology, after)
-        mismatch = verify(subject.model, subject.example, subject.table, after, attributes).mismatch
+        mismatch = verify(subject, after, known_changes(subject.model, topology, after)).mismatch
         if mismatch is None:
             break
         alone += [name for name in _axes_near(topology, mismatch) if name in names] or names
     for name in alone:
         if name in topology.by_name and not topology.by_name[name].reasons:
-            topology = learnt(subject, topology, name)
+            topology = _learnt(subject, topology, name)
     return topology
 
 
-def learnt(subject: Subject, topology: Topology, name: str) -> Topology:
+def _learnt(subject: Subject, topology: Topology, name: str) -> Topology:
     """The topology after trying to change one axis on fake tensors."""
     try:
         return stage(subject, topology, grow_plan({name: 1}), {}).changes.before

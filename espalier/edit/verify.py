@@ -11,7 +11,7 @@ import copy
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,6 +22,19 @@ from espalier.errors import CaptureError
 from espalier.graph.capture import Call, Divergence, Shape, TensorTable, Trace, capture, map_tensors
 from espalier.graph.dims import axes_of, implies, size_of, without_single
 from espalier.graph.topology import Topology, TracePrediction, infer
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is edited, and what was learnt of its code."""
+
+    model: nn.Module
+    example: Any
+    table: TensorTable
+    quick: bool = False
+    """Whether to try changes out in the eval-mode pass alone; what is committed is always tried in both."""
+    learnt: set[tuple[type, tuple[str, ...]]] = field(default_factory=set)
+    """Attributes, by class of module, that had to follow a size before: tried first."""
 
 
 @dataclass(frozen=True)
@@ -93,21 +106,16 @@ class Verification:
     """(call, old, new): floating-point constants of the forward that changed with a size, in the eval-mode pass."""
 
 
-def verify(
-    model: nn.Module,
-    example: Any,
-    table: TensorTable,
-    after: Topology,
-    changes: Sequence[AttributeChange],
-) -> Verification:
-    """Capture `model` as it will be and compare every operator with what `after` predicts."""
+def verify(subject: Subject, after: Topology, changes: Sequence[AttributeChange]) -> Verification:
+    """Capture the model as it will be and compare every operator with what `after` predicts."""
+    tensors = subject.table.tensors
     shapes: dict[str, Shape] = {
-        name: shape for name in after.tensors if (shape := after.shape(name)) != tuple(table.tensors[name].shape)
+        name: shape for name in after.tensors if (shape := after.shape(name)) != tuple(tensors[name].shape)
     }
-    found = _compared(model, example, table, after, changes, shapes)
+    found = _compared(subject, after, changes, shapes)
     if found.mismatch is not None and found.mismatch.other_operator and _has_single(after):
-        with attributes_set(model, changes), _quiet():
-            if _same_equations(model, resized_example(example, after.predictions[0], after), table, after, shapes):
+        with attributes_set(subject.model, changes), _quiet():
+            if _same_equations(subject, after, shapes):
                 return Verification(None)
     return found
 
@@ -117,15 +125,14 @@ def _has_single(after: Topology) -> bool:
     return any(size == 1 for size in after.sizes.values())
 
 
-def _same_equations(
-    model: nn.Module, example: Any, table: TensorTable, after: Topology, shapes: Mapping[str, Shape]
-) -> bool:
+def _same_equations(subject: Subject, after: Topology, shapes: Mapping[str, Shape]) -> bool:
     """Whether reading the changed model anew says nothing about its tensors that is not known.
 
     Weaker in one respect only than comparing operators: an axis of one unit is not told from another.
     """
     try:
-        anew = infer(model, example, table, shapes)
+        example = resized_example(subject.example, after.predictions[0], after)
+        anew = infer(subject.model, example, subject.table, shapes)
     except CaptureError:
         return False
     pairs = []
@@ -133,30 +140,28 @@ def _same_equations(
         for ours, theirs in zip(dims, anew.tensors[name], strict=True):
             pairs.append((without_single(ours, after.sizes), without_single(theirs, anew.sizes)))
     outputs = [
-        [tuple(size_of(dim, one.sizes) for dim in one.predictions[0].dims[index]) for index in one.predictions[0].outputs]
+        [
+            tuple(size_of(dim, one.sizes) for dim in one.predictions[0].dims[index])
+            for index in one.predictions[0].outputs
+        ]
         for one in (after, anew)
     ]
     return outputs[0] == outputs[1] and implies(pairs, after.sizes, anew.sizes)
 
 
 def _compared(
-    model: nn.Module,
-    example: Any,
-    table: TensorTable,
-    after: Topology,
-    changes: Sequence[AttributeChange],
-    shapes: Mapping[str, Shape],
+    subject: Subject, after: Topology, changes: Sequence[AttributeChange], shapes: Mapping[str, Shape]
 ) -> Verification:
     scalars: list[tuple[int, float, float]] = []
-    for number, prediction in enumerate(after.predictions):
+    for number, prediction in enumerate(after.predictions[:1] if subject.quick else after.predictions):
         comparison = _Comparison(prediction, after)
-        with attributes_set(model, changes), _quiet():
+        with attributes_set(subject.model, changes), _quiet():
             try:
                 capture(
-                    model,
-                    resized_example(example, prediction, after),
+                    subject.model,
+                    resized_example(subject.example, prediction, after),
                     training=prediction.training,
-                    table=table,
+                    table=subject.table,
                     shapes=shapes,
                     observer=comparison,
                 )

@@ -100,12 +100,13 @@ def tensors_writer(tensors: Mapping[str, Tensor]) -> Writer:
         storages: set[int] = set()
         plain: dict[str, Tensor] = {}
         for name, tensor in tensors.items():
-            if is_traceable_wrapper_subclass(tensor) or tensor.layout is not torch.strided or tensor.is_quantized:
+            plain_layout = tensor.layout is torch.strided and not tensor.is_quantized
+            if is_traceable_wrapper_subclass(tensor) or not plain_layout or tensor.is_conj() or tensor.is_neg():
                 raise CheckpointError(
-                    f"{name} is a {type(tensor).__name__} of layout {tensor.layout}; only plain dense tensors can be "
-                    "saved."
+                    f"{name} is a {type(tensor).__name__} of layout {tensor.layout}, or a conjugate or negative view; "
+                    "only plain dense tensors can be saved."
                 )
-            value = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
+            value = tensor.detach().cpu().contiguous()
             if value.untyped_storage().data_ptr() in storages:
                 value = value.clone()
             storages.add(value.untyped_storage().data_ptr())
