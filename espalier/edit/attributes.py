@@ -82,7 +82,7 @@ def _attention(module: nn.Module, shape: ShapeOf, call: Mapping[str, int]) -> Si
     }
 
 
-_TABLE: tuple[tuple[type | tuple[type, ...], Callable[[nn.Module, ShapeOf, Mapping[str, int]], Sizes]], ...] = (
+_TABLE: tuple[tuple[type[nn.Module], Callable[[nn.Module, ShapeOf, Mapping[str, int]], Sizes]], ...] = (
     (nn.Linear, _linear),
     (nn.modules.conv._ConvNd, _convolution),
     (nn.modules.batchnorm._NormBase, _batch_norm),

@@ -24,6 +24,8 @@ from espalier.graph.topology import Topology
 
 _MOST_TIES = 12
 _DEEPEST = 2
+_TRIAL = 7
+"""Units by which axes grow on trial: enough for rounding in code (`chunk`) not to hide a tie."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def _with_ties(
         if _independent(subject, topology, tie, follows):
             continue
         tied = topology.tied(tie.axis, tie.to)
-        attempt = _grown_by_one(tied, tie) if follows else plan
+        attempt = _trial(tied, tie) if follows else plan
         try:
             found = _tried(subject, tied, attempt, {} if follows else limits)
         except UnrepairedError as error:
@@ -89,8 +91,8 @@ def _with_ties(
         if follows:
             raise TiedError(tied)
         return found
-    for tied, attempt, error in further if depth > 1 else ():
-        deeper = _with_ties(subject, tied, attempt, limits, error, depth - 1)
+    for tied, attempt, obstacle in further if depth > 1 else ():
+        deeper = _with_ties(subject, tied, attempt, limits, obstacle, depth - 1)
         if deeper is not None:
             if attempt is not plan:
                 raise TiedError(deeper.changes.before)
@@ -98,8 +100,8 @@ def _with_ties(
     return None
 
 
-def _grown_by_one(tied: Topology, tie: Tie) -> Plan:
-    return grow_plan({tied.axes[number].name: 1 for number in dict.fromkeys(axes_of(tie.to))})
+def _trial(tied: Topology, tie: Tie) -> Plan:
+    return grow_plan({tied.axes[number].name: _TRIAL for number in dict.fromkeys(axes_of(tie.to))})
 
 
 def _independent(subject: Subject, topology: Topology, tie: Tie, follows: bool) -> bool:
@@ -109,7 +111,7 @@ def _independent(subject: Subject, topology: Topology, tie: Tie, follows: bool) 
         if topology.axes[number].reasons:
             return True
         try:
-            _tried(replace(subject, quick=True), topology, grow_plan({topology.axes[number].name: 1}), {})
+            _tried(replace(subject, quick=True), topology, grow_plan({topology.axes[number].name: _TRIAL}), {})
         except UnrepairedError:
             return False
     return True
@@ -139,7 +141,7 @@ def settled(subject: Subject, topology: Topology) -> Topology:
 def _learnt(subject: Subject, topology: Topology, name: str) -> Topology:
     """The topology after trying to change one axis on fake tensors."""
     try:
-        return stage(subject, topology, grow_plan({name: 1}), {}).changes.before
+        return stage(subject, topology, grow_plan({name: _TRIAL}), {}).changes.before
     except TiedError as error:
         return error.topology
     except UnrepairedError as error:

@@ -6,7 +6,7 @@ unit of the cheapest axis below it where the smallest sizes permit; after growin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
@@ -32,10 +32,13 @@ class Uniform:
     """All axes keep their proportions to each other; within each the scores decide."""
 
     def __call__(self, scores: Scores, goal: Goal, /) -> Selection:
-        available = _limited(goal, scores)
-        sizes = _scaled(goal, available)
-        counts = {axis: abs(sizes[axis] - size) for axis, size in goal.sizes.items()}
-        return _first(scores, goal, counts)
+        most = _available(scores, goal)
+        sign = -1 if goal.direction == "prune" else 1
+
+        def furthest_behind(axis: str, size: int, price: int) -> float:
+            return -(size + (sign > 0)) / goal.reference[axis]
+
+        return _chosen(scores, goal, _one_by_one(goal, _scaled(goal, most), most, furthest_behind))
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,11 @@ class Global:
 
     def __call__(self, scores: Scores, goal: Goal, /) -> Selection:
         ranked = {axis: _ranked(scores.values[axis], goal).values.tolist() for axis in goal.sizes}
-        run = _Greedy(goal, ranked)
-        sizes = run.pruned() if goal.direction == "prune" else run.grown()
-        counts = {axis: abs(sizes[axis] - size) for axis, size in goal.sizes.items()}
-        return _first(scores, goal, counts)
+
+        def utility(axis: str, size: int, price: int) -> float:
+            return float(ranked[axis][abs(size - goal.sizes[axis])]) / max(price, 1)
+
+        return _chosen(scores, goal, _one_by_one(goal, dict(goal.sizes), _available(scores, goal), utility))
 
 
 def scope_of(name: Scope) -> Select:
@@ -60,20 +64,24 @@ def scope_of(name: Scope) -> Select:
     return Global() if name == "global" else Uniform()
 
 
+Value = Callable[[str, int, int], float]
+"""(axis, its size, price of its next unit) -> value; the least valuable goes first, the most valuable comes first."""
+
+
 def _ranked(values: Tensor, goal: Goal) -> torch.return_types.sort:
     """Sorted by who goes (or comes) first; equal scores by index, so that the result never depends on the device."""
     return values.double().cpu().sort(stable=True, descending=goal.direction == "grow")
 
 
-def _first(scores: Scores, goal: Goal, counts: Mapping[str, int]) -> Selection:
+def _chosen(scores: Scores, goal: Goal, sizes: Mapping[str, int]) -> Selection:
     return {
-        axis: tuple(sorted(_ranked(scores.values[axis], goal).indices[:count].tolist()))
-        for axis, count in counts.items()
-        if count
+        axis: tuple(sorted(_ranked(scores.values[axis], goal).indices[: abs(sizes[axis] - size)].tolist()))
+        for axis, size in goal.sizes.items()
+        if sizes[axis] != size
     }
 
 
-def _limited(goal: Goal, scores: Scores) -> Mapping[str, int]:
+def _available(scores: Scores, goal: Goal) -> Mapping[str, int]:
     """The largest sizes, if no more units can come than the score has candidates for."""
     if goal.direction == "prune":
         return goal.most
@@ -81,7 +89,7 @@ def _limited(goal: Goal, scores: Scores) -> Mapping[str, int]:
 
 
 def _scaled(goal: Goal, most: Mapping[str, int]) -> dict[str, int]:
-    """The largest sizes in proportion to the reference that fit, filled up unit by unit."""
+    """Sizes in proportion to the reference: to prune, the smallest above the target; to grow, the largest that fit."""
 
     def at(scale: float) -> dict[str, int]:
         return {
@@ -90,43 +98,29 @@ def _scaled(goal: Goal, most: Mapping[str, int]) -> dict[str, int]:
         }
 
     low, high = 0.0, 1.0
-    largest = {axis: max(goal.least[axis], most[axis]) for axis in goal.sizes}
-    while goal.fits(at(high)) and at(high) != largest:
+    while goal.fits(at(high)) and any(size < most[axis] for axis, size in at(high).items()):
         low, high = high, high * 2
     for _ in range(50):
         middle = (low + high) / 2
         low, high = (middle, high) if goal.fits(at(middle)) else (low, middle)
-    sizes = at(high) if goal.fits(at(high)) else at(low)
-    return _filled(goal, sizes, most, goal.sizes)
+    return at(high) if goal.direction == "prune" or goal.fits(at(high)) else at(low)
 
 
-def _filled(goal: Goal, sizes: dict[str, int], most: Mapping[str, int], axes: Iterable[str]) -> dict[str, int]:
-    """Add single units, each time to the axis that is furthest below its proportion, until none fits any more."""
-    open_axes = [axis for axis in axes if sizes[axis] < most[axis]]
-    while open_axes and goal.fits(sizes):
-        axis = min(open_axes, key=lambda name: ((sizes[name] + 1) / goal.reference[name], name))
-        larger = {**sizes, axis: sizes[axis] + 1}
-        if not goal.fits(larger):
-            open_axes.remove(axis)
-            continue
-        sizes = larger
-        if sizes[axis] >= most[axis]:
-            open_axes.remove(axis)
-    return sizes
+def _one_by_one(goal: Goal, sizes: dict[str, int], most: Mapping[str, int], value: Value) -> dict[str, int]:
+    """Take or add one unit at a time until the target is met, or until no further unit fits."""
+    run = _Greedy(goal, sizes, most, value)
+    return run.pruned() if goal.direction == "prune" else run.grown()
 
 
 class _Greedy:
-    """Takes one unit at a time, the next of the axis with the best utility."""
+    """The state of a selection that goes unit by unit."""
 
-    def __init__(self, goal: Goal, ranked: Mapping[str, list[float]]) -> None:
-        self._goal, self._ranked = goal, ranked
-        self._sizes = dict(goal.sizes)
-        self._taken = dict.fromkeys(goal.sizes, 0)
+    def __init__(self, goal: Goal, sizes: dict[str, int], most: Mapping[str, int], value: Value) -> None:
+        self._goal, self._sizes, self._most, self._value = goal, sizes, most, value
         self._prices: dict[str, int] = {}
 
     def pruned(self) -> dict[str, int]:
-        """Sizes after removing the least useful units until the target is met."""
-        cost = self._goal.target.cost
+        """Remove the least valuable unit until the target is met."""
         excess = self._goal.target.excess(self._sizes)
         self._price(self._sizes, -1)
         while excess > 0:
@@ -135,58 +129,50 @@ class _Greedy:
                 break
             # An expensive unit must not overshoot by what a cheaper one could have saved: that would waste budget.
             cheapest = min(self._prices[axis] for axis in able)
-            able = [axis for axis in able if self._prices[axis] - excess < cheapest]
-            axis = min(able, key=self._utility)
+            axis = min((one for one in able if self._prices[one] - excess < cheapest), key=self._next)
             excess -= self._prices[axis]
-            self._take(axis, -1)
-            self._price(cost.neighbours(axis), -1)
+            self._sizes[axis] -= 1
+            self._price(self._goal.target.cost.neighbours(axis), -1)
         self._return_what_fits()
         return self._sizes
 
     def grown(self) -> dict[str, int]:
-        """Sizes after adding the most useful ghost units as long as any fits."""
+        """Add the most valuable ghost unit as long as any fits."""
         caps = (self._goal.target, *self._goal.caps)
         room = [-cap.excess(self._sizes) for cap in caps]
         self._price(self._sizes, 1)
-        able = {axis for axis in self._sizes if self._may_grow(axis)}
+        able = [axis for axis, size in self._sizes.items() if size < self._most[axis]]
         while able:
-            axis = max(able, key=lambda name: (self._utility(name), name))
+            axis = max(able, key=self._next)
             steps = [cap.cost.step(axis, self._sizes, 1) for cap in caps]
             if any(step > left for step, left in zip(steps, room, strict=True)):
-                able.discard(axis)  # prices only rise and room only shrinks, so it will not fit later
+                able.remove(axis)  # prices only rise and room only shrinks, so it will not fit later
                 continue
             room = [left - step for step, left in zip(steps, room, strict=True)]
-            self._take(axis, 1)
+            self._sizes[axis] += 1
             self._price(self._goal.target.cost.neighbours(axis), 1)
-            if not self._may_grow(axis):
-                able.discard(axis)
+            if self._sizes[axis] >= self._most[axis]:
+                able.remove(axis)
         return self._sizes
 
     def _return_what_fits(self) -> None:
-        for axis in sorted((name for name, count in self._taken.items() if count), key=self._last_utility)[::-1]:
-            while self._taken[axis] and self._goal.fits({**self._sizes, axis: self._sizes[axis] + 1}):
+        """What a unit costs falls as others go, so that one which went may fit in the end."""
+        gone = [axis for axis, size in self._goal.sizes.items() if self._sizes[axis] < size]
+        for axis in sorted(gone, key=lambda one: self._goal.target.cost.step(one, self._sizes, 1), reverse=True):
+            while self._sizes[axis] < self._goal.sizes[axis]:
+                if not self._goal.fits({**self._sizes, axis: self._sizes[axis] + 1}):
+                    break
                 self._sizes[axis] += 1
-                self._taken[axis] -= 1
 
     def _price(self, axes: Iterable[str], by: int) -> None:
         cost = self._goal.target.cost
         self._prices.update({axis: abs(cost.step(axis, self._sizes, by)) for axis in axes if axis in self._sizes})
 
-    def _take(self, axis: str, by: int) -> None:
-        self._sizes[axis] += by
-        self._taken[axis] += 1
-
-    def _utility(self, axis: str) -> float:
-        return self._ranked[axis][self._taken[axis]] / max(self._prices[axis], 1)
-
-    def _last_utility(self, axis: str) -> float:
-        return self._ranked[axis][self._taken[axis] - 1] / max(self._prices[axis], 1)
+    def _next(self, axis: str) -> float:
+        return self._value(axis, self._sizes[axis], self._prices[axis])
 
     def _may_shrink(self, axis: str) -> bool:
         return self._sizes[axis] > self._goal.least[axis]
-
-    def _may_grow(self, axis: str) -> bool:
-        return self._sizes[axis] < self._goal.most[axis] and self._taken[axis] < len(self._ranked[axis])
 
 
 __all__ = ["Global", "Scope", "Select", "Uniform", "scope_of"]

@@ -24,17 +24,23 @@ from espalier.edit.changes import Changes
 from espalier.edit.journal import Journal
 from espalier.edit.optimizer import check_shapes, plan_state
 from espalier.edit.plan import Plan, Resize
-from espalier.edit.verify import resized_example, set_attribute, verify
+from espalier.edit.verify import Subject, resized_example, set_attribute, verify
 from espalier.errors import CheckpointError
 from espalier.graph.capture import TensorTable, tensor_table
 from espalier.graph.dims import NEW, size_of
-from espalier.graph.solver import Reason
 from espalier.graph.topology import INTERFACE, Topology
 from espalier.measure.cost import cost_of
 from espalier.structure import Edit, LimitLike, Structure, attach
 from espalier.train import checkpoint_files as files
 from espalier.train import checkpoint_optimizer
-from espalier.train.checkpoint_network import SavedAxis, SavedNetwork, SavedTensor, saved_attributes
+from espalier.train.checkpoint_network import (
+    SavedAxis,
+    SavedNetwork,
+    SavedTensor,
+    dim_to_json,
+    found_since_attach,
+    saved_attributes,
+)
 from espalier.train.checkpoint_optimizer import RestoredOptimizer, laid_out
 
 
@@ -108,8 +114,9 @@ def load(
     structure = attach(model, example_inputs, optimizer=optimizer, keep=keep, limits=limits, follow=follow)
     network.check_axes(structure.initial_sizes)
     after = _resized(structure.topology, network)
+    found = network.with_findings(after)
     attributes = network.attribute_changes(model)
-    _verify(structure, table, after, attributes)
+    _verify(structure, after, attributes)
     replacements = _replacements(table.tensors, values, network.tensors)
     settings = [(model, change) for change in attributes]
     if follow and network.followers and len(follow) != len(network.followers):
@@ -122,7 +129,8 @@ def load(
         settings += [(module, replace(one, module=".".join(filter(None, (path, one.module))))) for one in attributes]
     restored = _restored(optimizer, table, paths)
     _commit(replacements, settings, optimizer, restored, _changes(structure.topology, after))
-    _take_over(structure, network, after, attributes)
+    _take_over(structure, after, found, attributes)
+    structure.limits = {**network.limits, **structure.limits}
     return structure
 
 
@@ -143,8 +151,9 @@ def _described(structure: Structure, table: TensorTable, followers: Sequence[Map
         {name: SavedTensor.of(tensor, structure.initial_shapes[name]) for name, tensor in table.tensors.items()},
         table.aliases,
         {name: SavedAxis(size, sizes[name]) for name, size in structure.initial_sizes.items()},
+        {name: dim_to_json(dim, topology.names()) for name, dim in topology.ties.items()},
+        found_since_attach(topology),
         saved_attributes(structure.model, [change for edit in structure.history for change in edit.attributes]),
-        [record.name for record in topology.axes.values() if any(one.kind == "keep" for one in record.reasons)],
         structure.limits,
         [{name: SavedTensor.of(one, tuple(one.shape)) for name, one in tensors.items()} for tensors in followers],
     )
@@ -190,8 +199,8 @@ def _resized(topology: Topology, network: SavedNetwork) -> Topology:
     return after
 
 
-def _verify(structure: Structure, table: TensorTable, after: Topology, attributes: Sequence[AttributeChange]) -> None:
-    mismatch = verify(structure.model, structure.example, table, after, attributes).mismatch
+def _verify(structure: Structure, after: Topology, attributes: Sequence[AttributeChange]) -> None:
+    mismatch = verify(structure._subject(), after, attributes).mismatch
     if mismatch is not None:
         raise CheckpointError(
             f"at the saved sizes the model would not run as the saved one did: {mismatch.where}: {mismatch.text}. "
@@ -303,9 +312,7 @@ def _commit(
             group.update(options)
 
 
-def _take_over(
-    structure: Structure, network: SavedNetwork, after: Topology, attributes: Sequence[AttributeChange]
-) -> None:
+def _take_over(structure: Structure, after: Topology, found: Topology, attributes: Sequence[AttributeChange]) -> None:
     """Have the structure of the fresh model describe the loaded one."""
     before = structure.topology
     sizes = {
@@ -320,13 +327,7 @@ def _take_over(
         edit = Edit(plan, "changing", why, sizes, cost_of(before), cost_of(after), tuple(attributes))
         structure._history.append(edit)
     structure.example = resized_example(structure.example, after.predictions[0], after)
-    kept = {
-        after.by_name[name].number: Reason("keep", "was kept when the network was saved")
-        for name in network.keep
-        if name in after.by_name and not any(one.kind == "keep" for one in after.by_name[name].reasons)
-    }
-    structure.topology = after.frozen(kept)
-    structure.limits = {**network.limits, **structure.limits}
+    structure.topology = found
 
 
 def _names(table: TensorTable) -> dict[int, str]:

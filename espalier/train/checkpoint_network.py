@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,15 @@ from espalier.edit.changes import Limits
 from espalier.edit.tensors import memory_order
 from espalier.errors import CheckpointError
 from espalier.graph.capture import TensorTable
+from espalier.graph.dims import Concat, Dim, Fixed, Leaf, Product, axes_of, size_of
+from espalier.graph.solver import Reason
+from espalier.graph.topology import Topology
 
 Shape: TypeAlias = tuple[int, ...]
 AttributeValue: TypeAlias = int | float | list[int] | None
+
+_FOUND_LATER: Final = ("keep", "code")
+"""Kinds of reasons that a capture does not tell."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +72,14 @@ class SavedNetwork:
     """The contents of ``network.json``."""
 
     tensors: Mapping[str, SavedTensor]
-    ties: Mapping[str, str]
+    aliases: Mapping[str, str]
     """Further names of tied tensors -> the first name."""
     axes: Mapping[str, SavedAxis]
+    ties: Mapping[str, Any]
+    """Axes that code was found to tie to others -> what to, as `dim_to_json` writes it."""
+    frozen: Mapping[str, Sequence[Reason]]
+    """Axis -> why it may not change, apart from what a capture tells: kept as asked for, or found to be held by code."""
     attributes: Sequence[SavedAttribute]
-    keep: Sequence[str]
     limits: Mapping[str, Limits]
     followers: Sequence[Mapping[str, SavedTensor]]
     """The tensors of every copy that shares the edits, by its own names; `original` is not used."""
@@ -85,10 +94,11 @@ class SavedNetwork:
         try:
             return cls(
                 {name: SavedTensor.parsed(one) for name, one in data["tensors"].items()},
-                {_typed(name, str): _typed(first, str) for name, first in data["ties"].items()},
+                {name: _typed(first, str) for name, first in data["aliases"].items()},
                 {name: SavedAxis(_units(one["original"]), _units(one["size"])) for name, one in data["axes"].items()},
+                dict(data["ties"].items()),
+                {name: [_reason(one) for one in found] for name, found in data["frozen"].items()},
                 [_attribute(one) for one in data["attributes"]],
-                [_typed(name, str) for name in data["keep"]],
                 {name: Limits(_bound(one["at_least"]), _bound(one["at_most"])) for name, one in data["limits"].items()},
                 [{name: SavedTensor.parsed(one) for name, one in found.items()} for found in data["followers"]],
             )
@@ -113,8 +123,8 @@ class SavedNetwork:
         more = [name for name in table.tensors if name not in self.tensors]
         if more:
             raise CheckpointError(f"the checkpoint is of another model: this one also has {more[0]}. {hint}")
-        for name in sorted(set(self.ties) ^ set(table.aliases)):
-            expected = f"a tie to {self.ties[name]}" if name in self.ties else "no tie"
+        for name in sorted(set(self.aliases) ^ set(table.aliases)):
+            expected = f"a tie to {self.aliases[name]}" if name in self.aliases else "no tie"
             raise CheckpointError(f"{name}: expected {expected}, found otherwise. {hint}")
 
     def check_axes(self, initial_sizes: Mapping[str, int]) -> None:
@@ -131,6 +141,26 @@ class SavedNetwork:
         if more:
             raise CheckpointError(f"this model has an axis {more[0]} that the checkpoint does not know.")
 
+    def with_findings(self, topology: Topology) -> Topology:
+        """The topology at the saved sizes with the ties and the reasons that were found, or given, since `attach`.
+
+        Raises CheckpointError if they do not fit it.
+        """
+        try:
+            for name, data in self.ties.items():
+                number, dim = topology.by_name[name].number, dim_of_json(data, topology)
+                if number in axes_of(dim) or size_of(dim, topology.sizes) != topology.sizes[number]:
+                    raise ValueError(f"{name} cannot be tied to {data!r}")
+                topology = topology.tied(number, dim)
+            records = {topology.by_name[name]: reasons for name, reasons in self.frozen.items()}
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise CheckpointError(f"network.json is damaged: {type(error).__name__}: {error}.") from error
+        for record, reasons in records.items():
+            for reason in reasons:
+                if reason not in record.reasons:
+                    topology = topology.frozen({record.number: reason})
+        return topology
+
     def attribute_changes(self, model: nn.Module) -> list[AttributeChange]:
         """The changes that bring a freshly built model to the saved one's attributes. Raises CheckpointError."""
         changes: list[AttributeChange] = []
@@ -146,6 +176,38 @@ class SavedNetwork:
             new = tuple(saved.value) if isinstance(old, tuple) and isinstance(saved.value, list) else saved.value
             changes.append(AttributeChange(saved.module, saved.path, old, new))
         return changes
+
+
+def found_since_attach(topology: Topology) -> dict[str, list[Reason]]:
+    """Axis -> its reasons that no capture tells."""
+    found = {
+        record.name: [one for one in record.reasons if one.kind in _FOUND_LATER] for record in topology.axes.values()
+    }
+    return {name: reasons for name, reasons in found.items() if reasons}
+
+
+def dim_to_json(dim: Dim, names: Mapping[int, str]) -> Any:
+    """An expression over axes: an axis by its name, a plain size as a number, products and concatenations as lists."""
+    match dim:
+        case Fixed(size):
+            return size
+        case Leaf(axis):
+            return names[axis]
+        case Product(parts):
+            return {"product": [dim_to_json(part, names) for part in parts]}
+        case Concat(parts):
+            return {"concat": [dim_to_json(part, names) for part in parts]}
+
+
+def dim_of_json(data: Any, topology: Topology) -> Dim:
+    """What `dim_to_json` wrote. Raises KeyError or TypeError for anything else, and for unknown axes."""
+    if isinstance(data, str):
+        return Leaf(topology.by_name[data].number)
+    if type(data) is int:
+        return Fixed(data)
+    kind = "product" if "product" in data else "concat"
+    parts = tuple(dim_of_json(part, topology) for part in data[kind])
+    return Product(parts) if kind == "product" else Concat(parts)
 
 
 def saved_attributes(model: nn.Module, changes: Sequence[AttributeChange]) -> list[SavedAttribute]:
@@ -200,6 +262,12 @@ def _units(value: object) -> int:
     return units
 
 
+def _reason(data: Mapping[str, Any]) -> Reason:
+    if data["kind"] not in _FOUND_LATER:
+        raise ValueError(f"{data['kind']!r} is no kind of reason that is saved")
+    return Reason(data["kind"], _typed(data["text"], str))
+
+
 def _bound(value: object) -> int | None:
     return None if value is None else _typed(value, int)
 
@@ -214,4 +282,7 @@ def _typed(value: Any, kind: type) -> Any:
     return value
 
 
-__all__ = ["SavedAttribute", "SavedAxis", "SavedNetwork", "SavedTensor", "saved_attributes"]
+__all__ = [
+    "SavedAttribute", "SavedAxis", "SavedNetwork", "SavedTensor", "dim_of_json", "dim_to_json", "found_since_attach",
+    "saved_attributes",
+]  # fmt: skip
