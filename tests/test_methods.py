@@ -162,7 +162,7 @@ def test_what_is_no_method_is_refused() -> None:
     def needs_an_argument(width: float) -> Method:
         return esp.grow.Random(width=width)
 
-    with pytest.raises(MethodError, match="needs_an_argument: every argument of a method needs a default"):
+    with pytest.raises(MethodError, match="needs_an_argument: every argument of a registered method needs a default"):
         register(needs_an_argument)  # type: ignore[arg-type]
     with pytest.raises(MethodError, match="expected a function that returns a Method, found 3"):
         register(lambda: 3)  # type: ignore[arg-type,return-value]

@@ -1,11 +1,15 @@
 """What new units start from, by the role of the slot: neutral for the function, ready to learn.
 
 What is summed over (``contract``) starts at zero, so that new units contribute nothing: the outgoing side, never the
-incoming one, which under batch norm would be amplified by 1/sqrt(eps). What produces the units starts at Gaussian
-values as large as the tensor's own; scales, shifts and running statistics at the mean of their neighbours.
+incoming one, which under batch norm would be amplified by 1/sqrt(eps). What produces the units starts as random
+mixtures of the old ones and of one fresh Gaussian, so that new units respond to the data about as strongly as trained
+ones do (independent Gaussian weights of the same size respond less than half as strongly: trained weights are aligned
+with what comes in). Scales, shifts and running statistics start at the mean of their neighbours.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -18,6 +22,9 @@ from espalier.graph.dims import NEW, IntArray
 
 _STARTS = {"contract": "zero", "produce": "random", "filter": "random", "group": "random", "lookup": "random"}
 """Role -> how new positions start; every other role starts at the mean of the old positions."""
+
+_MOST_PARENTS = 64
+"""Old units that are mixed: enough for variety, and cheap for the widest layers."""
 
 Sources = tuple[IntArray | None, ...]
 
@@ -33,22 +40,36 @@ def fill(
     starts = _starts(name, sources, changes, contract)
     if not starts or not tensor.is_floating_point() or set(starts.values()) == {"zero"}:
         return 0.0
-    noise: Tensor | float = 0.0
-    if "random" in starts.values() and tensor.dim() > 1:
-        noise = _gaussian(name, tensor, sources, seed)
-    result = gather(tensor, sources, noise)
+    generator = torch.Generator().manual_seed(_mixed(seed, name))
+    spread = _spread(name, tensor) if "random" in starts.values() and tensor.dim() > 1 else 0.0
+    result = gather(tensor, sources, 0.0)
     for dim, start in starts.items():
         source = sources[dim]
         assert source is not None
-        new = torch.from_numpy((source == NEW).nonzero()[0]).to(tensor.device)
+        new, old = (torch.from_numpy(found.nonzero()[0]).to(tensor.device) for found in (source == NEW, source != NEW))
         if start == "zero":
             result.index_fill_(dim, new, 0.0)
         elif start == "mean" or tensor.dim() == 1:
-            old = torch.from_numpy((source != NEW).nonzero()[0]).to(tensor.device)
             mean = result.index_select(dim, old).mean(dim, keepdim=True)
             size = [len(new) if other == dim else n for other, n in enumerate(result.shape)]
             result.index_copy_(dim, new, mean.expand(size))
+        else:
+            result.index_copy_(dim, new, _mixtures(result, dim, old, len(new), spread, generator))
     return result
+
+
+def _mixtures(tensor: Tensor, dim: int, old: Tensor, count: int, spread: float, generator: torch.Generator) -> Tensor:
+    """`count` new slices along `dim`: Gaussian mixtures of some old slices and one fresh slice each.
+
+    With n parents w_j: w = (sum_j g_j w_j + g_0 s) / sqrt(n + 1), g standard normal, s the tensor's own spread, so that
+    the expected square of every entry is about that of the old ones.
+    """
+    parents = old[torch.randperm(len(old), generator=generator)[:_MOST_PARENTS].to(old.device)]
+    weights = torch.randn(count, len(parents), generator=generator, dtype=torch.float32).to(tensor)
+    slices = tensor.index_select(dim, parents).movedim(dim, 0)
+    mixed = (weights @ slices.reshape(len(parents), -1)).reshape(count, *slices.shape[1:])
+    fresh = torch.randn(mixed.shape, generator=generator, dtype=torch.float32).to(tensor)
+    return ((mixed + spread * fresh) / (len(parents) + 1) ** 0.5).movedim(0, dim)
 
 
 def _starts(name: str, sources: Sources, changes: Changes, contract: Contract) -> dict[int, str]:
@@ -62,19 +83,17 @@ def _starts(name: str, sources: Sources, changes: Changes, contract: Contract) -
     return dict(sorted(found.items(), key=lambda item: item[1] == "zero"))
 
 
-def _gaussian(name: str, tensor: Tensor, sources: Sources, seed: int) -> Tensor:
-    shape = [n if source is None else len(source) for n, source in zip(tensor.shape, sources, strict=True)]
-    spread = tensor.detach().float().std(correction=0) if tensor.numel() > 1 else tensor.detach().float().abs().mean()
-    if tensor.device.type != "meta" and not bool(torch.isfinite(spread)):
+def _spread(name: str, tensor: Tensor) -> float:
+    """Root mean square of a tensor's entries; that of a fresh layer if they are all zero."""
+    if tensor.device.type == "meta":
+        return 1.0
+    spread = float(tensor.detach().float().square().mean().sqrt())
+    if not math.isfinite(spread):
         raise PlanError(
             f"{name} holds values that are not finite, so new units cannot be given values of its size; "
             "mend the training (a smaller learning rate, gradient clipping) or go back to a checkpoint before growing."
         )
-    if tensor.device.type != "meta" and not bool(spread):  # a tensor of equal values: as large as a fresh layer's
-        spread = spread.new_tensor(1.0 / max(1, tensor[0].numel()) ** 0.5)
-    generator = torch.Generator().manual_seed(_mixed(seed, name))
-    noise = torch.randn(shape, generator=generator, dtype=torch.float32).to(device=tensor.device, dtype=tensor.dtype)
-    return noise * spread.to(tensor)
+    return spread or 1.0 / max(1, tensor[0].numel()) ** 0.5
 
 
 def _mixed(seed: int, name: str) -> int:

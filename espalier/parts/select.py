@@ -1,7 +1,7 @@
 """Selections: which units go or come, given their scores and what the event should reach.
 
-Each meets the target as closely as whole units allow: after pruning the cost is at most the target, and less than one
-unit of the cheapest axis below it where the smallest sizes permit; after growing it never exceeds target or caps.
+Each meets the target as closely as whole units allow: after pruning the cost is at most the target (where the smallest
+sizes permit), and no unit that went could have stayed; after growing no cap is exceeded, and no further unit would fit.
 """
 
 from __future__ import annotations
@@ -127,9 +127,7 @@ class _Greedy:
             able = [axis for axis, price in self._prices.items() if price > 0 and self._may_shrink(axis)]
             if not able:
                 break
-            # An expensive unit must not overshoot by what a cheaper one could have saved: that would waste budget.
-            cheapest = min(self._prices[axis] for axis in able)
-            axis = min((one for one in able if self._prices[one] - excess < cheapest), key=self._next)
+            axis = min(able, key=self._next)
             excess -= self._prices[axis]
             self._sizes[axis] -= 1
             self._price(self._goal.target.cost.neighbours(axis), -1)
@@ -156,7 +154,7 @@ class _Greedy:
         return self._sizes
 
     def _return_what_fits(self) -> None:
-        """What a unit costs falls as others go, so that one which went may fit in the end."""
+        """The last unit that went may have been an expensive one; cheaper ones have room again then."""
         gone = [axis for axis, size in self._goal.sizes.items() if self._sizes[axis] < size]
         for axis in sorted(gone, key=lambda one: self._goal.target.cost.step(one, self._sizes, 1), reverse=True):
             while self._sizes[axis] < self._goal.sizes[axis]:

@@ -24,7 +24,7 @@ from espalier.edit.changes import Changes
 from espalier.edit.journal import Journal
 from espalier.edit.optimizer import check_shapes, plan_state
 from espalier.edit.plan import Plan, Resize
-from espalier.edit.verify import Subject, resized_example, set_attribute, verify
+from espalier.edit.verify import resized_example, set_attribute, verify
 from espalier.errors import CheckpointError
 from espalier.graph.capture import TensorTable, tensor_table
 from espalier.graph.dims import NEW, size_of

@@ -78,7 +78,7 @@ class SavedNetwork:
     ties: Mapping[str, Any]
     """Axes that code was found to tie to others -> what to, as `dim_to_json` writes it."""
     frozen: Mapping[str, Sequence[Reason]]
-    """Axis -> why it may not change, apart from what a capture tells: kept as asked for, or found to be held by code."""
+    """Axis -> why it may not change besides what a capture tells: kept as asked for, or found to be held by code."""
     attributes: Sequence[SavedAttribute]
     limits: Mapping[str, Limits]
     followers: Sequence[Mapping[str, SavedTensor]]
@@ -152,10 +152,10 @@ class SavedNetwork:
                 if number in axes_of(dim) or size_of(dim, topology.sizes) != topology.sizes[number]:
                     raise ValueError(f"{name} cannot be tied to {data!r}")
                 topology = topology.tied(number, dim)
-            records = {topology.by_name[name]: reasons for name, reasons in self.frozen.items()}
+            records = [(topology.by_name[name], reasons) for name, reasons in self.frozen.items()]
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise CheckpointError(f"network.json is damaged: {type(error).__name__}: {error}.") from error
-        for record, reasons in records.items():
+        for record, reasons in records:
             for reason in reasons:
                 if reason not in record.reasons:
                     topology = topology.frozen({record.number: reason})
