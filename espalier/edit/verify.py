@@ -20,7 +20,7 @@ from torch import nn
 from espalier.edit.attributes import AttributeChange
 from espalier.errors import CaptureError
 from espalier.graph.capture import Call, Divergence, Shape, TensorTable, Trace, capture, map_tensors
-from espalier.graph.dims import axes_of, implies, size_of, without_single
+from espalier.graph.dims import Fixed, axes_of, implies, size_of, without_single
 from espalier.graph.topology import Topology, TracePrediction, infer
 
 
@@ -137,16 +137,16 @@ def _same_equations(subject: Subject, after: Topology, shapes: Mapping[str, Shap
         return False
     pairs = []
     for name, dims in after.tensors.items():
-        for ours, theirs in zip(dims, anew.tensors[name], strict=True):
-            pairs.append((without_single(ours, after.sizes), without_single(theirs, anew.sizes)))
-    outputs = [
-        [
-            tuple(size_of(dim, one.sizes) for dim in one.predictions[0].dims[index])
-            for index in one.predictions[0].outputs
-        ]
-        for one in (after, anew)
-    ]
-    return outputs[0] == outputs[1] and implies(pairs, after.sizes, anew.sizes)
+        present = subject.table.tensors[name].shape
+        for ours, theirs, size in zip(dims, anew.tensors[name], present, strict=True):
+            if theirs != Fixed(size):  # a plain size may be told from an axis less well, but it is as large as it was
+                pairs.append((without_single(ours, after.sizes), without_single(theirs, anew.sizes)))
+    return _output_shapes(after) == _output_shapes(anew) and implies(pairs, after.sizes, anew.sizes)
+
+
+def _output_shapes(topology: Topology) -> list[tuple[int, ...]]:
+    prediction = topology.predictions[0]
+    return [tuple(size_of(dim, topology.sizes) for dim in prediction.dims[index]) for index in prediction.outputs]
 
 
 def _compared(

@@ -62,26 +62,10 @@ def read(folder: Path) -> dict[str, Path]:
     Raises:
         CheckpointError: there is no checkpoint, or one of another version, or a file is missing, cut short or changed.
     """
-    manifest, pending = _manifest(folder)
-    paths: dict[str, Path] = {}
-    for name, (size, digest) in _entries(manifest).items():
-        path = folder / (name + _NEW)
-        if not (pending and path.is_file()):
-            path = folder / name
-        if not path.is_file():
-            raise CheckpointError(f"{path} is missing: {manifest.name} lists it. Copy the whole folder.")
-        if path.stat().st_size != size:
-            raise CheckpointError(
-                f"{path} should have {size} bytes, but has {path.stat().st_size}: it was cut short or replaced. Copy "
-                "the file again, or load another checkpoint."
-            )
-        if _digest(path) != digest:
-            raise CheckpointError(
-                f"{path} does not have the SHA-256 that {manifest.name} lists: it was changed or damaged after it was "
-                "saved. Copy the file again, or load another checkpoint."
-            )
-        paths[name] = path
-    return paths
+    try:
+        return _checked_paths(folder)
+    except OSError as error:
+        raise CheckpointError(f"the checkpoint in {folder} cannot be read: {error}.") from error
 
 
 def json_writer(data: Mapping[str, Any]) -> Writer:
@@ -137,6 +121,29 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} cannot be read as safetensors: {error}. Load another checkpoint.") from error
+
+
+def _checked_paths(folder: Path) -> dict[str, Path]:
+    manifest, pending = _manifest(folder)
+    paths: dict[str, Path] = {}
+    for name, (size, digest) in _entries(manifest).items():
+        path = folder / (name + _NEW)
+        if not (pending and path.is_file()):
+            path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing: {manifest.name} lists it. Copy the whole folder.")
+        if path.stat().st_size != size:
+            raise CheckpointError(
+                f"{path} should have {size} bytes, but has {path.stat().st_size}: it was cut short or replaced. Copy "
+                "the file again, or load another checkpoint."
+            )
+        if _digest(path) != digest:
+            raise CheckpointError(
+                f"{path} does not have the SHA-256 that {manifest.name} lists: it was changed or damaged after it was "
+                "saved. Copy the file again, or load another checkpoint."
+            )
+        paths[name] = path
+    return paths
 
 
 def _commit(folder: Path, writers: Mapping[str, Writer]) -> None:
