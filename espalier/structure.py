@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from espalier.edit.apply import check_values, commit, compensating_attributes
+from espalier.edit.apply import Copy, check_values, commit, compensating_attributes
 from espalier.edit.attributes import AttributeChange
 from espalier.edit.changes import Limits, blocking_reason, find_axis
 from espalier.edit.contract import Contract, contract_of
@@ -222,7 +222,7 @@ class Structure:
         staged, contract, attributes, table = self._prepare(plan)
         changes = staged.changes
         optimizers = [self.optimizer] if self.optimizer is not None else []
-        followers = [_follower_table(table, module) for module in self._follow]
+        followers = [_copy(table, module) for module in self._follow]
         example = resized_example(self.example, changes.after.predictions[0], changes.after)
         journal = commit(self.model, table, plan, changes, contract, attributes, optimizers, followers)
         edit = Edit(
@@ -377,7 +377,7 @@ def attach(
         structure.limits[name] = bounds if isinstance(bounds, Limits) else Limits(*bounds)
     table = tensor_table(model)
     for module in follow:
-        _follower_table(table, module)
+        _copy(table, module)
     return structure
 
 
@@ -417,13 +417,13 @@ def _kept(model: nn.Module, topology: Topology, keep: Iterable[str]) -> dict[int
     return reasons
 
 
-def _follower_table(table: TensorTable, module: nn.Module) -> TensorTable:
-    """The tensors of a copy under the names of the model, whatever prefix a wrapper gives them."""
-    other = tensor_table(module)
-    for prefix in ("", "module."):
-        found = {name: other.tensors[prefix + name] for name in table.tensors if prefix + name in other.tensors}
-        if len(found) == len(table.tensors):
-            return TensorTable(found, {}, {})
+def _copy(table: TensorTable, module: nn.Module) -> Copy:
+    """A copy with its tensors under the names of the model, also inside a wrapper that calls it ``module``."""
+    inner = module._modules.get("module")
+    for root in (module,) if inner is None else (module, inner):
+        other = tensor_table(root)
+        if table.tensors.keys() <= other.tensors.keys():
+            return Copy(root, TensorTable({name: other.tensors[name] for name in table.tensors}, {}, {}))
     missing = [name for name in table.tensors if name not in other.tensors]
     raise PlanError(
         f"follow: {type(module).__name__} is no copy of the model: it has no {missing[0]}. For an averaged model pass "

@@ -79,10 +79,9 @@ def of_optimizer(optimizer: Optimizer) -> Snapshot:
 
 
 def of_structure(structure: Structure) -> Snapshot:
-    """What a structure says: sizes, limits, history, shapes of the example."""
+    """What a structure says: shapes, limits, history, the example. What it learnt about ties may stay learnt."""
     topology = structure.topology
     return {
-        "structure sizes": {record.name: topology.sizes[number] for number, record in topology.axes.items()},
         "structure shapes": {name: topology.shape(name) for name in topology.tensors},
         "structure limits": dict(structure.limits),
         "structure history": tuple(id(edit) for edit in structure.history),

@@ -21,7 +21,7 @@ from zoo_small import ZOO
 import espalier as esp
 from espalier.edit.plan import Plan
 from espalier.errors import CheckpointError, EspalierWarning, MethodError, SurgeryError
-from espalier.measure.stats import calibrate, eval_loss, new_statistics, undisturbed
+from espalier.measure.stats import calibrate, eval_loss, new_statistics
 from espalier.method import Method
 from espalier.parts.goal import Goal, Scores
 from espalier.parts.score import Context, Equal
@@ -52,9 +52,9 @@ def test_pruning_ends_at_its_budget(name: str, budget: Any, scope: Any) -> None:
     run.train(12)
     cost = measured(run.structure, budget)
     assert cost <= limit
-    last = run.session.events[-1]
-    assert last.step == 12
-    prices = [getattr(run.structure.axes[axis].unit_cost, counted(budget)) for axis in last.sizes]
+    assert cost > 0.9 * limit
+    cut = run.session.events[-1].sizes
+    prices = [getattr(run.structure.axes[axis].unit_cost, counted(budget)) for axis in cut]
     assert limit - cost < min(prices)  # not one unit of those that went could have stayed
 
 
@@ -72,10 +72,10 @@ def test_pruning_follows_its_ramp() -> None:
     run = start("vgg_batch_norm", [method], total_steps=10)
     first = run.structure.cost().parameters
     run.train(10)
-    for number, event in enumerate(run.session.events, start=1):
-        target = math.floor(first * (0.5 + 0.5 * (1 - number / 5) ** 3))
+    assert len(run.session.events) >= 4  # one that the last units of an earlier one have met already is none
+    for event in run.session.events:
+        target = math.floor(first * (0.5 + 0.5 * (1 - event.step / 10) ** 3))
         assert target - 100 < event.cost_after.parameters <= target
-    assert number == 5
 
 
 @pytest.mark.parametrize("shape", ["linear", "constant"])
@@ -134,12 +134,11 @@ def test_limits_and_smallest_fractions_are_kept() -> None:
 
 def test_proportions_follow_what_other_methods_do() -> None:
     """Pruning one axis by half must not make a grower refill it."""
-    half = esp.Units(0.5, of="initial")
+    once = {"every": esp.steps(4), "start": esp.steps(5), "until": esp.steps(6)}
     methods = [
         esp.grow.Random(amount=0.1, every=esp.steps(4), start=0.0, until=1.0),
-        esp.prune.Random(budget=half, shape="constant", every=esp.steps(4), start=esp.steps(5), until=esp.steps(6),
-                         axes=["features.11"]),
-    ]  # fmt: skip
+        esp.prune.Random(amount=0.5, axes=["features.11"], **once),
+    ]
     run = start("vgg_batch_norm", methods, total_steps=40).train(40)
     sizes = run.sizes()
     assert sizes["features.11"] / sizes["features.4"] == pytest.approx(8 / 12, abs=0.08)
@@ -180,7 +179,7 @@ def test_settings_suit_short_trainings(steps: int) -> None:
 def test_wrong_settings_are_named(arguments: Any, message: str) -> None:
     with pytest.raises(MethodError, match=message):
         build(*arguments, total_steps=100)
-    with pytest.raises(MethodError, match="cannot end at 0.5 times"):
+    with pytest.raises(MethodError, match=r"cannot end at 0\.5 times"):
         build("growing", "random", None, total_steps=100, size=0.5)
 
 
@@ -307,7 +306,7 @@ def test_new_units_get_the_statistics_of_their_own_inputs() -> None:
     torch.testing.assert_close(model.features[1].running_var[8:], first.var((0, 2, 3))[8:])
     for name, tensor in model.named_buffers():
         kept = {"features.1": 8, "features.5": 12}.get(name.rpartition(".")[0])
-        assert torch.equal(tensor[:kept] if tensor.dim() else tensor, before[name][:kept] if tensor.dim() else before[name])
+        assert torch.equal(tensor.view(-1)[:kept], before[name].view(-1)[:kept])
     assert model.features[1].momentum == 0.1
 
 
@@ -337,9 +336,12 @@ def test_undisturbed_restores_what_a_module_does_to_its_buffers() -> None:
     assert eval_loss(model, lambda: model(torch.ones(2, 3))) == 6.0
     assert model.count == 0
     assert model.last is last
-    with pytest.raises(ZeroDivisionError), undisturbed(model):
-        model.eval()
+
+    def fail() -> Tensor:
         raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        eval_loss(model, fail)
     assert model.training
 
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
@@ -59,7 +59,7 @@ def start(
         MethodError: the methods do not fit the network.
         KeyboardInterrupt: Ctrl-C; the state was kept.
     """
-    with _surroundings(options):
+    with _surroundings(options, progress):
         run = _Run(options, progress, checkpoint_seconds)
         training = run.network(None)
         threads = torch.get_num_threads()
@@ -98,7 +98,7 @@ def resume(out: Path, given: _Json, progress: Progress, *, checkpoint_seconds: f
         return
     options = recorded_options(folder.config, out / "config.json")
     threads = folder.config.get("threads")
-    with _surroundings(options), _threads(threads if isinstance(threads, int) and threads > 0 else 1):
+    with _surroundings(options, progress), _threads(threads if isinstance(threads, int) and threads > 0 else 1):
         run = _Run(options, progress, checkpoint_seconds)
         kept = folder.read_checkpoint()
         if kept is None:
@@ -248,12 +248,28 @@ def _config(options: Options, command: Sequence[str], threads: int) -> dict[str,
 
 
 @contextmanager
-def _surroundings(options: Options) -> Iterator[None]:
-    """Torch's global state for the time of a run; warnings of the session are records here, not prints."""
+def _surroundings(options: Options, progress: Progress) -> Iterator[None]:
+    """Torch's random state is left alone, and warnings of the session are shown with everything else."""
     device = torch.device(options.device)
     cuda = [device.index or 0] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda), warnings.catch_warnings():
-        warnings.simplefilter("ignore", EspalierWarning)
+        show = warnings.showwarning
+
+        def say(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if issubclass(category, EspalierWarning):
+                progress.say(f"warning: {message}")
+            else:
+                show(message, category, filename, lineno, file, line)
+
+        warnings.simplefilter("always", EspalierWarning)
+        warnings.showwarning = say
         yield
 
 

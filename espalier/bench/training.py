@@ -1,8 +1,8 @@
 """One network being trained on a task, step by step, in a state that can be kept after any step and taken up again.
 
-Training FLOPs are counted as three times those of the forward pass (one forward, two backward: Kaplan et al. 2020,
-section 2.1) for every sample seen, at the size that the network has at that step; an event adds the two forward passes
-that measure the loss before and after it. Validation is not training and is not counted.
+Training FLOPs are those of every forward pass in which the loss is evaluated, at the size that the network has then,
+three times where gradients are recorded: the backward pass costs twice the forward one (Kaplan et al. 2020, section
+2.1). Events are counted in this way too, since they evaluate the same loss. Validation is not training, and is not.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from espalier.bench.data import Dataset, batches
 from espalier.bench.models import example_inputs
 from espalier.bench.tasks import Task
 from espalier.errors import RunError
+from espalier.graph.topology import Topology
 from espalier.method import Method
 from espalier.structure import attach
 from espalier.train.checkpoint import load, save
@@ -58,17 +59,22 @@ class Assignment:
 
 
 class Objective:
-    """Cross-entropy with the task's label smoothing; remembers the logits, which the accuracy is read from."""
+    """Cross-entropy with label smoothing; remembers the logits, which the accuracy is read from."""
 
     def __init__(self, label_smoothing: float) -> None:
         self._label_smoothing = label_smoothing
         self.logits = torch.empty(0, 0)
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The mean loss of a batch: a scalar."""
         inputs, labels = batch
         logits = model(inputs)
         self.logits = logits.detach()
         return F.cross_entropy(logits, labels, label_smoothing=self._label_smoothing)
+
+    def hits(self, labels: Tensor) -> Tensor:
+        """How many samples of the last batch were classified correctly."""
+        return (self.logits.argmax(dim=1) == labels).sum()
 
 
 class Training:
@@ -95,27 +101,28 @@ class Training:
         self._order = torch.Generator().manual_seed(assignment.seed)
         self._epoch_order = self._order.get_state()
         self._tally = torch.zeros(3, device=device)  # sum of losses, correct, samples: of the epoch so far
-        self.step = self.epoch = self._batch = self._seen = self.training_flops = 0
+        self.step = self.epoch = self._batch = self.training_flops = 0
         self._seconds, self._since = 0.0, time.monotonic()
         self._on_event: Callable[[Record], None] = _ignore
         if checkpoint is None:
             self.structure = attach(model, example, optimizer=optimizer)
         else:
             self.structure = load(checkpoint[1] / _NETWORK, model, example, optimizer=optimizer)
+        self._measured: Topology | None = None
+        self._cost: dict[str, int] = {}
         self._objective = Objective(assignment.task.label_smoothing)
         probe = islice(batches(assignment.data.x_val, assignment.data.y_val, assignment.task.batch_size), PROBE_BATCHES)
         self._session = Session(
             self.structure,
             assignment.methods,
-            loss=self._objective,
+            loss=self._counted_loss,
             probe=list(probe),
             total_steps=assignment.total_steps,
             seed=assignment.seed,
-            on_event=self._count_event,
+            on_event=self._report_event,
         )
         if checkpoint is not None:
             self._restore(*checkpoint)
-        self._measure()
 
     @property
     def model(self) -> nn.Module:
@@ -127,9 +134,13 @@ class Training:
         """Time spent on training and validation, earlier sittings included."""
         return self._seconds + time.monotonic() - self._since
 
-    def cost(self) -> Record:
+    def cost(self) -> dict[str, int]:
         """Parameters, and FLOPs of the forward pass of one sample, as the network is now."""
-        return {"parameters": self._parameters, "flops": self._flops}
+        if self._measured is not self.structure.topology:
+            cost = self.structure.cost()
+            self._measured = self.structure.topology
+            self._cost = {"parameters": cost.parameters, "flops": cost.flops // self._example_size}
+        return self._cost
 
     def axes(self) -> dict[str, int]:
         """The size of every axis that may change."""
@@ -163,7 +174,7 @@ class Training:
         with torch.no_grad():
             for batch in batches(inputs, labels, EVALUATION_BATCH):
                 loss += float(self._objective(self.model, batch)) * len(batch[1])
-                correct += int((self._objective.logits.argmax(dim=1) == batch[1]).sum())
+                correct += int(self._objective.hits(batch[1]))
         self.model.train()
         return loss / len(labels), correct / len(labels)
 
@@ -200,10 +211,15 @@ class Training:
         if self._tally.is_cuda:
             torch.cuda.set_rng_state(random["cuda"], self._tally.device)
 
+    def _counted_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        passes = FORWARD_AND_BACKWARD if torch.is_grad_enabled() else 1
+        self.training_flops += passes * self.cost()["flops"] * len(batch[1])
+        return self._objective(model, batch)
+
     def _train_step(self, batch: Batch) -> None:
         loss = self._session.loss(batch)
         labels = batch[1]
-        hits = (self._objective.logits.argmax(dim=1) == labels).sum()
+        hits = self._objective.hits(labels)
         self._optimizer.zero_grad()
         loss.backward()
         self._optimizer.step()
@@ -211,8 +227,6 @@ class Training:
         self._tally += torch.stack([loss.detach() * len(labels), hits, torch.full_like(hits, len(labels))])
         self.step += 1
         self._batch += 1
-        self._seen = len(labels)
-        self.training_flops += FORWARD_AND_BACKWARD * self._flops * self._seen
         self._session.step()
 
     def _end_epoch(self) -> Record:
@@ -242,11 +256,8 @@ class Training:
             "seconds": round(self.seconds, 3),
         }
 
-    def _count_event(self, event: Event) -> None:
+    def _report_event(self, event: Event) -> None:
         before, after = event.cost_before, event.cost_after
-        flops = [cost.flops // self._example_size for cost in (before, after)]
-        self.training_flops += sum(flops) * self._seen
-        self._measure()
         self._on_event(
             {
                 "step": self.step,
@@ -255,7 +266,7 @@ class Training:
                 "action": event.action,
                 "axes": {name: list(sizes) for name, sizes in event.sizes.items()},
                 "parameters": [before.parameters, after.parameters],
-                "flops": flops,
+                "flops": [before.flops // self._example_size, after.flops // self._example_size],
                 "loss": [event.loss_before, event.loss_after],
                 "contract": event.contract,
                 "why": event.why,
@@ -263,10 +274,6 @@ class Training:
                 "seconds": round(self.seconds, 3),
             }
         )
-
-    def _measure(self) -> None:
-        cost = self.structure.cost()
-        self._parameters, self._flops = cost.parameters, cost.flops // self._example_size
 
 
 def _ignore(record: Record) -> None:

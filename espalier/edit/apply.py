@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -23,9 +24,18 @@ from espalier.edit.norms import DEFAULT_EPS
 from espalier.edit.optimizer import check_shapes, plan_state
 from espalier.edit.plan import Plan
 from espalier.edit.tensors import gather
-from espalier.edit.verify import set_attribute
+from espalier.edit.verify import restore_attribute, set_attribute
 from espalier.errors import EspalierError, PlanError, SurgeryError
 from espalier.graph.capture import TensorTable
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A copy of the model that shares every edit, such as an averaged one."""
+
+    root: nn.Module
+    """The module in it that has the model's own paths."""
+    table: TensorTable
 
 
 def compensating_attributes(model: nn.Module, contract: Contract) -> tuple[list[AttributeChange], str | None]:
@@ -81,7 +91,7 @@ def commit(
     contract: Contract,
     attributes: Sequence[AttributeChange],
     optimizers: Sequence[Optimizer],
-    followers: Sequence[TensorTable],
+    followers: Sequence[Copy],
 ) -> Journal:
     """Replace every tensor that the plan touches, its gradient and its optimizer state, and set the attributes.
 
@@ -101,14 +111,15 @@ def commit(
             new = _scaled(gather(tensor, sources, start), factor)
             _replace(journal, tensor, new, sources, optimizers, name)
             for follower in followers:
-                other = follower.tensors.get(name)
-                if other is not None:
-                    _replace(journal, other, _scaled(gather(other, sources, new), factor), sources, optimizers, name)
-        for change in attributes:
-            module, attribute, old = set_attribute(model, change)
-            new_value = module.__dict__[attribute]
-            module.__dict__[attribute] = old
-            journal.set_attribute(module, attribute, new_value)
+                other = follower.table.tensors[name]
+                old = other if factor == 1.0 else other.detach() * factor
+                _replace(journal, other, gather(old, sources, new, like=other), sources, optimizers, name)
+        for root in (model, *(follower.root for follower in followers)):
+            for change in attributes:
+                module, attribute, replaced = set_attribute(root, change)
+                value = module.__dict__[attribute]
+                restore_attribute(module, attribute, replaced)
+                journal.set_attribute(module, attribute, value)
         for optimizer in optimizers:
             check_shapes(optimizer, model.named_parameters())
     except BaseException as error:

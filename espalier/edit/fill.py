@@ -69,7 +69,8 @@ def _mixtures(tensor: Tensor, dim: int, old: Tensor, count: int, spread: float, 
     slices = tensor.index_select(dim, parents).movedim(dim, 0)
     mixed = (weights @ slices.reshape(len(parents), -1)).reshape(count, *slices.shape[1:])
     fresh = torch.randn(mixed.shape, generator=generator, dtype=torch.float32).to(tensor)
-    return ((mixed + spread * fresh) / (len(parents) + 1) ** 0.5).movedim(0, dim)
+    result: Tensor = (mixed + spread * fresh) / (len(parents) + 1) ** 0.5
+    return result.movedim(0, dim)
 
 
 def _starts(name: str, sources: Sources, changes: Changes, contract: Contract) -> dict[int, str]:

@@ -46,7 +46,7 @@ class TiedError(PlanError):
 
 
 def stage(subject: Subject, topology: Topology, plan: Plan, limits: Mapping[str, Limits]) -> Staged:
-    """Check a plan and try it out: as it is, with axes that code may tie to it, with pairs of attributes.
+    """Check a plan and try it out: as it is, and where that fails with what code ties to the axes that it names.
 
     Raises:
         PlanError: the plan does not fit the topology (`TiedError`: an axis that it names follows others).
@@ -54,11 +54,27 @@ def stage(subject: Subject, topology: Topology, plan: Plan, limits: Mapping[str,
     """
     try:
         return _tried(subject, topology, plan, limits)
+    except UnrepairedError:
+        names = [edit.axis for edit in plan.edits]
+        known = topology
+        for name in names:
+            if name in known.by_name:
+                known = _with_ties_of(replace(subject, quick=True), known, name)
+        if any(name not in known.by_name for name in names):
+            raise TiedError(known) from None
+        return _tried(subject, known, plan, limits, pairs=True)
+
+
+def _with_ties_of(subject: Subject, topology: Topology, name: str) -> Topology:
+    """The topology with what code ties to one axis, as far as growing it on trial shows."""
+    trial = grow_plan({name: _TRIAL}, interface=True)
+    try:
+        _tried(subject, topology, trial, {})
     except UnrepairedError as problem:
-        found = _with_ties(subject, topology, plan, limits, problem, _DEEPEST)
-        if found is not None:
-            return found
-        return _tried(subject, topology, plan, limits, pairs=True)
+        return _with_ties(subject, topology, trial, problem, _DEEPEST) or topology
+    except PlanError:
+        return topology
+    return topology
 
 
 def _tried(
@@ -69,33 +85,29 @@ def _tried(
 
 
 def _with_ties(
-    subject: Subject, topology: Topology, plan: Plan, limits: Mapping[str, Limits], problem: UnrepairedError, depth: int
-) -> Staged | None:
-    """The plan tried again under the assumption of one tie, then of one more on top of those that came further."""
+    subject: Subject, topology: Topology, trial: Plan, problem: UnrepairedError, depth: int
+) -> Topology | None:
+    """The topology with one tie under which the trial runs, or with one more on top of one that came further."""
     further: list[tuple[Topology, Plan, UnrepairedError]] = []
-    named = {edit.axis for edit in plan.edits}
+    named = {edit.axis for edit in trial.edits}
     for tie in problem.ties[:_MOST_TIES]:
         follows = topology.axes[tie.axis].name in named
         if _independent(subject, topology, tie, follows):
             continue
         tied = topology.tied(tie.axis, tie.to)
-        attempt = _trial(tied, tie) if follows else plan
+        attempt = _trial(tied, tie) if follows else trial
         try:
-            found = _tried(subject, tied, attempt, {} if follows else limits)
+            _tried(subject, tied, attempt, {})
         except UnrepairedError as error:
             if error.progress > problem.progress:
                 further.append((tied, attempt, error))
-            continue
         except PlanError:
             continue
-        if follows:
-            raise TiedError(tied)
-        return found
+        else:
+            return tied
     for tied, attempt, obstacle in further if depth > 1 else ():
-        deeper = _with_ties(subject, tied, attempt, limits, obstacle, depth - 1)
+        deeper = _with_ties(subject, tied, attempt, obstacle, depth - 1)
         if deeper is not None:
-            if attempt is not plan:
-                raise TiedError(deeper.changes.before)
             return deeper
     return None
 
@@ -111,7 +123,7 @@ def _independent(subject: Subject, topology: Topology, tie: Tie, follows: bool) 
         if topology.axes[number].reasons:
             return True
         try:
-            _tried(replace(subject, quick=True), topology, grow_plan({topology.axes[number].name: _TRIAL}), {})
+            _tried(subject, topology, grow_plan({topology.axes[number].name: _TRIAL}), {})
         except UnrepairedError:
             return False
     return True

@@ -223,6 +223,8 @@ def _check_replaceable(tensor: Tensor, new: Tensor, grad: Tensor | None, name: s
         problem = "is computed from other tensors (not a leaf); edit the parameters that it is computed from"
     elif is_traceable_wrapper_subclass(tensor) or tensor.layout is not torch.strided or tensor.is_quantized:
         problem = f"is a {type(tensor).__name__} of layout {tensor.layout}; only plain dense tensors can be resized"
+    elif tensor.is_conj() or tensor.is_neg():
+        problem = "is a lazy conjugate or negative of another tensor; register tensor.resolve_conj().resolve_neg()"
     elif tensor.is_inference() or new.is_inference():
         problem = "or its replacement was made under torch.inference_mode(); build and edit the model outside of it"
     elif (tensor.dtype, tensor.device) != (new.dtype, new.device):

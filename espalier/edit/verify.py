@@ -139,8 +139,9 @@ def _same_equations(subject: Subject, after: Topology, shapes: Mapping[str, Shap
     for name, dims in after.tensors.items():
         present = subject.table.tensors[name].shape
         for ours, theirs, size in zip(dims, anew.tensors[name], present, strict=True):
-            if theirs != Fixed(size):  # a plain size may be told from an axis less well, but it is as large as it was
-                pairs.append((without_single(ours, after.sizes), without_single(theirs, anew.sizes)))
+            pair = without_single(ours, after.sizes), without_single(theirs, anew.sizes)
+            if pair[1] != Fixed(size):  # what now counts as a plain size has to be as large as it was, no more
+                pairs.append(pair)
     return _output_shapes(after) == _output_shapes(anew) and implies(pairs, after.sizes, anew.sizes)
 
 

@@ -3,31 +3,39 @@
 The model runs once under `FakeTensorMode` with a `TorchDispatchMode` on top that writes down every operator, its
 arguments, the sizes of its results, the modules in whose forward it ran and the user's line of code. Parameters and
 buffers are exchanged for fake ones of any wanted size meanwhile, which is how a planned edit is tried out before
-anything real is touched. Nothing of a capture remains: modes, module attributes, buffers, gradients and random state
-are as before.
+anything real is touched. Nothing of a capture remains: modes, module attributes (what lists and dictionaries
+among them hold included), buffers, gradients and random state are as before. What the model's code does outside of its
+modules, such as printing or a forward hook that appends to a list, does happen: hooks can be part of the computation.
 """
 
 from __future__ import annotations
 
+import copy
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from espalier.errors import CaptureError
+from espalier.graph.undisturbed import noticing_mode, undisturbed
 
 Shape = tuple[int, ...]
 
-_TORCH = str(Path(torch.__file__).parent)
-_HERE = str(Path(__file__).parent.parent)
+_NOT_THE_USERS = (str(Path(torch.__file__).parent), __file__, "<")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +59,7 @@ class Call:
     modules: tuple[str, ...]
     """Paths of the modules in whose forward it ran, outermost first."""
     frame: tuple[str, int]
-    """File and line of the innermost code that belongs neither to torch nor to this package."""
+    """File and line of the innermost code that is not torch's."""
 
     @property
     def name(self) -> str:
@@ -84,8 +92,9 @@ class Trace:
 
     training: bool
     mode_matters: bool = False
-    """Whether a module other than a batch norm (see `_trains`) asked for its mode: train and eval passes may differ."""
+    """Whether a module with two modes asked for its mode: train and eval passes may differ."""
     shapes: list[Shape] = field(default_factory=list)
+    strides: list[Shape] = field(default_factory=list)
     dtypes: list[torch.dtype] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     inputs: dict[str, Ref] = field(default_factory=dict)
@@ -104,7 +113,7 @@ Observer = Callable[[Trace, Call], None]
 def flatten_tensors(tree: Any, path: str) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors in nested tuples, lists, mappings and dataclasses, each with a readable path.
 
-    Opaque objects (a key/value cache) are not looked into: what they hold is no interface of the model.
+    Other objects (a key/value cache) are not looked into.
     """
     if isinstance(tree, torch.Tensor):
         yield path, tree
@@ -114,19 +123,46 @@ def flatten_tensors(tree: Any, path: str) -> Iterator[tuple[str, torch.Tensor]]:
     elif isinstance(tree, (tuple, list)):
         for position, item in enumerate(tree):
             yield from flatten_tensors(item, f"{path}[{position}]")
+    elif is_dataclass(tree) and not isinstance(tree, type):
+        for one in fields(tree):
+            yield from flatten_tensors(getattr(tree, one.name), f"{path}.{one.name}")
 
 
 def map_tensors(tree: Any, change: Callable[[torch.Tensor], Any]) -> Any:
-    """`tree` with every tensor in tuples, lists and dicts replaced by `change(tensor)`."""
+    """`tree` with every tensor that `flatten_tensors` finds replaced by `change(tensor)`, in the same order."""
     if isinstance(tree, torch.Tensor):
         return change(tree)
-    if isinstance(tree, tuple) and type(tree) is tuple:
-        return tuple(map_tensors(item, change) for item in tree)
+    kind = type(tree)
+    if kind in _ATOMS:
+        return tree
+    if kind is tuple:
+        return tuple([map_tensors(item, change) for item in tree])
+    if kind is list:
+        return [map_tensors(item, change) for item in tree]
+    if kind is dict:
+        return {key: map_tensors(item, change) for key, item in tree.items()}
+    return _map_other(tree, change)
+
+
+_ATOMS = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device})
+
+
+def _map_other(tree: Any, change: Callable[[torch.Tensor], Any]) -> Any:
+    if isinstance(tree, tuple):
+        items = [map_tensors(item, change) for item in tree]
+        return tree._make(items) if hasattr(tree, "_make") else tuple(items)
     if isinstance(tree, list):
         return [map_tensors(item, change) for item in tree]
-    if isinstance(tree, dict):
-        return {key: map_tensors(item, change) for key, item in tree.items()}
-    return tree
+    copied = tree
+    if isinstance(tree, MutableMapping):
+        copied = copy.copy(tree)
+        for key, item in tree.items():
+            copied[key] = map_tensors(item, change)
+    elif is_dataclass(tree) and not isinstance(tree, type):
+        copied = copy.copy(tree)
+        for one in fields(tree):
+            object.__setattr__(copied, one.name, map_tensors(getattr(tree, one.name), change))
+    return copied
 
 
 def call_arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -138,48 +174,76 @@ def call_arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (example,), {}
 
 
+class _StandIns:
+    """Fake tensors in place of real ones, the same for the same; those of parameters and buffers are put into place."""
+
+    def __init__(self, table: TensorTable, shapes: Mapping[str, Shape]) -> None:
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.names: dict[int, str] = {}
+        """id of the fake tensor of a parameter or buffer -> its name."""
+        self.values: dict[int, torch.Tensor] = {}
+        """id of a fake tensor -> the real one, where that has the same shape."""
+        self._fakes: dict[int, torch.Tensor] = {}
+        self._alive: list[torch.Tensor] = []
+        for name, tensor in table.tensors.items():
+            fake = self._made(tensor, shapes.get(name, tensor.shape))
+            self.names[id(fake)] = name
+            if name not in shapes:
+                self.values[id(fake)] = tensor
+            if isinstance(tensor, nn.Parameter):
+                fake._is_param = True
+            for module, key, is_parameter in table.places[name]:
+                (module._parameters if is_parameter else module._buffers)[key] = fake  # type: ignore[assignment]
+
+    def of_input(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The stand-in of an example input."""
+        found = self._fakes.get(id(tensor))
+        return self._made(tensor, tensor.shape) if found is None else found
+
+    def of_any(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The stand-in of a tensor that some code brought along; fake ones stand for themselves."""
+        if isinstance(tensor, FakeTensor):
+            return tensor
+        found = self._fakes.get(id(tensor))
+        return self._kept(tensor, self.mode.from_tensor(tensor)) if found is None else found
+
+    def _made(self, tensor: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+        # Made directly, since a factory call inside the mode takes five times as long.
+        empty = torch.empty(shape, dtype=tensor.dtype, device="meta")
+        return self._kept(tensor, FakeTensor(self.mode, empty, tensor.device))
+
+    def _kept(self, tensor: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+        self._fakes[id(tensor)] = fake
+        self._alive.append(tensor)
+        return fake
+
+
 class _Recorder(TorchDispatchMode):
-    def __init__(
-        self, trace: Trace, known: dict[int, torch.Tensor], names: dict[int, str], mode: FakeTensorMode,
-        real: Mapping[int, torch.Tensor], observer: Observer | None,
-    ) -> None:  # fmt: skip
-        super().__init__()
+    def __init__(self, trace: Trace, stand_ins: _StandIns, observer: Observer | None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
         self.trace = trace
         self.stack: list[str] = []
-        self._mode = mode
+        self._stand_ins = stand_ins
         self._observer = observer
-        self._known = known
-        self._names = names
-        self._real = real
         self._refs: dict[int, Ref] = {}
         self._alive: list[torch.Tensor] = []
-        self._fakes: dict[int, torch.Tensor] = {}
 
     def ref(self, tensor: torch.Tensor) -> Ref:
         """The number of `tensor` in the trace; a tensor seen for the first time is a constant or a parameter."""
-        found = self._refs.get(id(tensor))
+        key = id(tensor)
+        found = self._refs.get(key)
         if found is not None:
             return found
-        ref = Ref(len(self.trace.shapes))
-        self.trace.shapes.append(tuple(tensor.shape))
-        self.trace.dtypes.append(tensor.dtype)
-        self._refs[id(tensor)] = ref
+        trace = self.trace
+        ref = self._refs[key] = Ref(len(trace.shapes))
+        trace.shapes.append(tuple(tensor.shape))
+        trace.strides.append(tensor.stride() if tensor.layout is torch.strided else ())
+        trace.dtypes.append(tensor.dtype)
         self._alive.append(tensor)
-        if id(tensor) in self._names:
-            self.trace.tensors[self._names[id(tensor)]] = ref
+        name = self._stand_ins.names.get(key)
+        if name is not None:
+            trace.tensors[name] = ref
         return ref
-
-    def _fake(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A stand-in for a real tensor that the model's code brought along."""
-        if isinstance(tensor, FakeTensor):
-            return tensor
-        known = self._known.get(id(tensor))
-        if known is not None:
-            return known
-        if id(tensor) not in self._fakes:
-            self._fakes[id(tensor)] = self._mode.from_tensor(tensor)
-            self._alive.append(tensor)
-        return self._fakes[id(tensor)]
 
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -187,12 +251,16 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if func.namespace == "prim":
             return func(*args, **kwargs)
+        if _is_composite(func):
+            # Only inference mode hands these over whole. Taken apart, they are what other modes record.
+            with self:
+                return func.decompose(*args, **kwargs)
         if func is torch.ops.aten._local_scalar_dense.default:
-            real = self._real.get(id(args[0]), args[0])
+            real = self._stand_ins.values.get(id(args[0]), args[0])
             if not isinstance(real, FakeTensor):
                 return real.item()
         if func is not torch.ops.aten.lift_fresh.default:
-            args, kwargs = map_tensors(args, self._fake), map_tensors(kwargs, self._fake)
+            args, kwargs = map_tensors(args, self._stand_ins.of_any), map_tensors(kwargs, self._stand_ins.of_any)
         result = func(*args, **kwargs)
         outputs = result if isinstance(result, (tuple, list)) else (result,)
         call = Call(
@@ -200,7 +268,7 @@ class _Recorder(TorchDispatchMode):
             func,
             map_tensors(args, self.ref),
             map_tensors(kwargs, self.ref) if kwargs else {},
-            tuple(self.ref(one) if isinstance(one, torch.Tensor) else None for one in outputs),
+            tuple([self.ref(one) if isinstance(one, torch.Tensor) else None for one in outputs]),
             tuple(self.stack),
             _user_frame(),
         )
@@ -210,12 +278,17 @@ class _Recorder(TorchDispatchMode):
         return result
 
 
+@cache
+def _is_composite(func: Any) -> bool:
+    return bool(func._can_decompose())
+
+
 def _user_frame() -> tuple[str, int]:
     frame = sys._getframe(2)
     first = frame
     while True:
         file = frame.f_code.co_filename
-        if not file.startswith((_TORCH, _HERE, "<")):
+        if not file.startswith(_NOT_THE_USERS):
             return file, frame.f_lineno
         if frame.f_back is None:
             return first.f_code.co_filename, first.f_lineno
@@ -254,63 +327,6 @@ def tensor_table(model: nn.Module) -> TensorTable:
     return TensorTable(tensors, aliases, {name: tuple(found) for name, found in places.items()})
 
 
-@contextmanager
-def _undisturbed(model: nn.Module, training: bool) -> Iterator[None]:
-    """Run the body with every module in the given mode and put every module's attributes back afterwards."""
-    before = [(module, dict(module.__dict__)) for module in model.modules()]
-    inner = [(module, dict(module._parameters), dict(module._buffers)) for module in model.modules()]
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    try:
-        with torch.random.fork_rng(devices=devices):
-            torch.backends.mha.set_fastpath_enabled(False)
-            if training:
-                for module in model.modules():
-                    module.training = _trains(module)
-            else:
-                for module in model.modules():
-                    module.training = False
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fastpath)
-        for module, parameters, buffers in inner:
-            module._parameters.clear()
-            module._parameters.update(parameters)
-            module._buffers.clear()
-            module._buffers.update(buffers)
-        for module, attributes in before:
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
-
-
-@contextmanager
-def _noticing_mode(trace: Trace) -> Iterator[None]:
-    """Note in the trace whether any module whose mode a capture sets reads `training` during the body.
-
-    `training` is an ordinary instance attribute; a property of the same name on `nn.Module` takes precedence over it.
-    """
-
-    def read(module: nn.Module) -> bool:
-        if _trains(module):
-            trace.mode_matters = True
-        return bool(module.__dict__["training"])
-
-    def write(module: nn.Module, value: bool) -> None:
-        module.__dict__["training"] = value
-
-    nn.Module.training = property(read, write)  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del nn.Module.training
-
-
-def _trains(module: nn.Module) -> bool:
-    # A batch norm whose example has one value per channel refuses to run in train mode; its operator is the same in
-    # both modes, so nothing is lost by capturing it in eval mode.
-    return not isinstance(module, nn.modules.batchnorm._BatchNorm)
-
-
 def capture(
     model: nn.Module,
     example: Any,
@@ -335,41 +351,18 @@ def capture(
         CaptureError: the model's forward failed; the message holds its error and the place.
     """
     table = table or tensor_table(model)
-    shapes = shapes or {}
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
     trace = Trace(training)
     paths = {id(module): path for path, module in model.named_modules()}
-    args, kwargs = call_arguments(example)
     with ExitStack() as context:
-        context.enter_context(_undisturbed(model, training))
-        context.enter_context(torch.no_grad())
-        fakes: dict[str, torch.Tensor] = {}
-        with mode:
-            for name, tensor in table.tensors.items():
-                fakes[name] = torch.empty(shapes.get(name, tensor.shape), dtype=tensor.dtype, device=tensor.device)
-                if isinstance(tensor, nn.Parameter):
-                    fakes[name]._is_param = True  # type: ignore[attr-defined]
-            for name, found in table.places.items():
-                for module, key, is_parameter in found:
-                    (module._parameters if is_parameter else module._buffers)[key] = fakes[name]  # type: ignore[assignment]
-            substitute: dict[int, torch.Tensor] = {}
-
-            def faked(tensor: torch.Tensor) -> torch.Tensor:
-                if id(tensor) not in substitute:
-                    substitute[id(tensor)] = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
-                return substitute[id(tensor)]
-
-            fake_args, fake_kwargs = map_tensors(args, faked), map_tensors(kwargs, faked)
-        recorder = _Recorder(
-            trace,
-            {id(table.tensors[name]): fake for name, fake in fakes.items()},
-            {id(fake): name for name, fake in fakes.items()},
-            mode,
-            {id(fake): table.tensors[name] for name, fake in fakes.items() if name not in shapes},
-            observer,
-        )
-        for path, tensor in _input_paths(fake_args, fake_kwargs):
+        context.enter_context(undisturbed(model, training))
+        stand_ins = _StandIns(table, shapes or {})
+        args, kwargs = map_tensors(call_arguments(example), stand_ins.of_input)
+        recorder = _Recorder(trace, stand_ins, observer)
+        for path, tensor in _input_paths(args, kwargs):
             trace.inputs[path] = recorder.ref(tensor)
+
+        def asked() -> None:
+            trace.mode_matters = True
 
         def entered(module: nn.Module, _: Any) -> None:
             recorder.stack.append(paths.get(id(module), type(module).__name__))
@@ -377,18 +370,16 @@ def capture(
         def left(module: nn.Module, _: Any, __: Any) -> None:
             recorder.stack.pop()
 
-        enter = register_module_forward_pre_hook(entered)
-        context.callback(enter.remove)
-        leave = register_module_forward_hook(left, always_call=True)
-        context.callback(leave.remove)
+        context.callback(register_module_forward_pre_hook(entered).remove)
+        context.callback(register_module_forward_hook(left, always_call=True).remove)
         try:
-            with mode, recorder, _noticing_mode(trace):
-                result = model(*fake_args, **fake_kwargs)
+            with stand_ins.mode, recorder, noticing_mode(asked):
+                result = model(*args, **kwargs)
         except Divergence:
             raise
         except Exception as error:
-            raise CaptureError(_failure(trace, recorder.stack, training, error)) from error
-        for path, tensor in flatten_tensors(result, "output"):
+            raise CaptureError(_failure(trace, error)) from error
+        for path, tensor in _output_paths(result, trace):
             trace.outputs[path] = recorder.ref(tensor)
     return trace
 
@@ -400,12 +391,37 @@ def _input_paths(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[tup
         yield from flatten_tensors(item, f"input {key!r}")
 
 
-def _failure(trace: Trace, stack: Sequence[str], training: bool, error: Exception) -> str:
+def _output_paths(result: Any, trace: Trace) -> list[tuple[str, torch.Tensor]]:
+    """The tensors that a model returns, or that the attributes of the object that it returns hold."""
+    found = list(flatten_tensors(result, "output"))
+    if not found:
+        found = list(flatten_tensors(getattr(result, "__dict__", None), "output"))
+    if not found:
+        raise CaptureError(
+            f"the model's forward returned no tensor in {_mode(trace)} mode, but {type(result).__name__}: what it "
+            "computes cannot be seen. Expected: a tensor, or tuples, lists, mappings or dataclasses of tensors. Wrap "
+            "the model in a module whose forward returns them."
+        )
+    return found
+
+
+def _failure(trace: Trace, error: Exception) -> str:
     place = trace.calls[-1].where if trace.calls else "before the first operator"
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return (
-        f"the model's forward failed in {'train' if training else 'eval'} mode while it ran on fake tensors: "
-        f"{type(error).__name__}: {first} (last operator that worked: {place}). Expected: that "
-        "model(*example_inputs) runs as it stands. Check the example inputs (a tensor, a tuple of positional or a dict "
-        "of keyword arguments) and that model and inputs are on the same device."
+    what = (
+        f"the model's forward failed in {_mode(trace)} mode while it ran on fake tensors: "
+        f"{type(error).__name__}: {first} (last operator that worked: {place}). "
     )
+    if isinstance(error, (DataDependentOutputException, DynamicOutputShapeException)):
+        return what + (
+            "Expected: code whose course and sizes do not depend on the values in tensors, since fake tensors hold "
+            "none. Keep .item(), bool(tensor), nonzero() and x[mask] out of the forward."
+        )
+    return what + (
+        "Expected: that model(*example_inputs) runs as it stands. Check the example inputs (a tensor, a tuple of "
+        "positional or a dict of keyword arguments) and that model and inputs are on the same device."
+    )
+
+
+def _mode(trace: Trace) -> str:
+    return "train" if trace.training else "eval"

@@ -6,7 +6,7 @@ sizes permit), and no unit that went could have stayed; after growing no cap is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
@@ -122,12 +122,16 @@ class _Greedy:
     def pruned(self) -> dict[str, int]:
         """Remove the least valuable unit until the target is met."""
         excess = self._goal.target.excess(self._sizes)
+        given: set[str] = set()
         self._price(self._sizes, -1)
         while excess > 0:
             able = [axis for axis, price in self._prices.items() if price > 0 and self._may_shrink(axis)]
             if not able:
                 break
             axis = min(able, key=self._next)
+            if self._prices[axis] > excess:
+                axis = self._finishing(able, excess, given)
+                given.add(axis)
             excess -= self._prices[axis]
             self._sizes[axis] -= 1
             self._price(self._goal.target.cost.neighbours(axis), -1)
@@ -152,6 +156,18 @@ class _Greedy:
             if self._sizes[axis] >= self._most[axis]:
                 able.remove(axis)
         return self._sizes
+
+    def _finishing(self, able: Sequence[str], excess: int, given: Collection[str]) -> str:
+        """The axis whose unit goes where the next one in order would overshoot.
+
+        The one that overshoots least, if that is by less than the cheapest unit. Else a smaller one first, but not more
+        than one of an axis, or a cheap axis would pay for an expensive one with all of its units.
+        """
+        enough = min((axis for axis in able if self._prices[axis] >= excess), key=self._prices.__getitem__)
+        smaller = [axis for axis in able if self._prices[axis] < excess and axis not in given]
+        if not smaller or self._prices[enough] - excess < min(self._prices[axis] for axis in able):
+            return enough
+        return min(smaller, key=self._next)
 
     def _return_what_fits(self) -> None:
         """The last unit that went may have been an expensive one; cheaper ones have room again then."""

@@ -45,7 +45,9 @@ def _broadcast(reading: Reading, call: Call, role: str) -> Result:
         if len(operands) > 1 and reading.is_parameter(ref):
             for position in range(len(reading.of(ref))):
                 reading.tap(role, call, ref, position)
-    return [None if ref is None else dims[-len(reading.shape(ref)) :] if reading.shape(ref) else () for ref in call.outputs]
+    return [
+        None if ref is None else dims[-len(reading.shape(ref)) :] if reading.shape(ref) else () for ref in call.outputs
+    ]
 
 
 def broadcast(reading: Reading, call: Call, operands: list[Ref]) -> Dims:

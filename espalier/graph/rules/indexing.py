@@ -7,7 +7,9 @@ from espalier.graph.rules.elementwise import broadcast
 from espalier.graph.rules.registry import Dims, Reading, Result, Term, freeze_all, positive, rule, size
 from espalier.graph.solver import is_plain
 
-_UNIFORM = "zeros ones full empty rand randn new_zeros new_ones new_full new_empty empty_strided new_empty_strided".split()
+_UNIFORM = (
+    "zeros ones full empty rand randn new_zeros new_ones new_full new_empty empty_strided new_empty_strided".split()
+)
 _ORDERED = "arange eye linspace logspace scalar_tensor randint randperm tril_indices triu_indices one_hot".split()
 
 

@@ -6,7 +6,18 @@ from collections.abc import Sequence
 
 from espalier.graph.capture import Call, Ref
 from espalier.graph.rules.elementwise import broadcast_dim
-from espalier.graph.rules.registry import Dims, Reading, Result, Term, dissolve, freeze_all, positive, refs_in, rule, size
+from espalier.graph.rules.registry import (
+    Dims,
+    Reading,
+    Result,
+    Term,
+    dissolve,
+    freeze_all,
+    positive,
+    refs_in,
+    rule,
+    size,
+)
 from espalier.graph.solver import concat, is_plain, product, variables
 
 

@@ -1,0 +1,112 @@
+"""Lets a model's forward run without leaving a trace in the model, in torch or in the generators of random numbers."""
+
+from __future__ import annotations
+
+import copy
+import random
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+_Container = dict[Any, Any] | list[Any] | set[Any] | deque[Any]
+
+
+class _Snapshot:
+    """What the attributes of modules hold, lists, sets and dictionaries included, to be put back.
+
+    An attribute that is some other object (a configuration, a cache) is looked into as well, but only this far.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._saved: list[tuple[_Container, _Container]] = []
+        self._seen: set[int] = set()
+        for module in model.modules():
+            self._save(module.__dict__)
+        for container, _ in list(self._saved):
+            for value in container.values() if isinstance(container, dict) else ():
+                inside = getattr(value, "__dict__", None)
+                if type(inside) is dict and not isinstance(value, (nn.Module, torch.Tensor, type)):
+                    self._save(inside)
+
+    def _save(self, container: _Container) -> None:
+        if id(container) in self._seen:
+            return
+        self._seen.add(id(container))
+        self._saved.append((container, copy.copy(container)))
+        for item in container.values() if isinstance(container, dict) else container:
+            if isinstance(item, (dict, list, set, deque)):
+                self._save(item)
+
+    def restore(self) -> None:
+        """Give every container the items that it had."""
+        for container, before in self._saved:
+            if isinstance(container, (list, deque)):
+                container.clear()
+                container.extend(before)
+            else:
+                container.clear()
+                container.update(before)
+
+
+@contextmanager
+def undisturbed(model: nn.Module, training: bool) -> Iterator[None]:
+    """Run the body with every module in the given mode, without gradients; then everything is as it was.
+
+    Code that draws from Python's or NumPy's generator (to drop layers, for one) draws the same in every capture.
+    Warnings of the forward are not shown: they will be when the model runs for the user.
+    """
+    snapshot = _Snapshot(model)
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=devices), warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            random.seed(0)
+            np.random.seed(0)
+            torch.backends.mha.set_fastpath_enabled(False)
+            for module in model.modules():
+                module.training = training and has_two_modes(module)
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        snapshot.restore()
+
+
+@contextmanager
+def noticing_mode(notice: Callable[[], None]) -> Iterator[None]:
+    """Call `notice` whenever a module whose mode `undisturbed` sets reads `training` during the body.
+
+    `training` is an ordinary instance attribute; a property of the same name on `nn.Module` takes precedence over it.
+    """
+
+    def read(module: nn.Module) -> bool:
+        if has_two_modes(module):
+            notice()
+        return bool(module.__dict__["training"])
+
+    def write(module: nn.Module, value: bool) -> None:
+        module.__dict__["training"] = value
+
+    nn.Module.training = property(read, write)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del nn.Module.training
+
+
+def has_two_modes(module: nn.Module) -> bool:
+    """Whether a module is captured in train mode too.
+
+    A batch norm whose example has one value per channel refuses to run in train mode; its operator is the same in both
+    modes, so nothing is lost by capturing it in eval mode.
+    """
+    return not isinstance(module, nn.modules.batchnorm._BatchNorm)
