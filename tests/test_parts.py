@@ -14,7 +14,7 @@ import espalier as esp
 from espalier.errors import MethodError, PlanError
 from espalier.measure.cost import cost_of
 from espalier.parts.budget import Budget, FLOPs, Parameters, Polynomial, Units
-from espalier.parts.goal import Cap, Goal, Scores
+from espalier.parts.goal import Cap, Goal, Scores, Selection
 from espalier.parts.schedule import Clock, Epochs, Last, Ramp, Schedule, Steady, Steps
 from espalier.parts.score import Chance, Context, GroupNorm, check_scores, derived_seed
 from espalier.parts.select import Global, Select, Uniform
@@ -211,16 +211,20 @@ def test_uniform_keeps_proportions() -> None:
 
 
 def test_global_takes_the_least_useful_unit_per_cost_first() -> None:
-    """By hand: of two units, the first to go is the one of least score per parameter."""
+    """By hand: units go in the order of score per parameter, and prices fall as others go."""
     sizes = {"axis0": 6, "axis1": 3}
     cost = chain([6, 3])  # a unit of axis0 costs 11 + 3, one of axis1 costs 6 + 1 + 4
     scores = Scores({"axis0": torch.tensor([5.0, 4.0, 9.0, 9.0, 9.0, 9.0]), "axis1": torch.tensor([3.0, 8.0, 8.0])})
-    goal = Goal("prune", sizes, dict.fromkeys(sizes, 1), sizes, sizes, Cap(cost, cost.at(sizes) - 26))
+
+    def chosen(excess: int, scores: Scores) -> Selection:
+        target = Cap(cost, cost.at(sizes) - excess)
+        return Global()(scores, Goal("prune", sizes, dict.fromkeys(sizes, 1), sizes, sizes, target))
+
     assert 3.0 / 11 < 4.0 / 14 < 8.0 / 11
-    assert Global()(scores, goal) == {"axis0": (1,), "axis1": (0,)}
+    assert chosen(11 + 13, scores) == {"axis0": (1,), "axis1": (0,)}
     dearer = Scores({**scores.values, "axis1": torch.tensor([7.0, 8.0, 8.0])})
-    assert 7.0 / 11 > 5.0 / 14 > 4.0 / 14
-    assert Global()(dearer, goal) == {"axis0": (0, 1)}
+    assert 4.0 / 14 < 5.0 / 14 < 7.0 / 11
+    assert chosen(14 + 14, dearer) == {"axis0": (0, 1)}
 
 
 def test_the_last_units_overshoot_as_little_as_single_units_allow() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 import warnings
 from collections import deque
@@ -15,6 +14,7 @@ import torch
 from torch import nn
 
 _Container = dict[Any, Any] | list[Any] | set[Any] | deque[Any]
+_PLAIN = frozenset({bool, int, float, str, type(None), torch.Tensor, nn.Parameter})
 
 
 class _Snapshot:
@@ -24,29 +24,32 @@ class _Snapshot:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._saved: list[tuple[_Container, _Container]] = []
+        self._saved: list[tuple[_Container, _Container | None]] = []
         self._seen: set[int] = set()
         for module in model.modules():
-            self._save(module.__dict__)
-        for container, _ in list(self._saved):
-            for value in container.values() if isinstance(container, dict) else ():
-                inside = getattr(value, "__dict__", None)
-                if type(inside) is dict and not isinstance(value, (nn.Module, torch.Tensor, type)):
-                    self._save(inside)
+            self._save(module.__dict__, into_objects=True)
 
-    def _save(self, container: _Container) -> None:
+    def _save(self, container: _Container, into_objects: bool = False) -> None:
         if id(container) in self._seen:
             return
         self._seen.add(id(container))
-        self._saved.append((container, copy.copy(container)))
+        self._saved.append((container, container.copy() if container else None))
         for item in container.values() if isinstance(container, dict) else container:
+            if type(item) in _PLAIN:
+                continue
             if isinstance(item, (dict, list, set, deque)):
                 self._save(item)
+            elif into_objects and not isinstance(item, (nn.Module, torch.Tensor, type)):
+                inside = getattr(item, "__dict__", None)
+                if type(inside) is dict:
+                    self._save(inside)
 
     def restore(self) -> None:
         """Give every container the items that it had."""
         for container, before in self._saved:
-            if isinstance(container, (list, deque)):
+            if before is None:
+                container.clear()
+            elif isinstance(container, (list, deque)):
                 container.clear()
                 container.extend(before)
             else:
