@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import espalier as esp
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from resnet import ResNet50  # noqa: E402
+from resnet import ResNet50
 
 REPEATS = 7
 

@@ -114,6 +114,7 @@ BAD_UNITS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "nothing at all": ([None], ("body", "unit indices", "None")),
     "a mask of bools": ([True, False] * 4, ("body", "mask", "nonzero")),
     "a mask as a tensor": (torch.ones(8, dtype=torch.bool), ("body", "mask", "nonzero")),
+    "a short mask": (torch.tensor([False, True]), ("body", "mask", "nonzero")),
     "a mask as an array": (np.zeros(8, dtype=bool), ("body", "mask", "nonzero")),
     "a tensor of floats": (torch.tensor([1.0, 2.0]), ("body", "unit indices")),
     "a tensor of two dimensions": (torch.tensor([[0, 1], [2, 3]]), ("body", "unit indices")),
@@ -242,8 +243,8 @@ def test_kept_axes_say_so():
 
 
 def test_values_of_new_units_have_to_fit(structure):
-    with refused(structure, PlanError, "body.weight", "(3,)", "(9, 6, 3, 3)"):
-        structure.grow("body", by=1, values={"body.weight": torch.ones(3)})
+    with refused(structure, PlanError, "body.weight", "(5,)", "(9, 6, 3, 3)"):
+        structure.grow("body", by=1, values={"body.weight": torch.ones(5)})
     with refused(structure, PlanError, "'body.wait'"):
         structure.grow("body", by=1, values={"body.wait": torch.ones(1)})
     with refused(structure, PlanError, "body.weight", "finite"):
@@ -341,7 +342,7 @@ def test_what_is_no_module(model):
 
 
 def test_wrappers_are_named_with_what_is_inside():
-    attach_refused(PlanError, torch.compile(Network()), X, "compiled", "_orig_mod")
+    attach_refused(PlanError, torch.compile(Network(), backend="eager"), X, "compiled", "_orig_mod")
     attach_refused(PlanError, nn.DataParallel(Network()), X, "DataParallel", ".module")
 
 
@@ -366,7 +367,7 @@ def test_a_distributed_wrapper_is_named_with_what_is_inside(tmp_path):
 
 def test_wrappers_further_inside_are_found_too():
     attach_refused(PlanError, nn.Sequential(nn.DataParallel(Network())), X, "DataParallel")
-    attach_refused(PlanError, nn.Sequential(torch.compile(Network())), X, "compiled")
+    attach_refused(PlanError, nn.Sequential(torch.compile(Network(), backend="eager")), X, "compiled")
 
 
 def test_script_modules_and_shapeless_parameters():

@@ -130,11 +130,11 @@ def flatten_tensors(tree: Any, path: str) -> Iterator[tuple[str, torch.Tensor]]:
 
 def map_tensors(tree: Any, change: Callable[[torch.Tensor], Any]) -> Any:
     """`tree` with every tensor that `flatten_tensors` finds replaced by `change(tensor)`, in the same order."""
-    if isinstance(tree, torch.Tensor):
-        return change(tree)
     kind = type(tree)
     if kind in _ATOMS:
         return tree
+    if kind is FakeTensor or isinstance(tree, torch.Tensor):
+        return change(tree)
     if kind is tuple:
         return tuple([map_tensors(item, change) for item in tree])
     if kind is list:
@@ -230,20 +230,30 @@ class _Recorder(TorchDispatchMode):
 
     def ref(self, tensor: torch.Tensor) -> Ref:
         """The number of `tensor` in the trace; a tensor seen for the first time is a constant or a parameter."""
-        key = id(tensor)
-        found = self._refs.get(key)
-        if found is not None:
-            return found
+        found = self._refs.get(id(tensor))
+        return self._numbered(tensor) if found is None else found
+
+    def _numbered(self, tensor: torch.Tensor) -> Ref:
         trace = self.trace
-        ref = self._refs[key] = Ref(len(trace.shapes))
+        ref = self._refs[id(tensor)] = Ref(len(trace.shapes))
         trace.shapes.append(tuple(tensor.shape))
-        trace.strides.append(tensor.stride() if tensor.layout is torch.strided else ())
+        trace.strides.append(_stride(tensor))
         trace.dtypes.append(tensor.dtype)
         self._alive.append(tensor)
-        name = self._stand_ins.names.get(key)
+        name = self._stand_ins.names.get(id(tensor))
         if name is not None:
-            trace.tensors[name] = ref
+            trace.tensors.setdefault(name, ref)
         return ref
+
+    def _result(self, tensor: Any) -> Ref | None:
+        """The number of a result. A tensor that an operator has turned in place (`unsqueeze_`) is a new value."""
+        if not isinstance(tensor, torch.Tensor):
+            return None
+        found = self._refs.get(id(tensor))
+        if found is None:
+            return self._numbered(tensor)
+        known = self.trace.shapes[found.index], self.trace.strides[found.index]
+        return found if known == (tensor.shape, _stride(tensor)) else self._numbered(tensor)
 
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -251,8 +261,8 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if func.namespace == "prim":
             return func(*args, **kwargs)
-        if _is_composite(func):
-            # Only inference mode hands these over whole. Taken apart, they are what other modes record.
+        if torch.is_inference_mode_enabled() and _is_composite(func):
+            # Inference mode hands these over whole. Taken apart, they are what is recorded outside of it.
             with self:
                 return func.decompose(*args, **kwargs)
         if func is torch.ops.aten._local_scalar_dense.default:
@@ -261,14 +271,15 @@ class _Recorder(TorchDispatchMode):
                 return real.item()
         if func is not torch.ops.aten.lift_fresh.default:
             args, kwargs = map_tensors(args, self._stand_ins.of_any), map_tensors(kwargs, self._stand_ins.of_any)
+        recorded, recorded_by_name = map_tensors(args, self.ref), map_tensors(kwargs, self.ref)
         result = func(*args, **kwargs)
         outputs = result if isinstance(result, (tuple, list)) else (result,)
         call = Call(
             len(self.trace.calls),
             func,
-            map_tensors(args, self.ref),
-            map_tensors(kwargs, self.ref) if kwargs else {},
-            tuple([self.ref(one) if isinstance(one, torch.Tensor) else None for one in outputs]),
+            recorded,
+            recorded_by_name,
+            tuple([self._result(one) for one in outputs]),
             tuple(self.stack),
             _user_frame(),
         )
@@ -276,6 +287,10 @@ class _Recorder(TorchDispatchMode):
         if self._observer is not None:
             self._observer(self.trace, call)
         return result
+
+
+def _stride(tensor: torch.Tensor) -> Shape:
+    return tensor.stride() if tensor.layout is torch.strided else ()
 
 
 @cache

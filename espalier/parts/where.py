@@ -18,7 +18,7 @@ _HEAD_SIZE_HINTS = frozenset({"head_dim", "value_dim"})
 
 
 def choose_axes(structure: Structure, direction: Direction, asked: Sequence[str] | None) -> dict[str, str | None]:
-    """Axis -> None if a method may change it, or why not.
+    """Axis -> None if a method may change it, or why not. Limits are not looked at: sizes come and go.
 
     Axes that are asked for by name or pattern are taken if they may change at all. Otherwise the size of attention
     heads is left out (fewer or more numbers per head is another attention), and so is, for growing, every axis that
@@ -31,7 +31,7 @@ def choose_axes(structure: Structure, direction: Direction, asked: Sequence[str]
     found: dict[str, str | None] = {}
     for name in names:
         axis = structure.axes[name]
-        found[name] = _may_not(axis, direction)
+        found[name] = None if axis.reason is None else f"it {axis.reason}"
         if found[name] is None and asked is None:
             found[name] = _better_not(structure, axis, direction)
         elif found[name] is not None and asked is not None and name in asked:
@@ -49,14 +49,6 @@ def _matching(structure: Structure, asked: Sequence[str]) -> list[str]:
             raise MethodError(f"axes: no axis fits the pattern {pattern!r}; see print(structure) for all axes.")
         found.update(dict.fromkeys(matched))
     return [name for name in structure.axes if name in found]
-
-
-def _may_not(axis: Axis, direction: Direction) -> str | None:
-    if axis.reason is not None:
-        return f"it {axis.reason}"
-    if direction == "grow":
-        return None if axis.growable else f"its limit is {axis.limits.at_most} units"
-    return None if axis.prunable else f"it has {axis.size} units and needs {axis.limits.at_least or 1}"
 
 
 def _better_not(structure: Structure, axis: Axis, direction: Direction) -> str | None:

@@ -28,7 +28,14 @@ from torch.optim import Optimizer
 
 from espalier.edit.plan import Plan, Resize
 from espalier.edit.stage import TiedError
-from espalier.errors import CheckpointError, EspalierWarning, MethodError, PlanError, SurgeryError
+from espalier.errors import (
+    CheckpointError,
+    EspalierError,
+    EspalierWarning,
+    MethodError,
+    PlanError,
+    SurgeryError,
+)
 from espalier.measure.stats import calibrate, eval_loss, new_statistics
 from espalier.method import Method
 from espalier.parts.goal import Goal
@@ -198,7 +205,7 @@ class Session:
             events = [Event.from_json(one) for one in state["events"]]
             metrics = [(int(epoch), metric, str(mode)) for epoch, metric, mode in state["metrics"]]
             counters = int(state["step"]), int(state["epoch"]), int(state["boundary"]), int(state["seed"])
-        except (KeyError, IndexError, TypeError, ValueError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"this is no state of a session: {type(error).__name__}: {error}.") from error
         self._controller.running = restored
         self._penalised = [one for one in restored if one.method.penalty is not None]
@@ -262,28 +269,30 @@ class Session:
 
     def _carried_out(self, one: Running, clock: Clock, loss: float | None, started: float) -> Edit | None:
         """Apply what the method proposes; what is refused is left out, and the method asked again."""
-        while True:
+        problem: EspalierError | None = None
+        for _ in range(len(one.axes) + 1):  # every further round goes without an axis, or knows one tie more
             goal = self._controller.goal(one, clock)
-            if not self._anything_to_do(goal):
-                return None
-            plan = one.method.propose(self._context(one), goal)
+            plan = one.method.propose(self._context(one), goal) if _anything_to_do(goal) else None
             if not plan:
                 return None
             try:
                 return self.structure.apply(plan)
-            except TiedError:
-                continue  # the structure has learnt which axes go together, and the next goal names them
+            except TiedError as error:
+                problem = error  # the structure has learnt which axes go together, and the next goal names them
             except (PlanError, SurgeryError) as error:
+                problem = error
                 refused = self._refused(plan)
-                if refused is None:
-                    continue
-                why = "; ".join(refused.values()) or str(error)
-                named = ", ".join(refused) or "this event"
-                _warn(f"{one.method.name} goes on without {named} from step {self._step} on: {why}")
-                one.left_out.update(refused)
-                self._record(one, "failed", None, loss, None, why, started)
-                if not refused:
-                    return None
+                if refused == {}:
+                    break
+                if refused is not None:
+                    one.left_out.update(refused)
+                    self._record_failure(one, ", ".join(refused), "; ".join(refused.values()), loss, started)
+        self._record_failure(one, "this event", str(problem), loss, started)
+        return None
+
+    def _record_failure(self, one: Running, what: str, why: str, loss: float | None, started: float) -> None:
+        _warn(f"{one.method.name} goes on without {what} from step {self._step} on: {why}")
+        self._record(one, "failed", None, loss, None, why, started)
 
     def _refused(self, plan: Plan) -> dict[str, str] | None:
         """The axes of a plan that surgery refuses, and why; None if it learnt other names for some of them."""
@@ -298,11 +307,6 @@ class Session:
             except (PlanError, SurgeryError) as error:
                 refused[edit.axis] = str(error)
         return refused
-
-    def _anything_to_do(self, goal: Goal) -> bool:
-        if goal.direction == "prune":
-            return goal.target.excess(goal.sizes) > 0
-        return goal.fits(goal.sizes)
 
     def _calibrate(self, edit: Edit) -> None:
         """Give new units behind batch norms the running statistics of their own inputs."""
@@ -359,9 +363,18 @@ class Session:
             self._on_event(event)
 
 
+def _anything_to_do(goal: Goal) -> bool:
+    if goal.direction == "prune":
+        return goal.target.excess(goal.sizes) > 0
+    return goal.fits(goal.sizes)
+
+
 def _warn(message: str) -> None:
-    # past the frames of this module, at the user's call of `step`
-    warnings.warn(message, EspalierWarning, stacklevel=5)
+    """Warn at the line of the user's code that called this module."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back is not None and frame.f_code.co_filename == __file__:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, EspalierWarning, stacklevel=level)
 
 
 __all__ = ["Batch", "Loss", "Session"]

@@ -1,0 +1,346 @@
+"""A failure at any stage of an edit leaves model, optimizer, topology, history and attributes as they were, bit by bit.
+
+Failures are put in everywhere: at every call of a function of the package during an edit, at every tensor, state and
+attribute that is replaced, before and after each; ordinary errors, and Ctrl-C, which no `except Exception` catches.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+from effort import NIGHTLY
+from snapshots import Snapshot, differences, snapshot
+from test_undo import loss_of, train
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from espalier.edit import apply, journal
+from espalier.edit.journal import Journal
+from espalier.edit.plan import Plan, Resize
+from espalier.errors import SurgeryError
+from espalier.structure import Structure, attach
+
+
+class Net(nn.Module):
+    """Of everything a little: convolution in channels-last, batch norm, attention by an attribute, tied weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = 2
+        self.conv = nn.Conv2d(2, 6, 3, padding=1)
+        self.bn = nn.BatchNorm2d(6)
+        self.qkv = nn.Linear(6, 3 * 4)
+        self.mix = nn.Linear(4, 6)
+        self.one, self.two = nn.Linear(6, 5), nn.Linear(5, 6)
+        self.out = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.bn(self.conv(x))).flatten(2).transpose(1, 2)
+        b, t, _ = x.shape
+        q, k, v = self.qkv(x).view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        x = x + self.mix(((q @ k.transpose(2, 3)).softmax(-1) @ v).transpose(1, 2).reshape(b, t, -1))
+        x = x + self.two(torch.tanh(self.one(x)))
+        return self.out(x.mean(1))
+
+
+X = torch.zeros(4, 2, 3, 3).normal_(generator=torch.Generator().manual_seed(0))
+PLAN = Plan((Resize("conv", remove=(1,), add=2), Resize("qkv:heads", add=1), Resize("one", remove=(0, 3))))
+
+
+def trained() -> Structure:
+    """With gradients, state, one average of the model that follows, and an earlier edit in the history."""
+    torch.manual_seed(0)
+    model = Net().to(memory_format=torch.channels_last)
+    optimizer = AdamW(model.parameters(), lr=1e-3, fused=True)
+    average = torch.optim.swa_utils.AveragedModel(model, use_buffers=True)
+    train(model, X, optimizer, 2)
+    structure = attach(model, X, optimizer=optimizer, follow=[average])
+    structure.settle()
+    structure.grow("one", by=1)
+    loss_of(model, X).backward()
+    return structure
+
+
+def everything(structure: Structure) -> Snapshot:
+    """Model, optimizer, structure, and the copy that follows."""
+    found = snapshot(structure.model, structure.optimizer, structure)
+    copies = {f"copy {place}": value for module in structure._follow for place, value in snapshot(module).items()}
+    return {**found, **copies}
+
+
+def assert_nothing_happened(structure: Structure, before: Snapshot) -> None:
+    """Bitwise as before; and the next edits work as if nothing had been tried."""
+    assert differences(before, everything(structure)) == []
+    structure.apply(PLAN)
+    structure.undo()
+    assert differences(before, everything(structure)) == []
+
+
+class Injected(Exception):
+    pass
+
+
+# --- At every call of the package ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def profile(hook: Callable[[FrameType, str, Any], None]) -> Iterator[None]:
+    """Call `hook` at every call and return of a Python function."""
+    sys.setprofile(hook)
+    try:
+        yield
+    finally:
+        sys.setprofile(None)
+
+
+def is_ours(frame: FrameType) -> bool:
+    return "/espalier/" in frame.f_code.co_filename
+
+
+def in_commit(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code is apply.commit.__code__:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def calls_of(action: Callable[[], object], chosen: Callable[[FrameType], bool]) -> int:
+    """How many calls of the package `action` makes, of those that `chosen` picks."""
+    count = 0
+
+    def hook(frame: FrameType, event: str, _: Any) -> None:
+        nonlocal count
+        count += event == "call" and is_ours(frame) and chosen(frame)
+
+    with profile(hook):
+        action()
+    return count
+
+
+def fail_at(number: int, error: BaseException, chosen: Callable[[FrameType], bool]) -> Callable[..., None]:
+    """A hook that raises at the call of that number, once."""
+    count = 0
+
+    def hook(frame: FrameType, event: str, _: Any) -> None:
+        nonlocal count
+        if event == "call" and is_ours(frame) and chosen(frame):
+            count += 1
+            if count == number:
+                raise error
+
+    return hook
+
+
+def applied_and_undone(structure: Structure) -> Callable[[], object]:
+    def action() -> None:
+        structure.apply(PLAN)
+
+    return action
+
+
+@pytest.mark.parametrize("error", [Injected("here"), KeyboardInterrupt()], ids=["error", "ctrl-c"])
+def test_a_failure_at_every_call_during_the_commit(error):
+    structure = trained()
+    total = calls_of(applied_and_undone(structure), in_commit)
+    structure.undo()
+    before = everything(structure)
+    assert total > 100
+    stride = 1 if NIGHTLY else 7
+    for number in range(1, total + 1, stride):
+        with profile(fail_at(number, error, in_commit)), pytest.raises((SurgeryError, type(error))):
+            structure.apply(PLAN)
+        assert differences(before, everything(structure)) == [], number
+    assert_nothing_happened(structure, before)
+
+
+def outside_capture(frame: FrameType) -> bool:
+    """Calls while no operator is being recorded: capture itself is one stage, which is tested by itself."""
+    if frame.f_code.co_name in ("entered", "left", "__torch_dispatch__"):
+        return False
+    at: FrameType | None = frame
+    while at is not None:
+        if at.f_code.co_name == "__torch_dispatch__":
+            return False
+        at = at.f_back
+    return True
+
+
+@pytest.mark.parametrize("error", [Injected("here"), KeyboardInterrupt()], ids=["error", "ctrl-c"])
+def test_a_failure_at_any_call_of_an_edit(error):
+    """From checking the plan to writing the history: about a hundred places, evenly spread, every stage at least once."""
+    structure = trained()
+    total = calls_of(applied_and_undone(structure), outside_capture)
+    structure.undo()
+    before = everything(structure)
+    stride = 1 if NIGHTLY else max(1, total // 60)
+    # the last calls one by one: everything is done by then, and only the record is missing
+    numbers = sorted({*range(1, total + 1, stride), *range(total - 25, total + 1)})
+    for number in numbers:
+        history = structure.history
+        with profile(fail_at(number, error, outside_capture)):
+            try:
+                structure.apply(PLAN)
+            except (Injected, SurgeryError, KeyboardInterrupt):
+                pass
+            else:
+                raise AssertionError(f"call {number} of {total} was swallowed")
+        assert structure.history == history, number
+        assert differences(before, everything(structure)) == [], f"call {number} of {total}"
+    assert_nothing_happened(structure, before)
+
+
+# --- At every stage by name ------------------------------------------------------------------------------------------
+
+STAGES = (
+    *("espalier.structure.tensor_table", "espalier.structure.stage", "espalier.structure.check_values"),
+    *("espalier.structure.contract_of", "espalier.structure.compensating_attributes"),
+    *("espalier.structure.resized_example", "espalier.structure.commit", "espalier.structure.cost_of"),
+    *("espalier.edit.stage.changes_of", "espalier.edit.stage.repaired", "espalier.edit.repair.verify"),
+    *("espalier.edit.repair.known_changes", "espalier.edit.verify.capture", "espalier.edit.apply.fill"),
+    *("espalier.edit.apply.gather", "espalier.edit.apply.plan_state", "espalier.edit.apply.set_attribute"),
+    *("espalier.edit.apply.check_shapes", "espalier.edit.journal.replace"),
+)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("error", [Injected("here"), MemoryError("no room"), KeyboardInterrupt()], ids=str)
+def test_a_failure_of_every_stage(monkeypatch, stage, error):
+    structure = trained()
+    before = everything(structure)
+
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, fails)
+        with pytest.raises((SurgeryError, type(error))):
+            structure.apply(PLAN)
+    assert_nothing_happened(structure, before)
+
+
+# --- At every replacement --------------------------------------------------------------------------------------------
+
+
+def replacements(structure: Structure, method: str) -> int:
+    """How often an edit calls this method of its journal."""
+    calls = 0
+    right = getattr(Journal, method)
+
+    def counted(self: Journal, *args: Any) -> None:
+        nonlocal calls
+        calls += 1
+        right(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Journal, method, counted)
+        structure.apply(PLAN)
+    structure.undo()
+    return calls
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("method", ["replace_tensor", "replace_state", "set_attribute"])
+def test_a_failure_at_every_replacement(monkeypatch, method, after):
+    structure = trained()
+    total = replacements(structure, method)
+    assert total >= 5
+    before = everything(structure)
+    right = getattr(Journal, method)
+    for number in range(1, total + 1):
+        calls = 0
+
+        def fails(self: Journal, *args: Any) -> None:
+            nonlocal calls
+            calls += 1
+            if after:
+                right(self, *args)
+            if calls == number:  # noqa: B023 - it is called within this turn only
+                raise Injected("here")
+            if not after:
+                right(self, *args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Journal, method, fails)
+            with pytest.raises(SurgeryError, match=r"rolled back; nothing was changed: Injected: here"):
+                structure.apply(PLAN)
+        assert differences(before, everything(structure)) == [], number
+    assert_nothing_happened(structure, before)
+
+
+def test_memory_that_runs_out_at_every_tensor(monkeypatch):
+    """The new tensors cannot be allocated: what was replaced before comes back."""
+    structure = trained()
+    before = everything(structure)
+    right = apply.gather
+    for number in range(1, 60, 1 if NIGHTLY else 4):
+        calls = 0
+
+        def fails(*args: Any, **options: Any) -> Tensor:
+            nonlocal calls
+            calls += 1
+            if calls == number:  # noqa: B023 - it is called within this turn only
+                raise RuntimeError("[enforce fail] not enough memory: you tried to allocate 800000000000 bytes")
+            return right(*args, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(apply, "gather", fails)
+            with pytest.raises(SurgeryError, match="not enough memory"):
+                structure.apply(PLAN)
+        assert differences(before, everything(structure)) == [], number
+    assert_nothing_happened(structure, before)
+
+
+def test_a_graph_from_before_a_failed_edit_still_runs_backward(monkeypatch):
+    structure = trained()
+    model = structure.model
+    model.zero_grad()
+    loss = loss_of(model, X)
+    with monkeypatch.context() as patch:
+        patch.setattr(apply, "check_shapes", lambda *_: 1 / 0)
+        with pytest.raises(SurgeryError):
+            structure.apply(PLAN)
+    loss.backward()
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.zero_()  # in train mode the statistics do not matter for the gradient
+    loss_of(model, X).backward()
+    for old, parameter in zip(gradients, model.parameters(), strict=True):
+        assert torch.allclose(old, parameter.grad)
+
+
+def test_a_failed_edit_leaves_the_earlier_one_undoable(monkeypatch):
+    structure = trained()
+    size = structure.axes["one"].size
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "replace", lambda *_: 1 / 0)
+        with pytest.raises(SurgeryError):
+            structure.apply(PLAN)
+    structure.undo()
+    assert structure.axes["one"].size == size - 1
+    assert structure.model.one.weight.shape[0] == size - 1
+    assert structure.history == ()
+
+
+def test_a_failed_undo_is_reported_and_restores_what_it_can(monkeypatch):
+    """The one case that cannot be made whole: the message says so."""
+    structure = trained()
+    structure.apply(PLAN)
+    right = journal.replace
+
+    def fails(tensor: Tensor, new: Tensor, grad: Tensor | None = None, name: str = "a tensor") -> Any:
+        if name == "conv.bias":
+            raise RuntimeError("gone")
+        return right(tensor, new, grad, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "replace", fails)
+        with pytest.raises(SurgeryError, match=r"could not be taken back.*gone.*load a checkpoint"):
+            structure.undo()
+    assert structure.model.conv.weight.shape[0] == 6
