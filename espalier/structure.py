@@ -19,7 +19,7 @@ from espalier.edit.optimizer import check as check_optimizer
 from espalier.edit.plan import Plan, grow_plan, prune_plan
 from espalier.edit.repair import UnrepairedError
 from espalier.edit.stage import Staged, TiedError, settled, stage, with_refusal
-from espalier.edit.verify import Subject, resized_example
+from espalier.edit.verify import Subject, resized_example, verify
 from espalier.errors import PlanError, SurgeryError
 from espalier.graph.capture import TensorTable, tensor_table
 from espalier.graph.solver import Reason
@@ -199,6 +199,8 @@ class Structure:
             if by is None:
                 raise PlanError(f"{axis}: by how many units? Give by=n.")
             counts: Mapping[str, int] = {axis: by}
+        elif by is not None:
+            raise PlanError("give either an axis and by=n, or a mapping of axes to numbers of units, not both.")
         else:
             counts = axis
         return self.apply(grow_plan(counts, interface=interface, seed=seed, values=values or {}))
@@ -287,7 +289,7 @@ class Structure:
             self.topology = error.topology
             raise
         except UnrepairedError as error:
-            if len(plan.edits) == 1:
+            if len(plan.edits) == 1 and verify(subject, self.topology, ()).mismatch is None:
                 number = find_axis(self.topology, plan.edits[0].axis).number
                 self.topology = with_refusal(self.topology, number, error)
             raise
@@ -374,28 +376,46 @@ def attach(
     structure = Structure(model, example_inputs, topology, optimizer, {}, follow, undo_limit)
     for name, bounds in (limits or {}).items():
         find_axis(topology, name)
-        structure.limits[name] = bounds if isinstance(bounds, Limits) else Limits(*bounds)
+        structure.limits[name] = _limits(name, bounds)
     table = tensor_table(model)
     for module in follow:
         _copy(table, module)
     return structure
 
 
+def _limits(name: str, bounds: LimitLike) -> Limits:
+    if isinstance(bounds, Limits):
+        return bounds
+    if not isinstance(bounds, tuple) or len(bounds) != 2:
+        raise PlanError(f"limits of {name}: expected (smallest, largest), found {bounds!r}.")
+    return Limits(*bounds)
+
+
 def _check_model(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise PlanError(f"expected a torch.nn.Module, found {type(model).__name__}.")
-    if isinstance(model, torch._dynamo.OptimizedModule):
-        raise PlanError("this is a compiled module; attach to the model itself (compiled._orig_mod), then compile.")
-    if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-        raise PlanError(
-            f"this is a {type(model).__name__} wrapper; attach to the model inside (wrapper.module): replicas would "
-            "go on unsynchronised after an edit inside a live wrapper."
-        )
-    if isinstance(model, torch.jit.ScriptModule):
-        raise PlanError("this is a TorchScript module, whose code cannot follow an edit; attach to the Python model.")
-    lazy = [name for name, tensor in model.named_parameters() if isinstance(tensor, nn.UninitializedParameter)]
-    if lazy:
-        raise PlanError(f"{lazy[0]} has no shape yet; run the model once on real inputs before attach.")
+    for path, module in model.named_modules():
+        found = f"{path} is" if path else "this is"
+        if isinstance(module, torch._dynamo.OptimizedModule):
+            raise PlanError(
+                f"{found} a compiled module; attach to the model itself (compiled._orig_mod), then compile."
+            )
+        if isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+            raise PlanError(
+                f"{found} a {type(module).__name__} wrapper; attach to the model inside (wrapper.module): replicas "
+                "would go on unsynchronised after an edit inside a live wrapper."
+            )
+        if isinstance(module, torch.jit.ScriptModule):
+            raise PlanError(
+                f"{found} a TorchScript module, whose code cannot follow an edit; attach to the Python model."
+            )
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
+            raise PlanError(f"{name} has no shape yet; run the model once on real inputs before attach.")
+        if tensor.is_inference():
+            raise PlanError(
+                f"{name} was made under torch.inference_mode(), so it cannot be trained; build the model outside."
+            )
 
 
 def _kept(model: nn.Module, topology: Topology, keep: Iterable[str]) -> dict[int, Reason]:
@@ -423,6 +443,12 @@ def _copy(table: TensorTable, module: nn.Module) -> Copy:
     for root in (module,) if inner is None else (module, inner):
         other = tensor_table(root)
         if table.tensors.keys() <= other.tensors.keys():
+            for name, tensor in table.tensors.items():
+                if other.tensors[name].shape != tensor.shape:
+                    raise PlanError(
+                        f"follow: {name} has shape {tuple(tensor.shape)} in the model and "
+                        f"{tuple(other.tensors[name].shape)} in the copy; copy the model as it is now."
+                    )
             return Copy(root, TensorTable({name: other.tensors[name] for name in table.tensors}, {}, {}))
     missing = [name for name in table.tensors if name not in other.tensors]
     raise PlanError(

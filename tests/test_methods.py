@@ -23,7 +23,7 @@ from espalier.train.settings import build
 NAMES = {"Method": Method} | {
     name: value for part in (budget, init, schedule, score, select) for name, value in vars(part).items()
 }
-NETWORKS = ["mlp", "lenet", "vgg_batch_norm", "resnet", "vit", "llama_by_hand", "hf_gpt2"]
+NETWORKS = ["mlp", "lenet", "vgg_batch_norm", "resnet", "vit", "llama_by_hand"]
 
 
 def every_entry() -> list[Any]:

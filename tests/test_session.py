@@ -374,8 +374,7 @@ def resumed(run: Run, name: str, methods: list[Method], total_steps: int) -> Run
     return other
 
 
-@pytest.mark.parametrize("stop", [7, 20, 21])
-@pytest.mark.parametrize("name", ["mlp", "resnet"])
+@pytest.mark.parametrize(("name", "stop"), [("mlp", 7), ("mlp", 20), ("mlp", 21), ("vgg_batch_norm", 24)])
 def test_a_resumed_session_goes_on_to_the_same_result(name: str, stop: int) -> None:
     methods = [
         esp.grow.Random(width=1.5, every=esp.epochs(1), until=0.8),
@@ -383,7 +382,10 @@ def test_a_resumed_session_goes_on_to_the_same_result(name: str, stop: int) -> N
     ]
     through = start(name, methods, total_steps=50).train(50)
     half = start(name, methods, total_steps=50).train(stop)
-    rest = resumed(half, name, methods, 50).train(50 - stop)
+    dropout = torch.get_rng_state()
+    rest = resumed(half, name, methods, 50)
+    torch.set_rng_state(dropout)
+    rest.train(50 - stop)
     assert len(through.session.events) > 6
     assert rest.events() == through.events()
     assert rest.session.epochs_done == through.session.epochs_done == 5

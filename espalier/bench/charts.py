@@ -13,6 +13,10 @@ WIDTH, HEIGHT = 560, 270
 LEFT, RIGHT, TOP, BOTTOM = 50, 20, 12, 44
 MOST_BANDS = 240  # hover targets per chart; a run of 10,000 epochs must not make a page of 100 MB
 MOST_RUNS = 160  # pieces per width strip, for the same reason
+EARLY = 0.1  # the part of the x range whose values need not fit where they would flatten all others
+FEWEST_TO_CUT = 20
+FAR = 10 * HEIGHT  # how far outside of the plot a line may go: a diverged loss must not overflow the renderer
+MARGIN = 4  # drawing units that a line may be outside of the plot: half its width
 
 Formatter = Callable[[float], str]
 Point = tuple[float | None, float | None]
@@ -131,13 +135,20 @@ def line_chart(
     x_whole: bool = False,
     from_zero: bool = False,
     may_be_log: bool = False,
+    may_cut: bool = False,
 ) -> str:
-    """An SVG of lines with hover targets and event markers; values that are not finite leave gaps and are counted."""
+    """An SVG of lines with hover targets and event markers; values that are not finite leave gaps and are counted.
+
+    With `may_cut` the y axis fits what comes after the first tenth where that takes less than half of the whole range;
+    the beginning then lies outside of the plot, and a note says so.
+    """
     drawn = [(line, _segments(line.points)) for line in series]
     points = [point for _, segments in drawn for segment in segments for point in segment]
     if not points:
         return '<p class="empty">Nothing to draw yet.</p>'
     xs, ys = [x for x, _ in points], [y for _, y in points]
+    late = _late(points) if may_cut else ys
+    cut, ys = len(late) < len(ys), late
     xs += [marker.x for marker in markers if marker.x is not None]
     log = may_be_log and min(ys) > 0 and max(ys) / min(ys) > 30
     x_scale = Scale(*_span(min(xs), max(xs), 0.5 if x_whole else None), LEFT + 6, WIDTH - RIGHT)
@@ -151,6 +162,7 @@ def line_chart(
         y_scale, y_ticks = Scale(low, high, HEIGHT - BOTTOM, TOP), _ticks(low, high, step)
     x_step = _tick_step(x_scale.low, x_scale.high, 6)
     x_ticks = _ticks(x_scale.low, x_scale.high, max(1.0, x_step) if x_whole else x_step)
+    floor = HEIGHT - BOTTOM
     described = f"{label}; over {x_label}; {', '.join(line.name for line in series)}"
     return "".join(
         [
@@ -160,10 +172,15 @@ def line_chart(
             f'<line class="base" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM}"/>',
             f'<text x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 5}" text-anchor="middle">',
             f"{escape(x_label)}{' · logarithmic y axis' if log else ''}</text>",
+            # an inner drawing cuts off what lies outside of it
+            f'<svg y="{TOP - MARGIN}" width="{WIDTH}" height="{floor - TOP + 2 * MARGIN}" '
+            f'viewBox="0 {TOP - MARGIN} {WIDTH} {floor - TOP + 2 * MARGIN}">',
             *(_line(line, segments, x_scale, y_scale) for line, segments in drawn),
             *_bands(drawn, x_scale, y_scale, x_label, x_format, y_format),
+            "</svg>",
             *(_marker(marker, x_scale, y_scale) for marker in markers),
             "</svg>",
+            '<p class="note">The first values lie outside of the plot.</p>' if cut else "",
             _missing(series),
         ]
     )
@@ -230,6 +247,15 @@ def _segments(points: Iterable[Point]) -> list[list[tuple[float, float]]]:
     return [run for run in runs if run]
 
 
+def _late(points: Sequence[tuple[float, float]]) -> list[float]:
+    """The y values after the first tenth of the x range, if they leave out at least half of the range of all."""
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    start = min(xs) + EARLY * (max(xs) - min(xs))
+    late = [y for x, y in points if x >= start]
+    enough = late and len(points) >= FEWEST_TO_CUT
+    return late if enough and max(late) - min(late) < 0.5 * (max(ys) - min(ys)) else ys
+
+
 def _span(low: float, high: float, pad: float | None = None) -> tuple[float, float]:
     """The range, widened where it is empty or too narrow for floating point."""
     if high - low > 1e-9 * max(abs(low), abs(high), 1e-90):
@@ -270,7 +296,7 @@ def _x_tick(x: float, text: str) -> str:
 def _line(series: Series, segments: list[list[tuple[float, float]]], x_scale: Scale, y_scale: Scale) -> str:
     parts = []
     for segment in segments:
-        places = [(f"{x_scale(x):.1f}", f"{y_scale(y):.1f}") for x, y in segment]
+        places = [(f"{x_scale(x):.1f}", f"{max(-FAR, min(FAR, y_scale(y))):.1f}") for x, y in segment]
         (x0, y0), rest = places[0], places[1:]
         if not rest:
             parts.append(f'<circle class="lone {series.css}" cx="{x0}" cy="{y0}" r="3.2"/>')

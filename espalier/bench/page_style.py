@@ -36,7 +36,7 @@ color:var(--muted);font-weight:500}
 .plots{margin-top:14px;display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:16px}
 .plots .card{display:flex;flex-direction:column;gap:10px}
 .note,.empty{color:var(--muted);font-size:13px}.empty{padding:40px 0;text-align:center}
-.minis{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,300px),1fr));gap:20px 28px;margin-top:16px}
+.minis{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,300px),1fr));gap:20px 28px;margin-top:16px}
 .rows{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,480px),1fr));gap:5px 36px;margin-top:16px}
 .mini{display:grid;grid-template-columns:minmax(0,1fr) auto;gap:4px 12px;align-items:baseline}
 .mini .strip{grid-column:1/-1}

@@ -32,7 +32,7 @@ def learning(run: Run) -> str:
                 series.insert(1, Series("static network, validation", "twin", twin))
             chart = line_chart(
                 name, series, x_label, x_form, form,
-                markers=_rug(run, x_key), x_whole=x_whole, may_be_log=may_be_log,
+                markers=_rug(run, x_key), x_whole=x_whole, may_be_log=may_be_log, may_cut=True,
             )  # fmt: skip
             cards.append(_card(f"{name} over {'epochs' if x_whole else x_label}", chart))
     about = "Ticks on the axis are grow and prune events. Point at a plot to read its values."

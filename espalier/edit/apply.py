@@ -71,6 +71,8 @@ def check_values(plan: Plan, changes: Changes, table: TensorTable) -> None:
     for name, value in plan.values.items():
         if changes.before.aliases.get(name, name) not in table.tensors:
             raise PlanError(f"the plan brings values for {name!r}, which is no parameter or buffer of the model.")
+        if changes.sources(changes.before.aliases.get(name, name)) is None:
+            raise PlanError(f"the plan brings values for {name!r}, which it does not change.")
         shape = changes.after.shape(changes.before.aliases.get(name, name))
         try:
             torch.broadcast_to(value, shape)

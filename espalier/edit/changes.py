@@ -21,6 +21,13 @@ class Limits:
     at_least: int | None = None
     at_most: int | None = None
 
+    def __post_init__(self) -> None:
+        for bound in (self.at_least, self.at_most):
+            if bound is not None and (type(bound) is not int or bound < 1):
+                raise PlanError(f"limits are whole numbers of at least 1 or None, found {bound!r}.")
+        if self.at_least is not None and self.at_most is not None and self.at_least > self.at_most:
+            raise PlanError(f"the smaller limit comes first, found ({self.at_least}, {self.at_most}).")
+
 
 @dataclass(frozen=True)
 class Changes:
@@ -102,8 +109,6 @@ def _units(edit: Resize, record: AxisRecord, topology: Topology, interface: bool
     if len(set(edit.remove)) < len(edit.remove):
         twice = sorted({unit for unit in edit.remove if edit.remove.count(unit) > 1})
         raise PlanError(f"{edit.axis}: units {twice[:5]} are named more than once.")
-    if edit.add < 0:
-        raise PlanError(f"{edit.axis}: expected a number of units to add, found {edit.add}.")
     new_size = size - len(edit.remove) + edit.add
     if len(edit.remove) == size:
         raise PlanError(f"{edit.axis}: removing all {size} units would leave nothing; keep at least one.")

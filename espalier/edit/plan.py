@@ -7,12 +7,14 @@ new units start from (if a method gives them) are tensors beside it, which `Plan
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -30,6 +32,14 @@ class Resize:
     """Old unit indices, ascending."""
     add: int = 0
     """Number of new units, which come after those that stay."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.axis, str):
+            raise PlanError(f"expected the name of an axis, found {self.axis!r}.")
+        if type(self.add) is not int or self.add < 0:
+            raise PlanError(f"{self.axis}: expected a number of units to add, found {self.add!r}.")
+        if not isinstance(self.remove, tuple) or any(type(unit) is not int for unit in self.remove):
+            raise PlanError(f"{self.axis}: expected a tuple of unit indices to remove, found {self.remove!r}.")
 
     def __str__(self) -> str:
         parts = []
@@ -127,13 +137,26 @@ def grow_plan(
 
 
 def _indices(axis: str, units: Iterable[int]) -> tuple[int, ...]:
+    """Unit indices as ascending ints: from any sequence of integers, an integer array or tensor."""
+    if isinstance(units, (Tensor, np.ndarray)):
+        if units.ndim != 1 or str(units.dtype).endswith("bool"):
+            hint = "convert a mask with mask.nonzero().flatten()" if units.ndim == 1 else "give a list of indices"
+            raise PlanError(
+                f"{axis}: expected unit indices, found {units.dtype} of shape {tuple(units.shape)}; {hint}."
+            )
+        units = units.tolist()
+    if not isinstance(units, Iterable):
+        raise PlanError(
+            f"{axis}: expected a list of unit indices, found {units!r}; for one unit write units=[{units!r}]."
+        )
     found = []
     for unit in units:
+        if isinstance(unit, (bool, np.bool_)):
+            raise PlanError(
+                f"{axis}: expected unit indices, found {unit!r}; convert a mask with mask.nonzero().flatten()."
+            )
         try:
-            index = unit.__index__()
-        except AttributeError:
+            found.append(operator.index(unit))
+        except TypeError:
             raise PlanError(f"{axis}: expected unit indices, found {unit!r} ({type(unit).__name__}).") from None
-        if isinstance(unit, bool):
-            raise PlanError(f"{axis}: expected unit indices, found {unit!r}; convert a mask with mask.nonzero().")
-        found.append(index)
     return tuple(sorted(found))

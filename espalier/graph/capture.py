@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -35,7 +36,8 @@ from espalier.graph.undisturbed import noticing_mode, undisturbed
 
 Shape = tuple[int, ...]
 
-_NOT_THE_USERS = (str(Path(torch.__file__).parent), __file__, "<")
+_TORCH = str(Path(torch.__file__).parent)
+_LAYERS = str(Path(nn.__file__).parent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,15 +301,17 @@ def _is_composite(func: Any) -> bool:
 
 
 def _user_frame() -> tuple[str, int]:
-    frame = sys._getframe(2)
-    first = frame
-    while True:
+    """The innermost frame that is not torch's; that of the layer where only layers of torch run."""
+    frame: FrameType | None = sys._getframe(2)
+    layer = None
+    while frame is not None and frame.f_code is not capture.__code__:
         file = frame.f_code.co_filename
-        if not file.startswith(_NOT_THE_USERS):
+        if not file.startswith((_TORCH, __file__, "<")):
             return file, frame.f_lineno
-        if frame.f_back is None:
-            return first.f_code.co_filename, first.f_lineno
+        if layer is None and file.startswith(_LAYERS):
+            layer = file, frame.f_lineno
         frame = frame.f_back
+    return layer or (__file__, 0)
 
 
 @dataclass(frozen=True)
@@ -393,7 +397,7 @@ def capture(
         except Divergence:
             raise
         except Exception as error:
-            raise CaptureError(_failure(trace, error)) from error
+            raise CaptureError(_failure(trace, error, paths)) from error
         for path, tensor in _output_paths(result, trace):
             trace.outputs[path] = recorder.ref(tensor)
     return trace
@@ -420,11 +424,21 @@ def _output_paths(result: Any, trace: Trace) -> list[tuple[str, torch.Tensor]]:
     return found
 
 
-def _failure(trace: Trace, error: Exception) -> str:
+def _failing_module(error: Exception, paths: Mapping[int, str]) -> str:
+    """The innermost module of the model in whose code the error arose."""
+    found, step = "the model itself", error.__traceback__
+    while step is not None:
+        owner = step.tb_frame.f_locals.get("self")
+        found = paths.get(id(owner), "") or found
+        step = step.tb_next
+    return found
+
+
+def _failure(trace: Trace, error: Exception, paths: Mapping[int, str]) -> str:
     place = trace.calls[-1].where if trace.calls else "before the first operator"
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     what = (
-        f"the model's forward failed in {_mode(trace)} mode while it ran on fake tensors: "
+        f"the model's forward failed in {_failing_module(error, paths)}, in {_mode(trace)} mode on fake tensors: "
         f"{type(error).__name__}: {first} (last operator that worked: {place}). "
     )
     if isinstance(error, (DataDependentOutputException, DynamicOutputShapeException)):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import nn
@@ -65,19 +64,30 @@ def _read_trace(
     attention = _PackedAttention(model, reading)
     for call in trace.calls:
         known = {out.index for out in call.outputs if out is not None and out.index in reading.dims}
-        found = rule_for(call)
-        if found is None:
-            unknown[call.name] = unknown.get(call.name, 0) + 1
-            result = freeze_all(reading, call, "operator", f"is touched by the unknown operator {call.name}")
-        else:
-            result = found(reading, call)  # type: ignore[assignment]
-        outputs: Sequence[Dims | None] = [result] if isinstance(result, tuple) else list(result)
-        _store(reading, call, outputs, known)
+        _store(reading, call, _applied(reading, call, unknown), known)
         attention.visit(call)
     for path, ref in trace.outputs.items():
         for position, term in enumerate(reading.of(ref)):
             solver.freeze(term, Reason("output", f"is dimension {position} of the model's {path}"))
     return reading
+
+
+def _applied(reading: Reading, call: Call, unknown: dict[str, int]) -> Sequence[Dims | None]:
+    """What the rule of `call` says of its results. Without a rule, or if the rule fails, all that it touches is frozen.
+
+    A rule that fails meets a call that its author has not thought of; like an unknown operator it is reported.
+    """
+    found = rule_for(call)
+    name, problem = call.name, "is touched by the unknown operator"
+    if found is not None:
+        try:
+            result = found(reading, call)
+        except Exception as error:
+            name, problem = f"{call.name} ({type(error).__name__}: {error})", "is used in a way that fails the rule of"
+        else:
+            return [result] if isinstance(result, tuple) else list(result)
+    unknown[name] = unknown.get(name, 0) + 1
+    return freeze_all(reading, call, "operator", f"{problem} {call.name}")
 
 
 def _store(reading: Reading, call: Call, outputs: Sequence[Dims | None], known: set[int]) -> None:
@@ -119,11 +129,14 @@ def _tie_storage(solver: Solver, table: TensorTable, dims: Mapping[str, Dims]) -
         extent = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
         spans.append((start, start + extent * tensor.element_size(), name))
     spans.sort()
-    for (_, end, name), (other_start, _, other) in pairwise(spans):
+    end, name = 0, ""
+    for other_start, other_end, other in spans:
         if other_start < end:
             text = f"{name} and {other} are different tensors over the same memory; tie them as one parameter object"
             for term in (*dims[name], *dims[other]):
                 solver.freeze(term, Reason("storage", text))
+        if other_end > end:
+            end, name = other_end, other
 
 
 class _PackedAttention:

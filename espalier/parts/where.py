@@ -56,7 +56,7 @@ def _better_not(structure: Structure, axis: Axis, direction: Direction) -> str |
     if roles & _HEAD_SIZE_ROLES or hints & _HEAD_SIZE_HINTS:
         return "its units are the numbers within an attention head; name it in axes=[...] to change it anyway"
     if direction == "grow":
-        changes = changes_of(grow_plan({axis.name: 1}), structure.topology, structure.limits)
+        changes = changes_of(grow_plan({axis.name: 1}), structure.topology, {})
         contract = contract_of(changes, tensor_table(structure.model).tensors)
         if contract.kind != "exact":
             return f"growing it would change the outputs ({contract.why}); name it in axes=[...] to grow it anyway"

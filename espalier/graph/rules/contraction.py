@@ -5,7 +5,8 @@ from __future__ import annotations
 from espalier.graph.capture import Call, Ref
 from espalier.graph.rules.elementwise import broadcast_dim
 from espalier.graph.rules.registry import Dims, Reading, Result, Term, positive, rule, size
-from espalier.graph.solver import is_plain, product
+from espalier.graph.rules.spatial import freeze_spatial
+from espalier.graph.solver import product
 
 
 def contract(reading: Reading, call: Call, left: Ref, left_dim: int, right: Ref, right_dim: int) -> None:
@@ -21,7 +22,7 @@ def contract(reading: Reading, call: Call, left: Ref, left_dim: int, right: Ref,
         for other in range(len(reading.of(ref))):
             if other != dim:
                 reading.tap("produce", call, ref, other)
-    for ref, dim in weights[:-1]:
+    for ref, _ in weights[:-1]:
         for other in range(len(reading.of(ref))):
             reading.tap("produce", call, ref, other)
     for ref, dim in ((left, left_dim), (right, right_dim)):
@@ -50,7 +51,7 @@ def linear(reading: Reading, call: Call) -> Result:
     """(..., k) times the transpose of (m, k), plus a bias."""
     arguments = call.arguments()
     x, weight, bias = arguments["input"], arguments["weight"], arguments["bias"]
-    contract(reading, call, x, -1, weight, len(reading.of(weight)) - 1)
+    contract(reading, call, x, len(reading.of(x)) - 1, weight, len(reading.of(weight)) - 1)
     result = (*reading.of(x)[:-1], *reading.of(weight)[:-1])
     reading.cost(call, 2, *reading.of(x), *reading.of(weight)[:-1])
     if bias is not None:
@@ -96,6 +97,7 @@ def attention(reading: Reading, call: Call) -> Result:
     """softmax(q k' * scale) v over (batch, heads, tokens, head_dim); key/value heads may serve several query heads."""
     q, k, v = call.args[:3]
     query, key, value = reading.of(q), reading.of(k), reading.of(v)
+    batch = broadcast_dim(reading, call, [query[0], key[0], value[0]])
     reading.unify(query[-1], key[-1], call)
     heads = query[-3]
     if size(query[-3]) != size(key[-3]):
@@ -106,6 +108,8 @@ def attention(reading: Reading, call: Call) -> Result:
     reading.unify(key[-2], value[-2], call)
     for ref in (q, k):
         reading.tap("bilinear", call, ref, 3)
+    for ref in (k, v):
+        reading.tap("softmax", call, ref, 2)
     for term, label in ((heads, "heads"), (query[-1], "head_dim"), (value[-1], "value_dim")):
         reading.solver.hint(term, label)
     if call.arguments().get("scale") is None:
@@ -114,10 +118,10 @@ def attention(reading: Reading, call: Call) -> Result:
     reading.cost(call, 2, *query[:-1], key[-2], value[-1])
     mask = call.arguments().get("attn_mask", call.arguments().get("attn_bias"))
     if isinstance(mask, Ref):
-        scores = (query[0], query[-3], query[-2], key[-2])
+        scores = (batch, query[-3], query[-2], key[-2])
         for back in range(1, len(reading.of(mask)) + 1):
             broadcast_dim(reading, call, [scores[-back], reading.of(mask)[-back]])
-    results: list[Dims | None] = [(*query[:-1], value[-1])]
+    results: list[Dims | None] = [(batch, *query[1:-1], value[-1])]
     for ref in call.outputs[1:]:
         results.append(None if ref is None else _statistic(reading, ref, query))
     return results
@@ -152,9 +156,7 @@ def convolution(reading: Reading, call: Call) -> Result:
     for term in kernel[2:]:
         reading.plain(term)
     spatial = reading.shape(call.outputs[0])[2:] if call.outputs[0] else ()
-    for term in dims[2:]:
-        if not is_plain(term):
-            reading.freeze(term, "size", "it is a spatial size", call)
+    freeze_spatial(reading, call, dims[2:])
     into, out = (0, 1) if transposed else (1, 0)
     if groups == 1:
         contract(reading, call, x, 1, weight, into)
@@ -185,7 +187,6 @@ def _grouped(reading: Reading, call: Call, x: Ref, weight: Ref, groups: int, tra
     else:
         reading.unify(within, rest if transposed else kernel[1], call)
     reading.expect(call, "groups", first)
-    depthwise = inner == 1
     if reading.is_parameter(weight):
         reading.tap_term("filter" if inner == 1 else "group", call, weight, first)
         reading.tap_term("produce", call, weight, kernel[1] if transposed else rest)

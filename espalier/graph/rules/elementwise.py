@@ -7,17 +7,20 @@ from espalier.graph.rules.registry import Dims, Reading, Result, Term, refs_in, 
 from espalier.graph.solver import resolve
 
 _UNARY = """
-    abs acos acosh alias asin asinh atan atanh bernoulli bitwise_not ceil celu clamp clamp_max clamp_min clone cos cosh
-    detach elu erf erfc exp exp2 expm1 fill floor frac gelu hardshrink hardsigmoid hardswish hardtanh isfinite isinf
-    isnan leaky_relu lift lift_fresh log log10 log1p log2 log_sigmoid_forward logical_not logit masked_fill mish
-    nan_to_num native_dropout neg normal positive reciprocal relu relu6 round rsqrt selu sgn sigmoid sign silu sin sinh
-    softplus softshrink sqrt square tan tanh threshold trunc uniform zero _to_copy rrelu_with_noise
+    _conj _to_copy abs acos acosh alias angle asin asinh atan atanh bernoulli bitwise_not cauchy ceil celu clamp
+    clamp_max clamp_min clone conj_physical cos cosh deg2rad detach digamma elu erf erfc erfinv exp exp2 expm1
+    exponential fill floor frac geometric gelu hardshrink hardsigmoid hardswish hardtanh i0 isinf isnan leaky_relu
+    lgamma lift lift_fresh lift_fresh_copy log log10 log1p log2 log_normal log_sigmoid_forward logical_not logit
+    masked_fill mish nan_to_num native_dropout neg normal poisson rad2deg random reciprocal relu round rrelu_with_noise
+    rsqrt sgn sigmoid sign signbit silu sin sinc sinh softplus softshrink sqrt tan tanh threshold trunc uniform zero
 """.split()
 _MANY = """
-    addcdiv addcmul atan2 bitwise_and bitwise_or bitwise_xor copy eq floor_divide fmod ge gt le lerp logical_and
-    logical_or logical_xor lt maximum minimum ne pow remainder rsub where _prelu_kernel
+    _prelu_kernel addcdiv addcmul atan2 bitwise_and bitwise_left_shift bitwise_or bitwise_right_shift bitwise_xor
+    complex copy copysign eq floor_divide fmax fmin fmod ge gt heaviside hypot le lerp logaddexp logaddexp2 logical_and
+    logical_or logical_xor lt maximum minimum ne nextafter polar pow remainder rsub where xlogy
 """.split()
 _LIKE = "empty_like ones_like zeros_like full_like rand_like randn_like".split()
+_LOSSES = "binary_cross_entropy huber_loss mse_loss smooth_l1_loss soft_margin_loss".split()
 
 
 @rule(*_UNARY, *_MANY, *_LIKE)
@@ -38,6 +41,18 @@ def scale(reading: Reading, call: Call) -> Result:
     return _broadcast(reading, call, "scale")
 
 
+@rule(*_LOSSES)
+def loss(reading: Reading, call: Call) -> Result:
+    """Elementwise, then averaged or summed over everything unless the caller wants every element."""
+    operands = refs_in((call.args, call.kwargs))
+    dims = broadcast(reading, call, operands)
+    if call.outputs[0] is None or len(reading.shape(call.outputs[0])) == len(dims):
+        return dims
+    for position in range(len(reading.of(operands[0]))):
+        reading.tap("reduce", call, operands[0], position)
+    return ()
+
+
 def _broadcast(reading: Reading, call: Call, role: str) -> Result:
     operands = refs_in((call.args, call.kwargs))
     dims = broadcast(reading, call, operands)
@@ -45,9 +60,14 @@ def _broadcast(reading: Reading, call: Call, role: str) -> Result:
         if len(operands) > 1 and reading.is_parameter(ref):
             for position in range(len(reading.of(ref))):
                 reading.tap(role, call, ref, position)
-    return [
-        None if ref is None else dims[-len(reading.shape(ref)) :] if reading.shape(ref) else () for ref in call.outputs
-    ]
+    first, *others = call.outputs
+    # A further output (the buffer of log_sigmoid) may be empty on some devices.
+    return [dims, *(None if ref is None else _or_plain(reading, ref, dims) for ref in others)] if first else []
+
+
+def _or_plain(reading: Reading, ref: Ref, dims: Dims) -> Dims:
+    shape = reading.shape(ref)
+    return dims if shape == tuple(size(term) for term in dims) else shape
 
 
 def broadcast(reading: Reading, call: Call, operands: list[Ref]) -> Dims:

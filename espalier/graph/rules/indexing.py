@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from espalier.graph.capture import Call, Ref
 from espalier.graph.rules.elementwise import broadcast
-from espalier.graph.rules.registry import Dims, Reading, Result, Term, freeze_all, positive, rule, size
+from espalier.graph.rules.registry import Dims, Reading, Result, freeze_all, positive, rule, size
 from espalier.graph.solver import is_plain
 
 _UNIFORM = (
     "zeros ones full empty rand randn new_zeros new_ones new_full new_empty empty_strided new_empty_strided".split()
 )
-_ORDERED = "arange eye linspace logspace scalar_tensor randint randperm tril_indices triu_indices one_hot".split()
+_ORDERED = "arange eye linspace logspace scalar_tensor randint randperm tril_indices triu_indices".split()
 
 
 @rule("embedding")
@@ -30,6 +30,7 @@ def select(reading: Reading, call: Call) -> Result:
     dims = reading.of(call.args[0])
     dim = positive(call.args[1], len(dims))
     reading.freeze(dims[dim], "index", "one of its units is read by a constant index", call)
+    reading.expect(call, "index", call.args[2])
     return (*dims[:dim], *dims[dim + 1 :])
 
 
@@ -43,54 +44,139 @@ def unbind(reading: Reading, call: Call) -> Result:
     return [(*dims[:dim], *dims[dim + 1 :]) for _ in call.outputs]
 
 
-@rule("index_select", "gather", "take_along_dim")
-def index_along(reading: Reading, call: Call) -> Result:
-    """Positions of one dimension chosen by a tensor."""
-    dims, out = reading.of(call.args[0]), call.outputs[0]
-    assert out is not None
-    dim = positive(call.args[1], len(dims)) if dims else 0
-    shape = reading.shape(out)
-    result: list[Term] = []
-    for position, term in enumerate(dims):
-        if position == dim:
+@rule("index_select")
+def index_select(reading: Reading, call: Call) -> Result:
+    """Positions of one dimension chosen by a tensor, the same everywhere."""
+    ref, given, index = call.args
+    dims = reading.of(ref)
+    if not dims:
+        return ()
+    dim = positive(given, len(dims))
+    reading.freeze(dims[dim], "index", "its units are chosen by an index tensor", call)
+    chosen = reading.of(index)
+    return (*dims[:dim], chosen[0] if chosen else 1, *dims[dim + 1 :])
+
+
+@rule("gather")
+def gather(reading: Reading, call: Call) -> Result:
+    """Positions of one dimension chosen by a tensor, elsewhere the same position as in that tensor."""
+    ref, dim, index = call.args[:3]
+    return _aligned(reading, call, ref, dim, index)
+
+
+@rule("scatter", "scatter_add", "scatter_reduce")
+def scatter(reading: Reading, call: Call) -> Result:
+    """The reverse of `gather`: written to positions of one dimension chosen by a tensor."""
+    ref, dim, index, source = call.args[:4]
+    _aligned(reading, call, ref, dim, index)
+    if isinstance(source, Ref):
+        _aligned(reading, call, source, dim, index)
+    return reading.of(ref)
+
+
+def _aligned(reading: Reading, call: Call, ref: Ref, dim: int, index: Ref) -> Dims:
+    """Unify `ref` with an index tensor of the same rank except along `dim`; the dimensions of the index tensor."""
+    dims, chosen = reading.of(ref), reading.of(index)
+    if not dims or not chosen:
+        return chosen
+    for position, (term, other) in enumerate(zip(dims, chosen, strict=True)):
+        if position == positive(dim, len(dims)):
             reading.freeze(term, "index", "its units are chosen by an index tensor", call)
-            result.append(shape[position])
-        elif size(term) == shape[position]:
-            result.append(term)
+            reading.freeze(other, "index", "is the order of an index tensor", call)
+        elif size(term) == size(other):
+            reading.unify(term, other, call)
         else:
             reading.freeze(term, "index", "part of its units is read by an index tensor", call)
-            result.append(shape[position])
-    return tuple(result)
+            reading.freeze(other, "index", "is the size of an index tensor", call)
+    return chosen
+
+
+@rule("index_add", "index_copy")
+def index_add(reading: Reading, call: Call) -> Result:
+    """Slices of one dimension, chosen by a tensor, are written with those of another tensor."""
+    ref, given, index, source = call.args[:4]
+    dims, other = reading.of(ref), reading.of(source)
+    dim = positive(given, len(dims)) if dims else 0
+    for position, (term, added) in enumerate(zip(dims, other, strict=True)):
+        if position == dim:
+            reading.freeze(term, "index", "its units are chosen by an index tensor", call)
+            reading.unify(added, reading.of(index)[0] if reading.of(index) else 1, call)
+        else:
+            reading.unify(term, added, call)
+    return dims
 
 
 @rule("index", "_unsafe_index")
 def index(reading: Reading, call: Call) -> Result:
-    """x[i, :, j]: the indexed dimensions are replaced by the sizes of the index tensors."""
-    dims, indices, out = reading.of(call.args[0]), call.args[1], call.outputs[0]
-    assert out is not None
-    indexed = [position for position, one in enumerate(indices) if isinstance(one, Ref)]
-    if any(reading.trace.dtypes[indices[position].index].is_floating_point for position in indexed):
-        return freeze_all(reading, call, "index", "it is indexed")
-    for position in indexed:
-        reading.freeze(dims[position], "index", "its units are chosen by an index tensor", call)
-    places = broadcast(reading, call, [indices[position] for position in indexed])
-    kept = [term for position, term in enumerate(dims) if position not in indexed]
-    adjacent = indexed == list(range(indexed[0], indexed[-1] + 1))
-    front = indexed[0] if adjacent else 0
-    result: Dims = (*kept[:front], *places, *kept[front:])
-    shape = reading.shape(out)
-    if tuple(size(term) for term in result) != shape:  # a boolean mask: how many is a matter of values
-        return freeze_all(reading, call, "index", "it is indexed by a mask")
-    return result
+    """x[i, :, j]: the indexed dimensions are replaced by those of the index tensors."""
+    dims, indices = reading.of(call.args[0]), call.args[1]
+    return _indexed(reading, call, dims, indices)
 
 
-@rule("index_put", "_index_put_impl", "scatter", "scatter_add", "index_add", "index_copy", "masked_scatter",
-      "slice_scatter", "select_scatter")  # fmt: skip
+@rule("index_put", "_index_put_impl", "_unsafe_index_put")
+def index_put(reading: Reading, call: Call) -> Result:
+    """x[i, :, j] = values: what is addressed may not change, the other dimensions are those of the values."""
+    ref, indices, values = call.args[:3]
+    dims = reading.of(ref)
+    masked = [one for one in indices if isinstance(one, Ref) and _is_mask(reading, one)]
+    if masked and reading.of(values):
+        return freeze_all(reading, call, "index", "is written by a mask")
+    written = _indexed(reading, call, dims, indices)
+    for back, term in enumerate(reversed(reading.of(values)), 1):
+        if size(term) == 1 and size(written[-back]) != 1:
+            reading.freeze(term, "size", "its single unit is broadcast", call)
+        else:
+            reading.unify(term, written[-back], call)
+    return dims
+
+
+def _indexed(reading: Reading, call: Call, dims: Dims, indices: list[Ref | None]) -> Dims:
+    positions: list[tuple[int, Ref]] = []
+    dim = 0
+    for one in indices:
+        if one is None:
+            dim += 1
+            continue
+        if _is_mask(reading, one):
+            covered = len(reading.of(one))
+            for term in (*dims[dim : dim + covered], *reading.of(one)):
+                reading.freeze(term, "index", "its units are chosen by a mask", call)
+            return _by_mask(dims, dim, covered)
+        reading.freeze(dims[dim], "index", "its units are chosen by an index tensor", call)
+        positions.append((dim, one))
+        dim += 1
+    numbers = [position for position, _ in positions]
+    places = broadcast(reading, call, [one for _, one in positions])
+    kept = [term for position, term in enumerate(dims) if position not in numbers]
+    adjacent = numbers == list(range(numbers[0], numbers[-1] + 1))
+    front = numbers[0] if adjacent else 0
+    return (*kept[:front], *places, *kept[front:])
+
+
+def _by_mask(dims: Dims, dim: int, covered: int) -> Dims:
+    """A scalar written where a mask is set: only the dimensions that the mask leaves out count."""
+    return (*dims[:dim], *dims[dim + covered :])
+
+
+def _is_mask(reading: Reading, ref: Ref) -> bool:
+    return str(reading.trace.dtypes[ref.index]) in ("torch.bool", "torch.uint8")
+
+
+@rule("masked_scatter", "slice_scatter", "select_scatter", "diagonal_scatter", "as_strided_scatter")
 def write(reading: Reading, call: Call) -> Result:
     """Writes at chosen positions: the sizes stay, what is addressed may not change."""
     dims = reading.of(call.args[0])
     freeze_all(reading, call, "index", "its units are written by index")
     return dims
+
+
+@rule("nll_loss_forward", "nll_loss2d_forward")
+def nll_loss(reading: Reading, call: Call) -> Result:
+    """The entries that class numbers choose, averaged or summed or one by one."""
+    for term in (*reading.of(call.args[0]), *reading.of(call.args[1])):
+        if not is_plain(term):
+            reading.freeze(term, "index", "its units are chosen by class numbers", call)
+    return [None if out is None else reading.shape(out) for out in call.outputs]
 
 
 @rule(*_UNIFORM)
@@ -102,8 +188,10 @@ def uniform(reading: Reading, call: Call) -> Result:
 @rule(*_ORDERED)
 def ordered(reading: Reading, call: Call) -> Result:
     """Tensors made by code whose positions differ: plain sizes."""
-    for ref in (ref for ref in call.args if isinstance(ref, Ref)):
-        for term in reading.of(ref):
-            if not is_plain(term):
-                reading.freeze(term, "index", "its values become positions", call)
     return [None if out is None else reading.shape(out) for out in call.outputs]
+
+
+@rule("_assert_async", "_assert_scalar", "_assert_tensor_metadata")
+def assertion(reading: Reading, call: Call) -> Result:
+    """Checks something and computes nothing."""
+    return []

@@ -1,84 +1,69 @@
-"""Reductions, and pooling over spatial dimensions."""
+"""Reductions, and operators along some dimensions that mix or move positions."""
 
 from __future__ import annotations
 
 from espalier.graph.capture import Call, Ref
-from espalier.graph.rules.registry import Dims, Reading, Result, Term, positive, rule
-from espalier.graph.solver import is_plain
+from espalier.graph.rules.registry import Dims, Reading, Result, positive, rule
 
 _REDUCTIONS = """
-    all amax amin any argmax argmin linalg_vector_norm logsumexp max mean median min norm nansum prod std sum var
-    std_mean var_mean
+    all amax amin aminmax any argmax argmin count_nonzero linalg_vector_norm logsumexp max mean median min nanmedian
+    nansum norm prod std std_mean sum var var_mean
 """.split()
-_ZERO_SAFE = ("aten::sum", "aten::linalg_vector_norm", "aten::norm", "aten::nansum")
+_ZERO_SAFE = frozenset({"aten::sum", "aten::linalg_vector_norm", "aten::norm", "aten::nansum"})
+_POSITIONS = frozenset({"aten::argmax", "aten::argmin"})
+_WITH_POSITIONS = frozenset({"aten::max", "aten::min", "aten::median", "aten::nanmedian"})
 
 
 @rule(*_REDUCTIONS)
 def reduction(reading: Reading, call: Call) -> Result:
     """Removes dimensions, or leaves them with size one."""
-    a = call.arguments()
-    ref = a.get("self", a.get("input"))
+    ref = _operand(call)
     dims = reading.of(ref)
-    chosen = a.get("dim")
-    if chosen is None or chosen == []:
-        gone = set(range(len(dims)))
-    else:
-        gone = {positive(dim, len(dims)) for dim in ([chosen] if isinstance(chosen, int) else chosen)}
-    for position in sorted(gone):
+    gone = _chosen(call, len(dims))
+    gives_positions = call.name in _POSITIONS or (
+        call.name in _WITH_POSITIONS and len(call.outputs) > 1 and reading.is_used(call.outputs[1])
+    )
+    for position in gone:
         reading.tap("sum" if call.name in _ZERO_SAFE else "reduce", call, ref, position)
-    if a.get("keepdim"):
+        if gives_positions:
+            reading.freeze(dims[position], "index", "the numbers of its units are used", call)
+    if call.arguments().get("keepdim"):
         kept: Dims = tuple(1 if position in gone else term for position, term in enumerate(dims))
     else:
         kept = tuple(term for position, term in enumerate(dims) if position not in gone)
     return [None if out is None else kept for out in call.outputs]
 
 
-@rule("cumsum", "cumprod", "sort", "topk", "argsort", "flip", "roll", "tril", "triu")
+@rule("cummax", "cummin", "cumprod", "cumsum", "flip", "logcumsumexp", "roll", "sort", "topk", "kthvalue", "mode",
+      "tril", "triu", "_fft_c2c", "_fft_r2c", "_fft_c2r")  # fmt: skip
 def along(reading: Reading, call: Call) -> Result:
     """Operators that mix or move the positions along some dimensions: these may not change."""
-    a = call.arguments()
-    ref = a.get("self", a.get("input"))
-    dims = reading.of(ref)
-    if call.name.startswith(("aten::tri",)):
-        moved = [len(dims) - 2, len(dims) - 1]
-    else:
-        chosen = a.get("dims", a.get("dim"))
-        if chosen is None or chosen == []:
-            moved = list(range(len(dims)))
-        else:
-            moved = [positive(dim, len(dims)) for dim in ([chosen] if isinstance(chosen, int) else chosen)]
+    dims = reading.of(_operand(call))
+    moved = [len(dims) - 2, len(dims) - 1] if call.name.startswith("aten::tri") else _chosen(call, len(dims))
     for position in moved:
         reading.freeze(dims[position], "operator", "its units are moved or mixed", call)
     return [None if out is None else _kept(reading, out, dims, moved) for out in call.outputs]
 
 
+def _operand(call: Call) -> Ref:
+    arguments = call.arguments()
+    ref = arguments.get("self", arguments.get("input"))
+    assert isinstance(ref, Ref)
+    return ref
+
+
+def _chosen(call: Call, rank: int) -> list[int]:
+    """The dimensions that a call names; all of them if it names none."""
+    arguments = call.arguments()
+    chosen = arguments.get("dims", arguments.get("dim"))
+    if chosen is None or chosen == []:
+        return list(range(rank))
+    return sorted({positive(dim, rank) for dim in ([chosen] if isinstance(chosen, int) else chosen)} & set(range(rank)))
+
+
 def _kept(reading: Reading, out: Ref, dims: Dims, moved: list[int]) -> Dims:
+    """What is left in place keeps its dimension; where the result is shorter, what was moved is gone."""
     shape = reading.shape(out)
+    if len(shape) < len(dims):
+        return tuple(term for position, term in enumerate(dims) if position not in moved)
     return tuple(shape[position] if position in moved else term for position, term in enumerate(dims))
-
-
-def _pool_names() -> list[str]:
-    names = ["max_pool1d", "avg_pool1d", "adaptive_avg_pool1d"]
-    for rank in (2, 3):
-        names += [f"max_pool{rank}d_with_indices", f"max_pool{rank}d", f"avg_pool{rank}d"]
-        names += [f"_adaptive_avg_pool{rank}d", f"adaptive_avg_pool{rank}d", f"adaptive_max_pool{rank}d"]
-    for mode in ("nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d", "bicubic2d", "trilinear3d"):
-        names += [f"upsample_{mode}"]
-    for rank in (1, 2, 3):
-        names += [f"reflection_pad{rank}d", f"replication_pad{rank}d"]
-    return [*names, "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "_upsample_nearest_exact2d"]
-
-
-@rule(*_pool_names())
-def spatial(reading: Reading, call: Call) -> Result:
-    """Pooling, resampling and padding of the trailing spatial dimensions: batch and channels pass through."""
-    ref = call.args[0]
-    rank = int(next(letter for letter in call.name if letter.isdigit()))
-    dims = reading.of(ref)
-    for term in dims[-rank:]:
-        if not is_plain(term):
-            reading.freeze(term, "size", "it is a spatial size", call)
-    results: list[tuple[Term, ...] | None] = []
-    for out in call.outputs:
-        results.append(None if out is None else (*dims[:-rank], *reading.shape(out)[-rank:]))
-    return results

@@ -15,6 +15,9 @@ Result = Dims | Sequence[Dims | None]
 Rule = Callable[["Reading", Call], Result]
 
 _RULES: dict[str, Rule] = {}
+_ACROSS_UNITS = frozenset({"batch_norm", "bilinear", "group_norm", "layer_norm", "reduce", "rms_norm", "scale_of_size",
+                           "softmax", "sum"})  # fmt: skip
+"""Roles that matter wherever they occur: a weight that is standardised across an axis changes with every new unit."""
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
@@ -56,7 +59,8 @@ class Event:
     call: Call
     term: Term
     origins: frozenset[str]
-    """Parameters that the value is computed from, if it is computed from nothing else; empty for activations."""
+    """Parameters that the value is computed from, if it is computed from nothing else; empty for activations, and
+    where units are combined, which is an event of the pass as a whole."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,7 @@ class Reading:
     events: list[Event] = field(default_factory=list)
     expectations: list[Expectation] = field(default_factory=list)
     costs: list[Cost] = field(default_factory=list)
+    _used: set[int] = field(default_factory=set)
 
     def of(self, ref: Ref) -> Dims:
         """The dimensions of a value; a value that no operator made is a constant, and its sizes are plain."""
@@ -106,6 +111,13 @@ class Reading:
         self.of(ref)
         return ref.index in self.origins
 
+    def is_used(self, ref: Ref | None) -> bool:
+        """Whether a value is an argument of any operator or an output of the model."""
+        if not self._used:
+            self._used.update(one.index for call in self.trace.calls for one in refs_in((call.args, call.kwargs)))
+            self._used.update(one.index for one in self.trace.outputs.values())
+        return ref is not None and ref.index in self._used
+
     def is_parameter(self, ref: Ref) -> bool:
         """Whether a value is computed from at least one parameter or buffer, and from no activation."""
         self.of(ref)
@@ -118,7 +130,8 @@ class Reading:
     def tap_term(self, role: str, call: Call, ref: Ref, term: Term) -> None:
         """Record what `call` does to a part of a dimension of the value `ref`."""
         if not isinstance(resolve(term), int):
-            self.events.append(Event(role, call, term, self.origins.get(ref.index, frozenset())))
+            origins = frozenset() if role in _ACROSS_UNITS else self.origins.get(ref.index, frozenset())
+            self.events.append(Event(role, call, term, origins))
 
     def unify(self, a: Term, b: Term, call: Call) -> None:
         """Both terms are the same dimension, says `call`."""
@@ -130,8 +143,7 @@ class Reading:
 
     def expect(self, call: Call, argument: str, term: Term) -> None:
         """The integer `argument` of `call` repeats the size of `term`."""
-        if not isinstance(resolve(term), int):
-            self.expectations.append(Expectation(call.index, argument, term))
+        self.expectations.append(Expectation(call.index, argument, term))
 
     def cost(self, call: Call, factor: int, *terms: Term) -> None:
         """`call` takes `factor` times the product of `terms` floating-point operations."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
-from espalier.graph.capture import Call, Ref
-from espalier.graph.rules.elementwise import broadcast_dim
+from espalier.graph.capture import Call
 from espalier.graph.rules.registry import (
     Dims,
     Reading,
@@ -18,10 +18,10 @@ from espalier.graph.rules.registry import (
     rule,
     size,
 )
-from espalier.graph.solver import concat, is_plain, product, variables
+from espalier.graph.solver import concat, is_plain, product, resolve, variables
 
 
-@rule("view", "_unsafe_view", "reshape", "_reshape_alias", "_reshape_copy", "view_copy")
+@rule("view", "_unsafe_view", "_reshape_alias", "_reshape_copy", "view_copy")
 def view(reading: Reading, call: Call) -> Result:
     """Splits and merges dimensions, row-major.
 
@@ -30,49 +30,42 @@ def view(reading: Reading, call: Call) -> Result:
     """
     ref, out = call.args[0], call.outputs[0]
     assert out is not None
-    return regroup(reading, call, reading.of(ref), reading.shape(out))
+    before, after = reading.shape(ref), reading.shape(out)
+    if prod(before) != prod(after) or prod(before) == 0:
+        return freeze_all(reading, call, "shape", "is empty or seen as another type")
+    return regroup(reading, call, reading.of(ref), after)
 
 
 def regroup(reading: Reading, call: Call, dims: Dims, shape: Sequence[int]) -> Dims:
-    """`dims` seen in the sizes `shape`, whose product is the same."""
-    before = [size(term) for term in dims]
+    """`dims` seen in the sizes `shape`, whose product is the same.
+
+    Plain sizes of one come and go. An axis of one unit is paired with the first size of one at its place.
+    """
+    left = [term for term in dims if resolve(term) != 1]
+    right = list(shape)
     result: list[Term] = []
-    i = j = 0
-    while i < len(before) or j < len(shape):
-        start_i, start_j = i, j
-        m = n = 1
-        if i < len(before):
-            m, i = before[i], i + 1
-        if j < len(shape):
-            n, j = shape[j], j + 1
-        while m != n:
-            if m < n and i < len(before):
-                m, i = m * before[i], i + 1
-            elif j < len(shape):
-                n, j = n * shape[j], j + 1
+    while left or right:
+        terms, counts = left[:1], right[:1]
+        del left[:1], right[:1]
+        while (m := prod(size(term) for term in terms)) != (n := prod(counts)):
+            if m < n:
+                terms.append(left.pop(0))
             else:
-                m, i = m * before[i], i + 1
-        if start_i == i and n == 1:
-            result.extend([1] * (j - start_j))
-            continue
-        result.extend(_run(reading, call, dims[start_i:i], shape[start_j:j]))
+                counts.append(right.pop(0))
+        result.extend(_run(reading, call, terms, counts))
     return tuple(result)
 
 
-def _run(reading: Reading, call: Call, dims: Dims, shape: Sequence[int]) -> list[Term]:
+def _run(reading: Reading, call: Call, dims: list[Term], shape: list[int]) -> list[Term]:
     if len(dims) == len(shape) == 1:
-        return [dims[0]]
+        return dims
     if all(_is_size(term) for term in dims):
         for term in dims:
             reading.plain(term)
-        return list(shape)
+        return [*shape]
     if not shape:
-        for term in dims:
-            reading.freeze(term, "size", "its single unit is squeezed away", call)
+        reading.freeze(dims[0], "size", "its single unit is squeezed away", call)
         return []
-    # A size of one that stays on its own keeps its identity: a layer of one unit must be able to grow.
-    if len([n for n in shape if n != 1]) == 0 and len(dims) == 1:
-        return [dims[0], *([1] * (len(shape) - 1))]
     rest = product(*dims)
     result: list[Term] = []
     remaining = size(rest)
@@ -83,19 +76,45 @@ def _run(reading: Reading, call: Call, dims: Dims, shape: Sequence[int]) -> list
     return [*result, rest]
 
 
+def _is_size(term: Term) -> bool:
+    """Whether a term is just a size: no parameter's, and not one that code made and that may meet a parameter's."""
+    return all(not var.solid and var.reasons for var in variables(term))
+
+
 @rule("as_strided")
 def as_strided(reading: Reading, call: Call) -> Result:
-    """With sizes as before only the memory layout changes; anything else is not understood."""
-    ref, out = call.args[0], call.outputs[0]
-    assert out is not None
-    if reading.shape(ref) == reading.shape(out):
+    """With sizes and strides as before nothing changes; anything else is not understood."""
+    a = call.arguments()
+    ref = a["self"]
+    same = (tuple(a["size"]), tuple(a["stride"])) == (reading.shape(ref), reading.trace.strides[ref.index])
+    if same and a["storage_offset"] in (None, 0):
         return reading.of(ref)
     return freeze_all(reading, call, "operator", "is seen with other sizes and strides")
 
 
-def _is_size(term: Term) -> bool:
-    """Whether a term is just a size: no parameter's, and not one that code made and that may meet a parameter's."""
-    return all(not var.solid and var.reasons for var in variables(term))
+@rule("view_as_real")
+def view_as_real(reading: Reading, call: Call) -> Result:
+    """A last dimension of the real and the imaginary part is added."""
+    return (*reading.of(call.args[0]), 2)
+
+
+@rule("view_as_complex")
+def view_as_complex(reading: Reading, call: Call) -> Result:
+    """The last dimension holds the real and the imaginary part."""
+    *dims, parts = reading.of(call.args[0])
+    reading.freeze(parts, "size", "its two units are the parts of a complex number", call)
+    return tuple(dims)
+
+
+@rule("unfold")
+def sliding(reading: Reading, call: Call) -> Result:
+    """Overlapping windows of one dimension; the positions within a window become the last dimension."""
+    a, out = call.arguments(), call.outputs[0]
+    assert out is not None
+    dims, shape = reading.of(a["self"]), reading.shape(out)
+    dim = positive(a["dimension"], len(dims))
+    reading.freeze(dims[dim], "index", "it is read in windows", call)
+    return (*dims[:dim], shape[dim], *dims[dim + 1 :], shape[-1])
 
 
 @rule("squeeze")
@@ -122,18 +141,19 @@ def unsqueeze(reading: Reading, call: Call) -> Result:
     return (*dims[:position], 1, *dims[position:])
 
 
-@rule("t", "numpy_T", "mT")
+@rule("t")
 def transpose_matrix(reading: Reading, call: Call) -> Result:
     """The dimensions in reverse."""
     return tuple(reversed(reading.of(call.args[0])))
 
 
-@rule("transpose", "swapaxes")
+@rule("transpose")
 def transpose(reading: Reading, call: Call) -> Result:
     """Two dimensions exchanged."""
     dims = list(reading.of(call.args[0]))
-    a, b = (positive(dim, len(dims)) for dim in call.args[1:3])
-    dims[a], dims[b] = dims[b], dims[a]
+    if dims:
+        a, b = (positive(dim, len(dims)) for dim in call.args[1:3])
+        dims[a], dims[b] = dims[b], dims[a]
     return tuple(dims)
 
 
@@ -151,14 +171,13 @@ def expand(reading: Reading, call: Call) -> Result:
     assert out is not None
     shape = reading.shape(out)
     new = len(shape) - len(dims)
-    any_solid = any(not is_plain(term) for term in dims)
-    result: list[Term] = [reading.loose(count) if any_solid else count for count in shape[:new]]
+    result: list[Term] = [reading.loose(count) for count in shape[:new]]
     for term, count in zip(dims, shape[new:], strict=True):
         if size(term) == count:
             result.append(term)
-            continue
-        reading.freeze(term, "size", "its single unit is repeated", call)
-        result.append(reading.loose(count) if any_solid else count)
+        else:
+            reading.freeze(term, "size", "its single unit is repeated", call)
+            result.append(reading.loose(count))
     return tuple(result)
 
 
@@ -167,10 +186,7 @@ def repeat(reading: Reading, call: Call) -> Result:
     """Tiles: n copies of a dimension side by side."""
     dims, counts = reading.of(call.args[0]), call.args[1]
     dims = (*([1] * (len(counts) - len(dims))), *dims)
-    result: list[Term] = []
-    for term, count in zip(dims, counts, strict=True):
-        result.append(count * size(term) if is_plain(term) else product(count, term))
-    return tuple(result)
+    return tuple(product(count, dissolve(reading, term)) for term, count in zip(dims, counts, strict=True))
 
 
 @rule("slice")
@@ -183,27 +199,32 @@ def cut_slice(reading: Reading, call: Call) -> Result:
     whole, count = size(dims[dim]), reading.shape(out)[dim]
     if count == whole:
         return dims
-    term = dissolve(reading, dims[dim])
-    piece: Term = count
-    if isinstance(term, int):
-        piece = count
-    elif a["step"] != 1:
-        reading.freeze(term, "index", "it is read with a stride", call)
-    else:
-        start = min(max(positive(a["start"] or 0, whole), 0), whole)
-        before, piece, _ = reading.cut(term, [start, count, whole - start - count], call)
-        if (a["start"] or 0) >= 0:
-            reading.expect(call, "start", before)
+    piece = _slice(reading, call, dissolve(reading, dims[dim]), a["start"] or 0, a["step"], count)
     return (*dims[:dim], piece, *dims[dim + 1 :])
 
 
-@rule("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "chunk", "unsafe_chunk", "tensor_split",
-      "split_copy", "split_with_sizes_copy")  # fmt: skip
+def _slice(reading: Reading, call: Call, term: Term, start: int, step: int, count: int) -> Term:
+    if isinstance(term, int):
+        return count
+    if step != 1:
+        reading.freeze(term, "index", "it is read with a stride", call)
+        return count
+    whole = size(term)
+    first = min(max(positive(start, whole), 0), whole)
+    before, piece, after = reading.cut(term, [first, count, whole - first - count], call)
+    if start >= 0:
+        reading.expect(call, "start", before)
+    else:
+        # From the end: nothing else would notice if what follows changed while the code's numbers stayed.
+        reading.freeze(after, "index", "is passed over by a constant number of units", call)
+    return piece
+
+
+@rule("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "split_copy", "split_with_sizes_copy")
 def split(reading: Reading, call: Call) -> Result:
     """Consecutive pieces of a dimension."""
     a = call.arguments()
-    ref = a.get("self", a.get("input"))
-    dims = reading.of(ref)
+    dims = reading.of(a["self"])
     dim = positive(a["dim"], len(dims))
     outputs = [out for out in call.outputs if out is not None]
     counts = [reading.shape(out)[dim] for out in outputs]
@@ -226,7 +247,7 @@ def glu(reading: Reading, call: Call) -> Result:
     return (*dims[:dim], first, *dims[dim + 1 :])
 
 
-@rule("cat", "concat")
+@rule("cat")
 def cat(reading: Reading, call: Call) -> Result:
     """Pieces side by side; the legacy empty tensor is passed over."""
     a = call.arguments()
@@ -236,10 +257,12 @@ def cat(reading: Reading, call: Call) -> Result:
     dim = positive(a["dim"], len(reading.of(operands[0])))
     result: list[Term] = []
     for position, terms in enumerate(zip(*(reading.of(ref) for ref in operands), strict=True)):
-        if position == dim:
-            result.append(sum(size(t) for t in terms) if all(is_plain(t) for t in terms) else concat(*terms))
-        else:
+        if position != dim:
             result.append(_same(reading, call, list(terms)))
+        elif all(is_plain(term) for term in terms):
+            result.append(sum(reading.plain(term) for term in terms))
+        else:
+            result.append(concat(*terms))
     return tuple(result)
 
 
@@ -266,42 +289,14 @@ def pad(reading: Reading, call: Call) -> Result:
     for back in range(len(padding) // 2):
         before, after = padding[2 * back], padding[2 * back + 1]
         position = len(dims) - 1 - back
-        term = dims[position]
+        term = dissolve(reading, dims[position])
         if before == after == 0:
             continue
-        if is_plain(term):
-            dims[position] = size(term) + before + after
+        if isinstance(term, int):
+            dims[position] = term + before + after
         elif before < 0 or after < 0:
             reading.freeze(term, "size", "it is cropped by padding with a negative size", call)
             dims[position] = size(term) + before + after
         else:
             dims[position] = concat(before, term, after)
     return tuple(dims)
-
-
-@rule("pixel_shuffle", "pixel_unshuffle")
-def pixel_shuffle(reading: Reading, call: Call) -> Result:
-    """Channels C x r x r become spatial, or the other way round."""
-    dims, factor, out = reading.of(call.args[0]), call.args[1], call.outputs[0]
-    assert out is not None
-    shape = reading.shape(out)
-    if call.name.endswith("pixel_shuffle"):
-        channels, _ = reading.split(dims[-3], shape[-3], factor * factor, call)
-    else:
-        channels = product(dims[-3], factor * factor)
-    return (*dims[:-3], channels, *shape[-2:])
-
-
-@rule("broadcast_tensors")
-def broadcast_tensors(reading: Reading, call: Call) -> Result:
-    """All operands in their common sizes."""
-    operands = refs_in(call.args)
-    rank = max(len(reading.of(ref)) for ref in operands)
-    dims = tuple(
-        broadcast_dim(reading, call, [reading.of(ref)[-back] for ref in operands if len(reading.of(ref)) >= back])
-        for back in range(rank, 0, -1)
-    )
-    return [dims for _ in operands]
-
-
-__all__ = ["Ref", "regroup"]
