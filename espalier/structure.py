@@ -14,6 +14,7 @@ from espalier.edit.apply import Copy, check_values, commit, compensating_attribu
 from espalier.edit.attributes import AttributeChange
 from espalier.edit.changes import Limits, blocking_reason, find_axis
 from espalier.edit.contract import Contract, contract_of
+from espalier.edit.interrupt import uninterrupted
 from espalier.edit.journal import UndoStack
 from espalier.edit.optimizer import check as check_optimizer
 from espalier.edit.plan import Plan, grow_plan, prune_plan
@@ -211,7 +212,8 @@ class Structure:
         Raises:
             PlanError, SurgeryError: as `apply`.
         """
-        _, contract, attributes, _ = self._prepare(plan)
+        with uninterrupted():
+            _, contract, attributes, _ = self._prepare(plan)
         return contract, tuple(attributes)
 
     def apply(self, plan: Plan) -> Edit:
@@ -221,12 +223,12 @@ class Structure:
             PlanError: the plan does not fit the structure as it is now.
             SurgeryError: the changed model would not run as predicted, or the commit failed; nothing was changed.
         """
+        with uninterrupted():
+            return self._apply(plan)
+
+    def _apply(self, plan: Plan) -> Edit:
         staged, contract, attributes, table = self._prepare(plan)
         changes = staged.changes
-        optimizers = [self.optimizer] if self.optimizer is not None else []
-        followers = [_copy(table, module) for module in self._follow]
-        example = resized_example(self.example, changes.after.predictions[0], changes.after)
-        journal = commit(self.model, table, plan, changes, contract, attributes, optimizers, followers)
         edit = Edit(
             replace(plan, values={}),
             contract.kind,
@@ -239,7 +241,15 @@ class Structure:
             cost_of(changes.after),
             tuple(attributes),
         )
-        self._undo.push(journal)
+        optimizers = [self.optimizer] if self.optimizer is not None else []
+        followers = [_copy(table, module) for module in self._follow]
+        example = resized_example(self.example, changes.after.predictions[0], changes.after)
+        journal = commit(self.model, table, plan, changes, contract, attributes, optimizers, followers)
+        try:
+            self._undo.push(journal)
+        except BaseException:
+            journal.rollback()
+            raise
         self._undone.append((self.topology, self.example))
         self.topology, self.example = changes.after, example
         self._history.append(edit)
@@ -251,15 +261,17 @@ class Structure:
         Raises:
             SurgeryError: there is nothing to undo, or something else changed the tensors since.
         """
-        self._undo.undo()
-        self.topology, self.example = self._undone.pop()
-        return self._history.pop()
+        with uninterrupted():
+            self._undo.undo()
+            self.topology, self.example = self._undone.pop()
+            return self._history.pop()
 
     def settle(self) -> None:
         """Find out, on fake tensors, which axes code ties together or holds fixed, so that every axis that says that it
         may change really can. Changes nothing else; methods that choose axes by themselves need it once.
         """
-        self.topology = settled(self._subject(), self.topology)
+        with uninterrupted():
+            self.topology = settled(self._subject(), self.topology)
 
     def _subject(self) -> Subject:
         table = tensor_table(self.model)
@@ -371,7 +383,8 @@ def attach(
     _check_model(model)
     if optimizer is not None:
         check_optimizer(optimizer, model.named_parameters())
-    topology = infer(model, example_inputs)
+    with uninterrupted():
+        topology = infer(model, example_inputs)
     topology = topology.frozen(_kept(model, topology, keep))
     structure = Structure(model, example_inputs, topology, optimizer, {}, follow, undo_limit)
     for name, bounds in (limits or {}).items():
@@ -388,7 +401,10 @@ def _limits(name: str, bounds: LimitLike) -> Limits:
         return bounds
     if not isinstance(bounds, tuple) or len(bounds) != 2:
         raise PlanError(f"limits of {name}: expected (smallest, largest), found {bounds!r}.")
-    return Limits(*bounds)
+    try:
+        return Limits(*bounds)
+    except PlanError as problem:
+        raise PlanError(f"limits of {name}: {problem}") from None
 
 
 def _check_model(model: nn.Module) -> None:

@@ -305,7 +305,7 @@ def test_a_wrong_index_map_shows_in_the_outputs(monkeypatch):
             if error <= 1e-6:
                 hidden.append(f"{slot.tensor} of\n{model!r}")
     print(f"\n{seen} of {seen + len(hidden)} wrong index maps seen")
-    assert seen > 100
+    assert seen > 60
     assert len(hidden) <= 0.02 * seen, hidden
 
 

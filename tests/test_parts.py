@@ -1,6 +1,7 @@
 """The parts of methods, each against arithmetic done by hand or by brute force."""
 
 import math
+from dataclasses import dataclass
 from itertools import pairwise
 
 import pytest
@@ -16,7 +17,7 @@ from espalier.measure.cost import cost_of
 from espalier.parts.budget import Budget, FLOPs, Parameters, Polynomial, Units
 from espalier.parts.goal import Cap, Goal, Scores, Selection
 from espalier.parts.schedule import Clock, Epochs, Last, Ramp, Schedule, Steady, Steps
-from espalier.parts.score import Chance, Context, GroupNorm, check_scores, derived_seed
+from espalier.parts.score import Chance, Context, GroupNorm, Share, check_scores, derived_seed
 from espalier.parts.select import Global, Select, Uniform
 from espalier.parts.where import choose_axes
 from espalier.structure import Structure
@@ -280,6 +281,20 @@ def test_group_norm_sums_over_the_positions_of_a_head() -> None:
     weight = structure.model.get_parameter("blocks.0.qkv.weight").detach().view(3, 2, -1)
     expected = weight.abs().sum((0, 2))
     torch.testing.assert_close(scores.float(), expected / expected.mean())
+
+
+def test_shares_are_what_is_lost_of_what_remains() -> None:
+    @dataclass(frozen=True)
+    class Given:
+        def __call__(self, context: Context, goal: Goal, /) -> Scores:
+            return Scores({"0": torch.tensor([3.0, 1.0, 2.0, 2.0]), "2": torch.zeros(3)}, {"found": 1})
+
+    structure = attached("mlp")
+    shares = Share(Given())(context_of(structure), everything(structure, "0"))
+    expected = torch.tensor([9 / 9, 1 / 18, 4 / 17, 4 / 13], dtype=torch.float64)
+    torch.testing.assert_close(shares.values["0"], expected)
+    assert shares.values["2"].tolist() == [0.0, 0.0, 0.0]
+    assert shares.found == {"found": 1}
 
 
 def test_weights_that_are_no_numbers_are_named() -> None:

@@ -24,7 +24,7 @@ from espalier.edit.norms import DEFAULT_EPS
 from espalier.edit.optimizer import check_shapes, plan_state
 from espalier.edit.plan import Plan
 from espalier.edit.tensors import gather
-from espalier.edit.verify import restore_attribute, set_attribute
+from espalier.edit.verify import changed_attribute
 from espalier.errors import EspalierError, PlanError, SurgeryError
 from espalier.graph.capture import TensorTable
 
@@ -73,6 +73,10 @@ def check_values(plan: Plan, changes: Changes, table: TensorTable) -> None:
             raise PlanError(f"the plan brings values for {name!r}, which is no parameter or buffer of the model.")
         if changes.sources(changes.before.aliases.get(name, name)) is None:
             raise PlanError(f"the plan brings values for {name!r}, which it does not change.")
+        tensor = table.tensors[changes.before.aliases.get(name, name)]
+        if not isinstance(value, Tensor) or not torch.can_cast(value.dtype, tensor.dtype):
+            found = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise PlanError(f"the plan's values for {name} are {found}; expected a tensor of type {tensor.dtype}.")
         shape = changes.after.shape(changes.before.aliases.get(name, name))
         try:
             torch.broadcast_to(value, shape)
@@ -118,10 +122,7 @@ def commit(
                 _replace(journal, other, gather(old, sources, new, like=other), sources, optimizers, name)
         for root in (model, *(follower.root for follower in followers)):
             for change in attributes:
-                module, attribute, replaced = set_attribute(root, change)
-                value = module.__dict__[attribute]
-                restore_attribute(module, attribute, replaced)
-                journal.set_attribute(module, attribute, value)
+                journal.set_attribute(*changed_attribute(root, change))
         for optimizer in optimizers:
             check_shapes(optimizer, model.named_parameters())
     except BaseException as error:

@@ -134,7 +134,6 @@ def settled(subject: Subject, topology: Topology) -> Topology:
 
     Axes are tried all at once first; those around a difference are then tried one by one.
     """
-    subject = replace(subject, quick=True)
     alone: list[str] = []
     while names := [one.name for one in topology.axes.values() if not one.reasons and one.name not in alone]:
         # By amounts whose sums hardly ever agree, so that sizes that code ties together come apart.

@@ -230,39 +230,34 @@ def axes_of_any(prediction: TracePrediction, index: int) -> bool:
 @contextmanager
 def attributes_set(model: nn.Module, changes: Sequence[AttributeChange]) -> Iterator[None]:
     """Run the body with the attributes changed, and put them back."""
-    undo: list[tuple[nn.Module, str, Any]] = []
+    undo: list[tuple[dict[str, Any], str, Any]] = []
     try:
         for change in changes:
-            undo.append(set_attribute(model, change))
+            module, name, value = changed_attribute(model, change)
+            attributes = module.__dict__
+            undo.append((attributes, name, attributes[name]))
+            attributes[name] = value
         yield
     finally:
-        for module, name, old in reversed(undo):
-            restore_attribute(module, name, old)
+        for attributes, name, value in reversed(undo):
+            attributes[name] = value
 
 
-def set_attribute(model: nn.Module, change: AttributeChange) -> tuple[nn.Module, str, Any]:
-    """Carry out one attribute change; returns (module, attribute, object that was there).
+def changed_attribute(model: nn.Module, change: AttributeChange) -> tuple[nn.Module, str, Any]:
+    """What an attribute change sets: (module, name of its attribute, new value); nothing is set here.
 
-    A configuration object that modules share is copied for this module first.
+    For an entry of a configuration object, which modules may share, the new value is a copy of it for this module.
     """
     module = model.get_submodule(change.module)
     name = change.path[0]
-    old = module.__dict__[name]
     if len(change.path) == 1:
-        module.__dict__[name] = change.new
-        return module, name, old
-    config = copy.copy(old)
+        return module, name, change.new
+    config = copy.copy(module.__dict__[name])
     setattr(config, change.path[1], change.new)
-    module.__dict__[name] = config
-    return module, name, old
-
-
-def restore_attribute(module: nn.Module, name: str, old: Any) -> None:
-    """Put back what `set_attribute` replaced."""
-    module.__dict__[name] = old
+    return module, name, config
 
 
 __all__ = [
-    "Mismatch", "Verification", "attributes_set", "resized_example", "restore_attribute", "set_attribute",
+    "Mismatch", "Subject", "Verification", "attributes_set", "changed_attribute", "resized_example",
     "verify",
 ]  # fmt: skip

@@ -35,7 +35,7 @@ def latency(model: nn.Module, example: Any, *, repeats: int = 20, warmup: int = 
             for turn in range(warmup + repeats):
                 start = time.perf_counter()
                 model(*args, **kwargs)
-                if torch.cuda.is_available() and torch.cuda.is_initialized():
+                if torch.cuda.is_available():
                     torch.cuda.synchronize()
                 if turn >= warmup:
                     times.append(time.perf_counter() - start)

@@ -20,7 +20,7 @@ Places = Mapping[_BatchNorm, Mapping[str, Tensor]]
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
+def without_a_trace(model: nn.Module) -> Iterator[None]:
     """Run the body without gradients; train and eval modes, buffers and random state are then as they were before."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(module, dict(module._buffers)) for module in model.modules() if module._buffers]
@@ -40,7 +40,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 def eval_loss(model: nn.Module, loss: Callable[[], Tensor]) -> float:
     """The loss in eval mode. Leaves no trace in the model or in any random state."""
-    with undisturbed(model):
+    with without_a_trace(model):
         for module in model.modules():
             module.training = False
         return float(loss())
@@ -75,7 +75,7 @@ def calibrate(model: nn.Module, places: Places, forwards: Sequence[Callable[[], 
         return
     sums = {(module, name): torch.zeros(len(at)) for module, found in places.items() for name, at in found.items()}
     momenta = [(module, module.momentum) for module in places]
-    with undisturbed(model):
+    with without_a_trace(model):
         try:
             for module in places:
                 module.training, module.momentum = True, 1.0  # the running statistics are then those of the batch

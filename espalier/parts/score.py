@@ -103,6 +103,30 @@ class GroupNorm:
 
 
 @dataclass(frozen=True)
+class Share:
+    """Scores of another kind, none of them negative, as what is lost of an axis if its units go one after the other.
+
+    The score of a unit is s^2 / sum of t^2 over the units of its axis that are worth as much or more (Lee et al. 2021,
+    LAMP, arXiv:2010.07931). The order within an axis stays; between axes, the fewer units of worth are left, the more
+    each counts, so that no axis collapses while others keep what they do not need.
+    """
+
+    score: Score
+
+    def __call__(self, context: Context, goal: Goal, /) -> Scores:
+        scores = self.score(context, goal)
+        return Scores({name: self._shares(values) for name, values in scores.values.items()}, scores.found)
+
+    def _shares(self, values: Tensor) -> Tensor:
+        order = values.sort(stable=True).indices
+        squares = values[order].double().square()
+        remaining = squares.flip(0).cumsum(0).flip(0)
+        shares = torch.empty_like(squares)
+        shares[order] = torch.where(remaining > 0, squares / remaining, 0.0)
+        return shares
+
+
+@dataclass(frozen=True)
 class Chance:
     """Uniform random numbers: every unit is worth the same, in another order at every event."""
 
@@ -140,4 +164,4 @@ def _not_finite(structure: Structure, axis: str) -> list[str]:
     return [name for name in names if name in tensors and not bool(torch.isfinite(tensors[name]).all())]
 
 
-__all__ = ["Chance", "Context", "Equal", "GroupNorm", "Norm", "Score", "check_scores", "derived_seed"]
+__all__ = ["Chance", "Context", "Equal", "GroupNorm", "Norm", "Score", "Share", "check_scores", "derived_seed"]

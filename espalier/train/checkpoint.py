@@ -24,7 +24,7 @@ from espalier.edit.changes import Changes
 from espalier.edit.journal import Journal
 from espalier.edit.optimizer import check_shapes, plan_state
 from espalier.edit.plan import Plan, Resize
-from espalier.edit.verify import resized_example, set_attribute, verify
+from espalier.edit.verify import changed_attribute, resized_example, verify
 from espalier.errors import CheckpointError
 from espalier.graph.capture import TensorTable, tensor_table
 from espalier.graph.dims import NEW, size_of
@@ -294,10 +294,7 @@ def _commit(
             if optimizer is not None:
                 journal.replace_state(optimizer, one.tensor, entries, one.name)
         for module, change in settings:
-            owner, name, old = set_attribute(module, change)
-            new = vars(owner)[name]
-            vars(owner)[name] = old
-            journal.set_attribute(owner, name, new)
+            journal.set_attribute(*changed_attribute(module, change))
         if optimizer is not None:
             if restored is not None:
                 journal.set_attribute(optimizer, "state", restored.state)

@@ -68,9 +68,9 @@ def gather(reading: Reading, call: Call) -> Result:
 def scatter(reading: Reading, call: Call) -> Result:
     """The reverse of `gather`: written to positions of one dimension chosen by a tensor."""
     ref, dim, index, source = call.args[:4]
-    _aligned(reading, call, ref, dim, index)
-    if isinstance(source, Ref):
-        _aligned(reading, call, source, dim, index)
+    for one in (ref, source):
+        if isinstance(one, Ref) and reading.of(one):
+            _aligned(reading, call, one, dim, index)
     return reading.of(ref)
 
 
@@ -94,13 +94,15 @@ def _aligned(reading: Reading, call: Call, ref: Ref, dim: int, index: Ref) -> Di
 @rule("index_add", "index_copy")
 def index_add(reading: Reading, call: Call) -> Result:
     """Slices of one dimension, chosen by a tensor, are written with those of another tensor."""
-    ref, given, index, source = call.args[:4]
+    ref, given, chosen, source = call.args[:4]
     dims, other = reading.of(ref), reading.of(source)
     dim = positive(given, len(dims)) if dims else 0
+    for term in reading.of(chosen):
+        reading.freeze(term, "index", "is the size of an index tensor", call)
     for position, (term, added) in enumerate(zip(dims, other, strict=True)):
         if position == dim:
             reading.freeze(term, "index", "its units are chosen by an index tensor", call)
-            reading.unify(added, reading.of(index)[0] if reading.of(index) else 1, call)
+            reading.freeze(added, "index", "its units are written in the order of an index tensor", call)
         else:
             reading.unify(term, added, call)
     return dims
@@ -121,6 +123,9 @@ def index_put(reading: Reading, call: Call) -> Result:
     masked = [one for one in indices if isinstance(one, Ref) and _is_mask(reading, one)]
     if masked and reading.of(values):
         return freeze_all(reading, call, "index", "is written by a mask")
+    for one in indices:
+        for term in reading.of(one) if isinstance(one, Ref) else ():
+            reading.freeze(term, "index", "is the size of an index tensor", call)
     written = _indexed(reading, call, dims, indices)
     for back, term in enumerate(reversed(reading.of(values)), 1):
         if size(term) == 1 and size(written[-back]) != 1:

@@ -8,7 +8,6 @@ from espalier.graph.rules.registry import Dims, Reading, Result, rule, size
 
 @rule(
     "native_batch_norm",
-    "batch_norm",
     "cudnn_batch_norm",
     "miopen_batch_norm",
     "_native_batch_norm_legit",
@@ -27,10 +26,13 @@ def batch_norm(reading: Reading, call: Call) -> Result:
             reading.unify(dims[1], reading.of(ref)[0], call)
             reading.tap(role, call, ref, 0)
     reading.tap("batch_norm", call, x, 1)
+    for position in (0, *range(2, len(dims))):
+        # Statistics of a batch run over all that is not a channel.
+        reading.tap("reduce", call, x, position)
     return [dims, *(_statistics(reading, ref, (dims[1],)) for ref in call.outputs[1:])]
 
 
-@rule("native_layer_norm", "_fused_rms_norm", "rms_norm")
+@rule("native_layer_norm", "_fused_rms_norm")
 def layer_norm(reading: Reading, call: Call) -> Result:
     """Normalises across the last dimensions."""
     a = call.arguments()
@@ -59,13 +61,33 @@ def group_norm(reading: Reading, call: Call) -> Result:
     reading.solver.hint(group, "groups")
     reading.expect(call, "group", group)
     reading.expect(call, "C", dims[1])
-    reading.tap_term("group_norm", call, x, within)
+    for term in (within, *dims[2:]):
+        reading.tap_term("group_norm", call, x, term)
     for key, kind in (("weight", "scale"), ("bias", "shift")):
         ref = a.get(key)
         if isinstance(ref, Ref):
             reading.unify(dims[1], reading.of(ref)[0], call)
             reading.tap(kind, call, ref, 0)
     return [dims, *(_statistics(reading, ref, (dims[0], group)) for ref in call.outputs[1:])]
+
+
+@rule("_weight_norm_interface")
+def weight_norm(reading: Reading, call: Call) -> Result:
+    """v * g / |v|, where |v| runs over all dimensions but one, or over all.
+
+    The dimensions over which it runs are those that a layer sums over: new units start there at zero, so that the norm
+    stays.
+    """
+    a = call.arguments()
+    dims, g, dim = reading.of(a["v"]), a["g"], a["dim"]
+    factors = reading.of(g)
+    for position, term in enumerate(factors):
+        if position == dim % len(dims):
+            reading.unify(dims[position], term, call)
+            reading.tap("scale", call, g, position)
+        else:
+            reading.freeze(term, "size", "its single unit is broadcast", call)
+    return [dims, *(_statistics(reading, ref, factors) for ref in call.outputs[1:])]
 
 
 def _statistics(reading: Reading, ref: Ref | None, dims: Dims) -> Dims | None:

@@ -1,0 +1,757 @@
+"""Every operator rule against the operator itself, on real tensors.
+
+A case is a function of a few tensors, whose dimensions are all axes, and what the rules should say of them, written as
+``inputs -> outputs``: a letter per axis, ``!`` where it is frozen, ``(axb)`` for products, ``[a|b]`` for pieces side by
+side. That is compared first. Then, with the operator at hand, so that the text cannot be wrong in the same way as the
+rule:
+
+- perturbation: changing the inputs at the positions of one unit changes the outputs at that unit's positions alone;
+- removal: taking a unit out of the inputs takes exactly its positions out of the outputs, if what sums over it sees zeros.
+"""
+
+import copy
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from zoo_small import ZOO
+
+from espalier.graph.capture import Call, Trace, capture, tensor_table
+from espalier.graph.dims import Concat, Dim, Fixed, Leaf, Product, axes_of, labels, size_of, source
+from espalier.graph.reading import read
+from espalier.graph.rules import known_operators, rule, rule_for
+from espalier.graph.rules.elementwise import _LIKE, _LOSSES, _MANY, _UNARY
+from espalier.graph.rules.registry import Event
+from espalier.graph.solver import Var, compiled, variables
+
+aten = torch.ops.aten
+
+MIXING = {"softmax", "layer_norm", "rms_norm", "group_norm", "reduce", "sum", "bilinear"}
+"""Roles under which units of an axis see each other."""
+
+
+# --- What the rules say of a function --------------------------------------------------------------------------------
+
+
+class Function(nn.Module):
+    """A function of tensors that are all parameters or, if they hold integers, buffers."""
+
+    def __init__(self, function: Callable[..., Any], tensors: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.function = function
+        self.count = len(tensors)
+        for number, tensor in enumerate(tensors):
+            if tensor.is_floating_point() or tensor.is_complex():
+                self.register_parameter(f"t{number}", nn.Parameter(tensor))
+            else:
+                self.register_buffer(f"t{number}", tensor)
+
+    def forward(self) -> Any:
+        return self.function(*(getattr(self, f"t{number}") for number in range(self.count)))
+
+
+@dataclass
+class Said:
+    """What the rules say: the dimensions of every input and output, which axes are free, and what is done to them."""
+
+    inputs: list[tuple[Dim, ...]]
+    outputs: list[tuple[Dim, ...]]
+    sizes: dict[int, int]
+    reasons: dict[int, list[str]]
+    roles: dict[int, set[str]]
+    unknown: Mapping[str, int]
+    trace: Trace
+    events: list[Event] = field(default_factory=list)
+
+    @property
+    def free(self) -> list[int]:
+        """The axes of the inputs that may change."""
+        present = {axis for dims in self.inputs for dim in dims for axis in axes_of(dim)}
+        return [number for number in self.sizes if not self.reasons[number] and number in present]
+
+    def text(self) -> str:
+        names: dict[int, str] = {}
+
+        def shown(dim: Dim) -> str:
+            match dim:
+                case Fixed(n):
+                    return str(n)
+                case Leaf(axis):
+                    name = names.setdefault(axis, "abcdefghijklmnop"[len(names)])
+                    return name + ("!" if self.reasons[axis] else "")
+                case Product(factors):
+                    return f"({'x'.join(map(shown, factors))})"
+                case Concat(pieces):
+                    return f"[{'|'.join(map(shown, pieces))}]"
+
+        sides = ["; ".join(" ".join(map(shown, dims)) for dims in side) for side in (self.inputs, self.outputs)]
+        return " -> ".join(sides)
+
+
+def said(function: Callable[..., Any], tensors: Sequence[Tensor], training: bool = False) -> Said:
+    model = Function(function, tensors)
+    table = tensor_table(model)
+    trace = capture(model, (), training=training, table=table)
+    solved = read(model, table, [trace], {})
+    (reading,) = solved.readings
+    numbers: dict[Var, int] = {}
+    inputs = [
+        tuple(compiled(term, numbers) for term in solved.tensors[f"t{number}"]) for number in range(len(tensors))
+    ]
+    outputs = [tuple(compiled(term, numbers) for term in reading.of(ref)) for ref in trace.outputs.values()]
+    roles: dict[int, set[str]] = {number: set() for number in numbers.values()}
+    for event in reading.events:
+        for var in variables(event.term):
+            if var in numbers:
+                roles[numbers[var]].add(event.role)
+    return Said(
+        inputs,
+        outputs,
+        {number: var.size for var, number in numbers.items()},
+        {number: [one.text for one in var.reasons if one.kind != "output"] for var, number in numbers.items()},
+        roles,
+        solved.unknown,
+        trace,
+        reading.events,
+    )
+
+
+# --- Oracles ---------------------------------------------------------------------------------------------------------
+
+
+def results(function: Callable[..., Any], tensors: Sequence[Tensor]) -> list[Tensor]:
+    torch.manual_seed(0)
+    found = function(*(tensor.clone() for tensor in tensors))
+    return [found] if isinstance(found, Tensor) else list(found)
+
+
+def _repeats(dim: Dim, axis: int) -> bool:
+    match dim:
+        case Product(factors):
+            return sum(_count(factor, axis) > 0 for factor in factors) > 1 or any(_repeats(f, axis) for f in factors)
+        case Concat(pieces):
+            return any(_repeats(piece, axis) for piece in pieces)
+        case _:
+            return False
+
+
+def _count(dim: Dim, axis: int) -> int:
+    match dim:
+        case Leaf(number):
+            return int(number == axis)
+        case Product(parts) | Concat(parts):
+            return sum(_count(part, axis) for part in parts)
+        case _:
+            return 0
+
+
+def _mask(dims: Sequence[Dim], sizes: Mapping[int, int], axis: int, unit: int) -> Tensor:
+    """Where a tensor belongs to one unit of an axis, along any of its dimensions."""
+    shape = [size_of(dim, sizes) for dim in dims]
+    found = torch.zeros(shape, dtype=torch.bool)
+    for position, dim in enumerate(dims):
+        here = torch.from_numpy(labels(dim, sizes, axis) == unit)
+        found |= here.reshape([-1 if other == position else 1 for other in range(len(dims))])
+    return found
+
+
+def _without(tensor: Tensor, dims: Sequence[Dim], sizes: Mapping[int, int], change: dict[int, np.ndarray]) -> Tensor:
+    for position, dim in enumerate(dims):
+        tensor = tensor.index_select(position, torch.from_numpy(source(dim, sizes, change)))
+    return tensor
+
+
+def check_perturbation(function: Callable[..., Any], tensors: Sequence[Tensor], what: Said) -> None:
+    before = results(function, tensors)
+    for axis in what.free:
+        if what.roles[axis] & MIXING or any(_repeats(dim, axis) for dims in what.outputs for dim in dims):
+            continue
+        for unit in range(what.sizes[axis]):
+            changed = []
+            for tensor, dims in zip(tensors, what.inputs, strict=True):
+                mask = _mask(dims, what.sizes, axis, unit)
+                noise = 1 + torch.rand(tensor.shape, dtype=torch.float64)
+                changed.append(torch.where(mask, tensor * noise, tensor) if tensor.is_floating_point() else tensor)
+            after = results(function, changed)
+            for old, new, dims in zip(before, after, what.outputs, strict=True):
+                if any(_count(dim, axis) for dim in dims):
+                    moved = ~torch.isclose(old.double(), new.double(), rtol=1e-9, atol=1e-12, equal_nan=True)
+                    outside = moved & ~_mask(dims, what.sizes, axis, unit)
+                    assert not outside.any(), f"unit {unit} of {what.sizes[axis]} reaches other units of its axis"
+
+
+def check_removal(function: Callable[..., Any], tensors: Sequence[Tensor], what: Said) -> None:
+    for axis in what.free:
+        size = what.sizes[axis]
+        for unit in range(size if size > 1 else 0):
+            change = {axis: np.delete(np.arange(size), unit)}
+            silent = list(tensors)
+            if "contract" in what.roles[axis]:
+                silent = [
+                    tensor.masked_fill(_mask(dims, what.sizes, axis, unit), 0)
+                    for tensor, dims in zip(tensors, what.inputs, strict=True)
+                ]
+            before = results(function, silent)
+            smaller = [_without(t, dims, what.sizes, change) for t, dims in zip(silent, what.inputs, strict=True)]
+            after = results(function, smaller)
+            for old, new, dims in zip(before, after, what.outputs, strict=True):
+                expected = _without(old, dims, what.sizes, change)
+                assert new.shape == expected.shape
+                if not what.roles[axis] & MIXING:
+                    torch.testing.assert_close(new, expected, equal_nan=True)
+
+
+# --- Cases -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    function: Callable[..., Any]
+    shapes: tuple[Any, ...]
+    """Sizes of tensors of random numbers, or tensors."""
+    text: str
+    generic: bool = True
+    """Whether the function takes its sizes from its arguments, so that it can be run on smaller ones."""
+    random: bool = False
+    """Whether its values are random, so that only their sizes can be compared."""
+
+    def tensors(self) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        return [
+            one if isinstance(one, Tensor) else torch.rand(one, generator=generator, dtype=torch.float64) + 0.1
+            for one in self.shapes
+        ]
+
+
+def case(function: Callable[..., Any], *shapes: Any, text: str, generic: bool = True, random: bool = False) -> Case:
+    return Case(function, shapes, text, generic, random)
+
+
+def inplace(function: Callable[..., Any]) -> Callable[..., Tensor]:
+    """A function that changes its first argument, on a copy of it."""
+
+    def run(x: Tensor, *others: Tensor) -> Tensor:
+        x = x.clone()
+        function(x, *others)
+        return x
+
+    return run
+
+
+INDEX = torch.tensor([2, 0])
+GRID = torch.tensor([[0, 2], [1, 1]])
+MASK = torch.tensor([[True, False, True], [False, True, True]])
+
+CASES: dict[str, Case] = {
+    # broadcasting
+    "add": case(lambda x, y: x + y, (2, 3), (2, 3), text="a b; a b -> a b"),
+    "add_bias": case(lambda x, y: x + y, (2, 3), (3,), text="a b; b -> a b"),
+    "add_in_place": case(inplace(lambda x, y: x.add_(y)), (2, 3), (3,), text="a b; b -> a b"),
+    "add_number": case(lambda x: 2 * x + 1, (2, 3), text="a b -> a b"),
+    "add_tensor_of_one_number": case(lambda x, y: x + y, (2, 3), (), text="a b;  -> a b"),
+    "mul_keeps_a_single_unit": case(lambda x, y: x * y, (2, 3), (2, 1), text="a b; a c! -> a b"),
+    "two_single_units_are_the_same": case(lambda x, y: x * y, (2, 1), (1,), text="a b; b -> a b"),
+    "unsqueezed_broadcasts": case(lambda x, y: x * y[:, None], (2, 3), (2,), text="a b; a -> a b"),
+    "unsqueezed_and_a_single_unit": case(lambda x, y: x[None] * y, (3,), (1, 3), text="a; b a -> b a"),
+    "outer_difference": case(lambda x, y: x[:, None] - y[None], (2,), (3,), text="a; b -> a b"),
+    "plain_size_freezes": case(lambda x: x + torch.arange(3), (2, 3), text="a b! -> a b!", generic=False),
+    "zeros_follow": case(lambda x: x + torch.zeros(x.shape[-1]), (2, 3), text="a b -> a b"),
+    "new_ones_follow": case(lambda x: x * x.new_ones(x.shape), (2, 3), text="a b -> a b"),
+    "where": case(lambda x, y: torch.where(x > 0, x, y), (2, 3), (3,), text="a b; b -> a b"),
+    "masked_fill": case(lambda x, y: x.masked_fill(y > 0.5, 0.0), (2, 3), (2, 1), text="a b; a c! -> a b"),
+    "copy_into_zeros": case(lambda x: torch.zeros(x.shape).copy_(x), (2, 3), text="a b -> a b"),
+    "addcmul": case(torch.addcmul, (2, 3), (3,), (2, 3), text="a b; b; a b -> a b"),
+    "lerp": case(lambda x, y: torch.lerp(x, y, 0.3), (2, 3), (2, 3), text="a b; a b -> a b"),
+    "prelu": case(F.prelu, (2, 3, 4), (3,), text="a b c; b -> a b c"),
+    "prelu_shared": case(F.prelu, (2, 3, 4), (1,), text="a b c; d! -> a b c"),
+    "dropout": case(lambda x: F.dropout(x, 0.5, True), (2, 3), text="a b -> a b", random=True),
+    "dropout2d": case(lambda x: F.dropout2d(x, 0.5, True), (2, 3, 4, 4), text="a b c d -> a b c d", random=True),
+    "native_dropout": case(lambda x: aten.native_dropout(x, 0.5, True)[0], (2, 3), text="a b -> a b", random=True),
+    "logsigmoid": case(F.logsigmoid, (2, 3), text="a b -> a b"),
+    "to_float": case(lambda x: x.float(), (2, 3), text="a b -> a b"),
+    "complex_parts": case(
+        lambda x, y: torch.view_as_real(torch.polar(x, y) * torch.complex(x, y)), (2, 3), (2, 3), text="a b; a b -> a b 2"
+    ),
+    "rotary_by_complex": case(
+        lambda x, y: torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * torch.polar(y, y)).flatten(1),
+        (2, 6),
+        (3,),
+        text="a (bxc!); b -> a (bx2)",
+    ),
+    # losses
+    "mse": case(F.mse_loss, (2, 3), (2, 3), text="a b; a b -> "),
+    "mse_each": case(lambda x, y: F.mse_loss(x, y, reduction="none"), (2, 3), (2, 3), text="a b; a b -> a b"),
+    "cross_entropy": case(F.cross_entropy, (2, 3), torch.tensor([2, 0]), text="a! b!; c! -> ", generic=False),
+    "cross_entropy_of_images": case(
+        F.cross_entropy, (2, 3, 2, 1), torch.tensor([[[2], [0]], [[1], [1]]]), text="a! b! c! d!; e! f! g! -> ", generic=False
+    ),
+    # matrix products
+    "mm": case(torch.mm, (2, 3), (3, 4), text="a b; b c -> a c"),
+    "addmm": case(torch.addmm, (4,), (2, 3), (3, 4), text="a; b c; c a -> b a"),
+    "bmm": case(torch.bmm, (2, 3, 4), (2, 4, 5), text="a b c; a c d -> a b d"),
+    "baddbmm": case(torch.baddbmm, (2, 1, 5), (2, 3, 4), (2, 4, 5), text="a b! c; a d e; a e c -> a d c"),
+    "mv": case(torch.mv, (2, 3), (3,), text="a b; b -> a"),
+    "dot": case(torch.dot, (3,), (3,), text="a; a -> "),
+    "linear": case(F.linear, (2, 3), (4, 3), (4,), text="a b; c b; c -> a c"),
+    "linear_of_tokens": case(F.linear, (2, 5, 3), (4, 3), (4,), text="a b c; d c; d -> a b d"),
+    "linear_to_one": case(F.linear, (2, 6), (1, 6), (1,), text="a b; c b; c -> a c"),
+    "linear_from_one": case(F.linear, (2, 1), (4, 1), (4,), text="a b; c b; c -> a c"),
+    "two_linear_by_one": case(
+        lambda x, v, w: F.linear(F.linear(x, v), w), (2, 6), (1, 6), (4, 1), text="a b; c b; d c -> a d"
+    ),
+    "matmul_of_batches": case(torch.matmul, (2, 3, 4, 5), (2, 3, 5, 6), text="a b c d; a b d e -> a b c e"),
+    "einsum": case(
+        lambda q, k: torch.einsum("bqhd,bkhd->bhqk", q, k), (2, 3, 4, 5), (2, 6, 4, 5), text="a b c d; a e c d -> a c b e"
+    ),
+    "einsum_outer": case(lambda x, y: torch.einsum("i,j->ij", x, y), (2,), (3,), text="a; b -> a b"),
+    "low_rank": case(lambda x, u, v: x @ (u @ v), (2, 3), (3, 2), (2, 4), text="a b; b c; c d -> a d"),
+    # convolutions
+    "conv1d": case(lambda x, w, b: F.conv1d(x, w, b), (2, 3, 5), (4, 3, 2), (4,), text="a b c!; d b 2; d -> a d 4"),
+    "conv2d": case(
+        lambda x, w, b: F.conv2d(x, w, b, stride=2, padding=1),
+        (2, 3, 5, 5),
+        (4, 3, 3, 3),
+        (4,),
+        text="a b c! d!; e b 3 3; e -> a e 3 3",
+    ),
+    "conv3d": case(F.conv3d, (2, 3, 3, 3, 3), (4, 3, 2, 2, 2), text="a b c! d! e!; f b 2 2 2 -> a f 2 2 2"),
+    "conv_to_one": case(F.conv2d, (2, 3, 3, 3), (1, 3, 1, 1), text="a b c! d!; e b 1 1 -> a e 3 3"),
+    "conv_unbatched": case(F.conv2d, (3, 4, 4), (2, 3, 3, 3), text="a b! c!; d a 3 3 -> d 2 2"),
+    "conv_depthwise": case(
+        lambda x, w, b: F.conv2d(x, w, b, groups=x.shape[1]),
+        (2, 3, 4, 4),
+        (3, 1, 3, 3),
+        (3,),
+        text="a b c! d!; b 1 3 3; b -> a b 2 2",
+    ),
+    "conv_depthwise_with_multiplier": case(
+        lambda x, w: F.conv2d(x, w, groups=x.shape[1]), (2, 3, 4, 4), (6, 1, 3, 3), text="a b c! d!; (bxe) 1 3 3 -> a (bxe) 2 2"
+    ),
+    "conv_grouped": case(
+        lambda x, w, b: F.conv2d(x, w, b, groups=2),
+        (2, 6, 4, 4),
+        (4, 3, 3, 3),
+        (4,),
+        text="a (bxc) d! e!; (bxf) c 3 3; (bxf) -> a (bxf) 2 2",
+        generic=False,
+    ),
+    "conv_grouped_by_size": case(
+        lambda x, w: F.conv2d(x, w, groups=x.shape[1] // w.shape[1]),
+        (2, 6, 4, 4),
+        (4, 3, 3, 3),
+        text="a (bxc) d! e!; (bxf) c 3 3 -> a (bxf) 2 2",
+    ),
+    "conv_transposed": case(
+        lambda x, w, b: F.conv_transpose2d(x, w, b, stride=2),
+        (2, 3, 4, 4),
+        (3, 5, 2, 2),
+        (5,),
+        text="a b c! d!; b e 2 2; e -> a e 8 8",
+    ),
+    "conv_transposed_grouped": case(
+        lambda x, w, b: F.conv_transpose1d(x, w, b, groups=x.shape[1] // 3),
+        (2, 6, 4),
+        (6, 2, 2),
+        (4,),
+        text="a (bxc) d!; (bxc) e 2; (bxe) -> a (bxe) 5",
+        generic=False,
+    ),
+    "conv_transposed_depthwise": case(
+        lambda x, w: F.conv_transpose1d(x, w, groups=x.shape[1]), (2, 3, 4), (3, 1, 2), text="a b c!; b d 2 -> a (bxd) 5"
+    ),
+    # attention
+    "attention": case(
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=0.5),
+        (2, 3, 4, 5),
+        (2, 3, 6, 5),
+        (2, 3, 6, 7),
+        text="a b c d; a b e d; a b e f -> a b c f",
+    ),
+    "attention_masked": case(
+        lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, m),
+        (2, 3, 4, 5),
+        (2, 3, 6, 5),
+        (2, 3, 6, 5),
+        (4, 6),
+        text="a b c d; a b e d; a b e f; c e -> a b c f",
+    ),
+    "attention_with_a_mask_for_all_heads": case(
+        lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, m),
+        (2, 3, 4, 5),
+        (2, 3, 6, 5),
+        (2, 3, 6, 5),
+        (2, 1, 4, 6),
+        text="a b c d; a b e d; a b e f; a g! c e -> a b c f",
+    ),
+    "attention_grouped": case(
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, enable_gqa=True),
+        (2, 6, 4, 5),
+        (2, 2, 4, 5),
+        (2, 2, 4, 5),
+        text="a (bxc) d e; a b f e; a b f g -> a (bxc) d g",
+    ),
+    "attention_by_hand": case(
+        lambda q, k, v: torch.softmax(q @ k.transpose(-2, -1) / 2, -1) @ v,
+        (2, 3, 4, 5),
+        (2, 3, 6, 5),
+        (2, 3, 6, 7),
+        text="a b c d; a b e d; a b e f -> a b c f",
+    ),
+    "softmax": case(lambda x: x.softmax(-1), (2, 3), text="a b -> a b"),
+    "log_softmax": case(lambda x: x.log_softmax(0), (2, 3), text="a b -> a b"),
+    # normalisation
+    "batch_norm": case(
+        lambda x, m, v, w, b: F.batch_norm(x, m, v, w, b),
+        (2, 3, 4),
+        (3,),
+        (3,),
+        (3,),
+        (3,),
+        text="a b c; b; b; b; b -> a b c",
+    ),
+    "batch_norm_by_batch": case(
+        lambda x, w, b: F.batch_norm(x, None, None, w, b, training=True), (4, 3), (3,), (3,), text="a b; b; b -> a b"
+    ),
+    "instance_norm": case(F.instance_norm, (2, 3, 4), text="a b c -> a b c"),
+    "layer_norm": case(
+        lambda x, w, b: F.layer_norm(x, x.shape[-1:], w, b), (2, 3, 4), (4,), (4,), text="a b c; c; c -> a b c"
+    ),
+    "layer_norm_over_two": case(
+        lambda x, w: F.layer_norm(x, x.shape[-2:], w), (2, 3, 4), (3, 4), text="a b c; b c -> a b c"
+    ),
+    "rms_norm": case(lambda x, w: F.rms_norm(x, x.shape[-1:], w), (2, 3), (3,), text="a b; b -> a b"),
+    "group_norm": case(
+        lambda x, w, b: F.group_norm(x, 2, w, b), (2, 6, 4), (6,), (6,), text="a (bxc) d; (bxc); (bxc) -> a (bxc) d",
+        generic=False,
+    ),
+    "group_norm_of_single_channels": case(
+        lambda x, w, b: F.group_norm(x, x.shape[1], w, b), (2, 3, 4), (3,), (3,), text="a b c; b; b -> a b c"
+    ),
+    "normalize": case(lambda x: F.normalize(x, dim=-1), (2, 3), text="a b -> a b"),
+    "weight_norm": case(
+        lambda x, v, g: F.linear(x, torch._weight_norm(v, g, 0)), (2, 3), (4, 3), (4, 1), text="a b; c b; c d! -> a c"
+    ),
+    "cosine_similarity": case(
+        lambda x, y: F.cosine_similarity(x[:, None], y[None], dim=-1), (2, 3), (4, 3), text="a b; c b -> a c"
+    ),
+    # reductions
+    "sum": case(lambda x: x.sum(), (2, 3), text="a b -> "),
+    "sum_of_one": case(lambda x: x.sum(-1), (2, 3, 4), text="a b c -> a b"),
+    "mean_kept": case(lambda x: x.mean((0, -1), keepdim=True), (2, 3, 4), text="a b c -> 1 b 1"),
+    "max": case(lambda x: x.amax(1), (2, 3), text="a b -> a"),
+    "max_without_positions": case(lambda x: x.max(1).values, (2, 3), text="a b -> a"),
+    "max_with_positions": case(lambda x: tuple(x.max(1)), (2, 3), text="a b! -> a; a"),
+    "argmax": case(lambda x: x.argmax(0), (2, 3), text="a! b -> b"),
+    "variance_and_mean": case(lambda x: torch.var_mean(x, 1), (2, 3), text="a b -> a; a"),
+    "norm": case(lambda x: x.norm(dim=0), (2, 3), text="a b -> b"),
+    "logsumexp": case(lambda x: x.logsumexp(-1), (2, 3), text="a b -> a"),
+    "any": case(lambda x: (x > 0.5).any(1), (2, 3), text="a b -> a"),
+    "all": case(lambda x: (x > 0.5).all(), (2, 3), text="a b -> "),
+    "prod": case(lambda x: x.prod(1), (2, 3), text="a b -> a"),
+    "std": case(lambda x: x.std(1), (2, 3), text="a b -> a"),
+    "std_mean": case(lambda x: torch.std_mean(x, 1), (2, 3), text="a b -> a; a"),
+    "aminmax": case(lambda x: tuple(torch.aminmax(x, dim=1)), (2, 3), text="a b -> a; a"),
+    "min": case(lambda x: x.min(), (2, 3), text="a b -> "),
+    "amin": case(lambda x: x.amin(1), (2, 3), text="a b -> a"),
+    "argmin": case(lambda x: x.argmin(), (2, 3), text="a! b! -> "),
+    "median": case(lambda x: tuple(x.median(1)), (2, 3), text="a b! -> a; a"),
+    "nanmedian": case(lambda x: x.nanmedian(1).values, (2, 3), text="a b -> a"),
+    "nansum": case(lambda x: x.nansum(1), (2, 3), text="a b -> a"),
+    "count_nonzero": case(lambda x: x.count_nonzero(1), (2, 3), text="a b -> a"),
+    "variance": case(lambda x: x.var(1), (2, 3), text="a b -> a"),
+    "vector_norm_of_order_3": case(lambda x: aten.norm(x, 3.0, [1]), (2, 3), text="a b -> a"),
+    # along a dimension
+    "cumsum": case(lambda x: x.cumsum(1), (2, 3), text="a b! -> a 3"),
+    "cumprod": case(lambda x: x.cumprod(1), (2, 3), text="a b! -> a 3"),
+    "logcumsumexp": case(lambda x: x.logcumsumexp(1), (2, 3), text="a b! -> a 3"),
+    "cummax": case(lambda x: tuple(x.cummax(1)), (2, 3), text="a b! -> a 3; a 3"),
+    "cummin": case(lambda x: tuple(x.cummin(-1)), (2, 3), text="a b! -> a 3; a 3"),
+    "sort": case(lambda x: tuple(x.sort(0)), (2, 3), text="a! b -> 2 b; 2 b"),
+    "topk": case(lambda x: tuple(x.topk(2)), (2, 3), text="a b! -> a 2; a 2"),
+    "kthvalue": case(lambda x: tuple(x.kthvalue(2)), (2, 3), text="a b! -> a; a"),
+    "mode": case(lambda x: tuple(x.mode(1, keepdim=True)), (2, 3), text="a b! -> a 1; a 1"),
+    "roll": case(lambda x: x.roll(1, -1), (2, 3), text="a b! -> a 3"),
+    "roll_flat": case(lambda x: x.roll(1), (2, 3), text="a! b! -> 2 3"),
+    "flip": case(lambda x: x.flip(1), (2, 3), text="a b! -> a 3"),
+    "tril": case(lambda x: x.tril(), (2, 3, 3), text="a b! c! -> a 3 3"),
+    "triu": case(lambda x: x.triu(1), (3, 4), text="a! b! -> 3 4"),
+    "fourier": case(lambda x: torch.fft.fft(x, dim=1).real, (2, 4, 3), text="a b! c -> a 4 c"),
+    "fourier_of_reals": case(
+        lambda x: torch.fft.irfft(torch.fft.rfft(x, dim=1), dim=1), (2, 4, 3), text="a b! c -> a 4 c"
+    ),
+    # pooling, resampling
+    "max_pool": case(lambda x: F.max_pool2d(x, 2), (2, 3, 4, 4), text="a b c! d! -> a b 2 2"),
+    "max_pool1d": case(lambda x: F.max_pool1d(x, 2), (2, 3, 4), text="a b c! -> a b 2"),
+    "max_pool3d": case(lambda x: F.max_pool3d(x, 2), (2, 3, 2, 4, 2), text="a b c! d! e! -> a b 1 2 1"),
+    "avg_pool": case(lambda x: F.avg_pool2d(x, 2), (2, 3, 4, 4), text="a b c! d! -> a b 2 2"),
+    "avg_pool1d": case(lambda x: F.avg_pool1d(x, 2), (2, 3, 4), text="a b c! -> a b 2"),
+    "avg_pool3d": case(lambda x: F.avg_pool3d(x, 2), (2, 3, 2, 4, 2), text="a b c! d! e! -> a b 1 2 1"),
+    "lp_pool": case(lambda x: F.lp_pool2d(x, 2.0, 2), (2, 3, 4, 4), text="a b c! d! -> a b 2 2"),
+    "adaptive_avg_pool": case(lambda x: F.adaptive_avg_pool2d(x, 2), (2, 3, 4, 5), text="a b c! d! -> a b 2 2"),
+    "adaptive_avg_pool_to_one": case(lambda x: F.adaptive_avg_pool2d(x, 1), (2, 3, 4, 5), text="a b c d -> a b 1 1"),
+    "adaptive_avg_pool1d": case(lambda x: F.adaptive_avg_pool1d(x, 2), (2, 3, 4), text="a b c! -> a b 2"),
+    "adaptive_avg_pool3d": case(
+        lambda x: F.adaptive_avg_pool3d(x, 2), (2, 3, 4, 4, 4), text="a b c! d! e! -> a b 2 2 2"
+    ),
+    "adaptive_max_pool": case(lambda x: F.adaptive_max_pool2d(x, 2), (2, 3, 4, 5), text="a b c! d! -> a b 2 2"),
+    "adaptive_max_pool3d": case(
+        lambda x: F.adaptive_max_pool3d(x, 2), (2, 3, 4, 4, 4), text="a b c! d! e! -> a b 2 2 2"
+    ),
+    "pool_across_channels": case(
+        lambda x: F.avg_pool1d(x.transpose(1, 2), 2), (2, 4, 3), text="a b! c -> a c 2"
+    ),
+    "local_response_norm": case(
+        lambda x: F.local_response_norm(x, 2), (2, 4, 3, 3), text="a b! c! d! -> a b! c! d!", generic=False
+    ),
+    "fractional_max_pool": case(
+        lambda x: F.fractional_max_pool2d(x, 2, output_size=2), (2, 3, 5, 5), text="a b c! d! -> a b 2 2", random=True
+    ),
+    "interpolate_nearest": case(lambda x: F.interpolate(x, scale_factor=2), (2, 3, 4, 4), text="a b c! d! -> a b 8 8"),
+    "interpolate_nearest1d": case(lambda x: F.interpolate(x, size=5), (2, 3, 4), text="a b c! -> a b 5"),
+    "interpolate_nearest3d": case(
+        lambda x: F.interpolate(x, scale_factor=2), (1, 2, 2, 2, 2), text="a b c! d! e! -> a b 4 4 4"
+    ),
+    "interpolate_linear": case(
+        lambda x: F.interpolate(x, scale_factor=2, mode="linear"), (2, 3, 4), text="a b c! -> a b 8"
+    ),
+    "interpolate_bilinear": case(
+        lambda x: F.interpolate(x, size=(3, 5), mode="bilinear"), (2, 3, 4, 4), text="a b c! d! -> a b 3 5"
+    ),
+    "interpolate_antialiased": case(
+        lambda x: F.interpolate(x, size=(3, 2), mode="bilinear", antialias=True), (2, 3, 4, 4), text="a b c! d! -> a b 3 2"
+    ),
+    "interpolate_bicubic": case(
+        lambda x: F.interpolate(x, size=(3, 5), mode="bicubic"), (2, 3, 4, 4), text="a b c! d! -> a b 3 5"
+    ),
+    "interpolate_bicubic_antialiased": case(
+        lambda x: F.interpolate(x, size=(3, 2), mode="bicubic", antialias=True), (2, 3, 4, 4), text="a b c! d! -> a b 3 2"
+    ),
+    "interpolate_trilinear": case(
+        lambda x: F.interpolate(x, scale_factor=2, mode="trilinear"), (1, 2, 2, 2, 2), text="a b c! d! e! -> a b 4 4 4"
+    ),
+    "interpolate_area": case(
+        lambda x: F.interpolate(x, size=(2, 2), mode="area"), (2, 3, 4, 4), text="a b c! d! -> a b 2 2"
+    ),
+    "interpolate_nearest_exact": case(
+        lambda x: F.interpolate(x, scale_factor=2, mode="nearest-exact"), (2, 3, 4, 4), text="a b c! d! -> a b 8 8"
+    ),
+    "interpolate_nearest_exact1d": case(
+        lambda x: F.interpolate(x, scale_factor=2, mode="nearest-exact"), (2, 3, 4), text="a b c! -> a b 8"
+    ),
+    "interpolate_nearest_exact3d": case(
+        lambda x: F.interpolate(x, scale_factor=2, mode="nearest-exact"), (1, 2, 2, 2, 2), text="a b c! d! e! -> a b 4 4 4"
+    ),
+    "grid_sample": case(
+        lambda x, g: F.grid_sample(x, g, align_corners=False), (2, 3, 4, 4), (2, 5, 5, 2),
+        text="a b c! d!; e! f! g! h! -> a b 5 5", generic=False,
+    ),
+    "reflection_pad": case(lambda x: F.pad(x, (1, 1, 2, 0), "reflect"), (2, 3, 4, 4), text="a b c! d! -> a b 6 6"),
+    "reflection_pad1d": case(lambda x: F.pad(x, (1, 1), "reflect"), (2, 3, 4), text="a b c! -> a b 6"),
+    "replication_pad": case(lambda x: F.pad(x, (1, 1), "replicate"), (2, 3, 4), text="a b c! -> a b 6"),
+    "pixel_shuffle": case(lambda x: F.pixel_shuffle(x, 2), (2, 12, 2, 2), text="a (bxc) d! e! -> a b 4 4", generic=False),
+    "pixel_unshuffle": case(lambda x: F.pixel_unshuffle(x, 2), (2, 3, 4, 4), text="a b c! d! -> a (bx4) 2 2"),
+    "channel_shuffle": case(lambda x: F.channel_shuffle(x, 2), (2, 6, 3), text="a (bxc) d -> a (cxb) d", generic=False),
+    "unfold": case(lambda x: F.unfold(x, 2), (2, 3, 4, 4), text="a b c! d! -> a (bx4) 9"),
+    "fold": case(lambda x: F.fold(x, (4, 4), 2), (2, 12, 9), text="a (bxc) d! -> a b 4 4", generic=False),
+    "windows": case(lambda x: x.unfold(1, 2, 1), (2, 4, 3), text="a b! c -> a 3 c 2"),
+    # views
+    "flatten": case(lambda x: x.flatten(1), (2, 3, 4), text="a b c -> a (bxc)"),
+    "unflatten": case(lambda x: x.view(2, 3, -1), (2, 12), text="a (bxc) -> a b c", generic=False),
+    "regroup": case(lambda x: x.reshape(4, 3, 5), (2, 6, 5), text="a (bxc) d -> (axb) c d", generic=False),
+    "regroup_misaligned": case(lambda x: x.reshape(3, 2), (2, 3), text="a! b! -> 3 2", generic=False),
+    "view_drops_plain_ones": case(lambda x: x[:, None].view(2, 3), (2, 3), text="a b -> a b", generic=False),
+    "view_adds_ones": case(lambda x: x.view(1, 2, 1, 3, 1), (2, 3), text="a b -> 1 a 1 b 1", generic=False),
+    "single_unit_stays": case(
+        lambda x, w: F.linear(x, w).view(2, 1, 1), (2, 3), (1, 3), text="a b; c b -> a c 1", generic=False
+    ),
+    "single_unit_last_stays": case(
+        lambda x, w: F.linear(x, w).mean(1, keepdim=True).flatten(1), (2, 4, 3), (1, 3), text="a b c; d c -> a d"
+    ),
+    "single_unit_squeezed_by_a_view": case(lambda x: x.view(2), (2, 1), text="a b! -> a", generic=False),
+    "single_unit_beside_others": case(lambda x: x.reshape(2, 3), (2, 1, 3), text="a b c -> a (bxc)", generic=False),
+    "empty": case(lambda x: x[:, :0].reshape(0, 2).sum() + x, (2, 3), text="a! b -> a! b", generic=False),
+    "transpose": case(lambda x: x.transpose(-1, 0), (2, 3, 4), text="a b c -> c b a"),
+    "matrix_transpose": case(lambda x: x.t(), (2, 3), text="a b -> b a"),
+    "reversed_dimensions": case(lambda x: x.mT, (2, 3, 4), text="a b c -> a c b"),
+    "permute": case(lambda x: x.permute(2, 0, -2), (2, 3, 4), text="a b c -> c a b"),
+    "movedim": case(lambda x: x.movedim(1, -1), (2, 3, 4), text="a b c -> a c b"),
+    "transposed_in_place": case(inplace(lambda x: None), (2, 3), text="a b -> a b"),
+    "squeeze": case(lambda x: x.squeeze(), (3, 1, 4), text="a b! c -> a c"),
+    "squeeze_one": case(lambda x: x.squeeze(-1), (2, 1, 1), text="a b c! -> a b"),
+    "squeeze_some": case(lambda x: x.squeeze((0, 1)), (3, 1, 4), text="a b! c -> a c"),
+    "squeeze_nothing": case(lambda x: x.squeeze(0), (3, 3), text="a b -> a b"),
+    "unsqueeze": case(lambda x: x.unsqueeze(-1).unsqueeze(0), (2, 3), text="a b -> 1 a b 1"),
+    "expand": case(lambda x: x[:, None].expand(-1, 4, -1), (2, 3), text="a b -> a c b"),
+    "expand_more": case(lambda x: x.expand(4, -1, -1), (2, 3), text="a b -> c a b"),
+    "expand_a_single_unit": case(lambda x: x.expand(-1, 4), (2, 1), text="a b! -> a c"),
+    "expand_to_what_it_meets": case(
+        lambda x, y: x[:, None].expand(-1, y.shape[0]) * y, (2,), (3,), text="a; b -> a b"
+    ),
+    "repeat": case(lambda x: x.repeat(1, 3), (2, 3), text="a b -> a (3xb)"),
+    "repeat_more": case(lambda x: x.repeat(4, 1, 2), (2, 3), text="a b -> 4 a (2xb)"),
+    "repeat_interleave": case(lambda x: x.repeat_interleave(2, 1), (2, 3), text="a b -> a (bxc)"),
+    "tile": case(lambda x: x.tile(2), (2, 3), text="a b -> a (2xb)"),
+    "meshgrid": case(lambda x, y: torch.meshgrid(x, y, indexing="ij"), (2,), (3,), text="a; b -> a c; d b", generic=False),
+    # pieces
+    "slice": case(lambda x: x[:, 1:3], (2, 4), text="a [b|c|d] -> a c", generic=False),
+    "slice_all": case(lambda x: x[:, :9], (2, 4), text="a b -> a b"),
+    "slice_half": case(lambda x: x[..., : x.shape[-1] // 2], (2, 4), text="a [b|c] -> a b", generic=False),
+    "slice_last": case(lambda x: x[:, -2:], (2, 5), text="a [b|c] -> a c", generic=False),
+    "slice_counted_from_the_end": case(lambda x: x[:, -4:-2], (2, 5), text="a [b|c|d!] -> a c", generic=False),
+    "slice_without_last": case(lambda x: x[:, :-1], (2, 5), text="a [b|c] -> a b", generic=False),
+    "slice_with_stride": case(lambda x: x[:, ::2], (2, 5), text="a b! -> a 3", generic=False),
+    "slice_of_nothing": case(lambda x: x[:, 4:], (2, 4), text="a b -> a 0"),
+    "slices_joined_again": case(
+        lambda x: torch.cat([x[:, 2:], x[:, :2]], 1), (2, 5), text="a [b|c] -> a [c|b]", generic=False
+    ),
+    "rotate_half": case(
+        lambda x, y: torch.cat([-x[..., x.shape[-1] // 2 :], x[..., : x.shape[-1] // 2]], -1) * y + x,
+        (2, 6),
+        (6,),
+        text="a [b|b]; [b|b] -> a [b|b]",
+        generic=False,
+    ),
+    "split": case(lambda x: x.split(2, 1), (2, 5), text="a [b|c|d] -> a b; a c; a d", generic=False),
+    "split_by_sizes": case(lambda x: x.split([1, 4], -1), (2, 5), text="a [b|c] -> a b; a c", generic=False),
+    "split_unsafe": case(lambda x: x.unsafe_split(3, 1), (2, 6), text="a [b|c] -> a b; a c", generic=False),
+    "chunk": case(lambda x: x.chunk(3, 1), (2, 6), text="a [b|c|d] -> a b; a c; a d", generic=False),
+    "tensor_split": case(lambda x: x.tensor_split(2, 1), (2, 5), text="a [b|c] -> a b; a c", generic=False),
+    "glu": case(lambda x: F.glu(x, 1), (2, 6), text="a [b|b] -> a b"),
+    "swiglu": case(lambda x: F.silu(x.chunk(2, -1)[0]) * x.chunk(2, -1)[1], (2, 6), text="a [b|b] -> a b"),
+    "cat": case(lambda x, y: torch.cat([x, y], -1), (2, 3), (2, 4), text="a b; a c -> a [b|c]"),
+    "cat_with_itself": case(lambda x: torch.cat([x, x]), (2, 3), text="a b -> [a|a] b"),
+    "cat_with_zeros": case(
+        lambda x: torch.cat([x, torch.zeros(x.shape[0], 2)], 1), (2, 3), text="a b -> a [b|c]"
+    ),
+    "cat_with_the_legacy_empty_tensor": case(
+        lambda x: torch.cat([torch.empty(0), x], 1), (2, 3), text="a b -> a b"
+    ),
+    "cat_with_an_empty_piece": case(
+        lambda x: torch.cat([torch.zeros(x.shape[0], 0), x], 1), (2, 3), text="a b -> a b"
+    ),
+    "stack": case(lambda x, y: torch.stack([x, y], -1), (2, 3), (2, 3), text="a b; a b -> a b 2"),
+    "pad": case(lambda x: F.pad(x, (1, 2)), (2, 3), text="a b -> a [1|b|2]"),
+    "pad_channels": case(lambda x: F.pad(x, (0, 0, 1, 1)), (2, 3, 4), text="a b c -> a [1|b|1] c"),
+    "pad_by_cropping": case(lambda x: F.pad(x, (0, -1)), (2, 3), text="a b! -> a 2"),
+    "channel_shuffle_by_hand": case(
+        lambda x: x.view(2, 2, 3, 4).transpose(1, 2).reshape(2, 6, 4), (2, 6, 4), text="a (bxc) d -> a (cxb) d", generic=False
+    ),
+    "fused_qkv": case(
+        lambda x, w: F.linear(x, w).view(2, 3, 2, 5).unbind(1), (2, 4), (30, 4),
+        text="a b; (c!xdxe) b -> a d e; a d e; a d e", generic=False,
+    ),
+    # indexing
+    "select": case(lambda x: x[:, 1], (2, 3), text="a b! -> a"),
+    "select_last": case(lambda x: x[:, -1], (2, 3), text="a b! -> a"),
+    "unbind": case(lambda x: x.unbind(0), (2, 3), text="a! b -> b; b"),
+    "embedding": case(lambda w, i: F.embedding(i, w), (5, 3), GRID, text="a! b; c d -> c d b"),
+    "index_select": case(lambda x, i: x.index_select(1, i), (2, 3), INDEX, text="a b!; c -> a c"),
+    "index": case(lambda x, i: x[:, i], (2, 3), INDEX, text="a b!; c -> a c"),
+    "index_grid": case(lambda x, i: x[:, i], (2, 3, 4), GRID, text="a b! c; d e -> a d e c"),
+    "index_two_together": case(lambda x, i: x[:, i, i], (2, 3, 4), INDEX, text="a b! c!; d -> a d"),
+    "index_two_apart": case(lambda x, i: x[i, :, i], (3, 4, 3), INDEX, text="a! b c!; d -> d b"),
+    "index_and_slice": case(lambda x, i: x[i, 1:], (3, 4), INDEX, text="a! [b|c]; d -> d c", generic=False),
+    "index_by_a_constant": case(lambda x: x[:, [2, 0]], (2, 3), text="a b! -> a 2"),
+    "gather": case(
+        lambda x, i: x.gather(1, i), (2, 3), GRID, text="a b!; a c! -> a c!"
+    ),
+    "gather_features": case(
+        lambda x, i: x.gather(1, i[:, :, None].expand(-1, -1, x.shape[-1])), (2, 3, 4), GRID, text="a b! c; a d! -> a d! c"
+    ),
+    "gather_part": case(lambda x, i: x.gather(1, i), (3, 3), GRID, text="a! b!; c! d! -> c! d!", generic=False),
+    "scatter": case(
+        lambda x, i, y: x.scatter(1, i, y), (2, 3), GRID, (2, 2), text="a b!; a c!; a d! -> a b!"
+    ),
+    "scatter_number": case(lambda x, i: x.scatter(1, i, 0.0), (2, 3), GRID, text="a b!; a c! -> a b!"),
+    "scatter_add": case(
+        lambda x, i, y: x.scatter_add(1, i, y), (2, 3), GRID, (2, 2), text="a b!; a c!; a d! -> a b!"
+    ),
+    "scatter_reduce": case(
+        lambda x, i, y: x.scatter_reduce(1, i, y, "amax"), (2, 3), GRID, (2, 2), text="a b!; a c!; a d! -> a b!"
+    ),
+    "index_add": case(
+        lambda x, i, y: x.index_add(0, i, y), (3, 4), INDEX, (2, 4), text="a! b; c!; d! b -> a! b"
+    ),
+    "index_copy": case(
+        lambda x, i, y: x.index_copy(0, i, y), (3, 4), INDEX, (2, 4), text="a! b; c!; d! b -> a! b"
+    ),
+    "index_put": case(
+        inplace(lambda x, i, y: x.__setitem__(i, y)), (3, 4), INDEX, (2, 4), text="a! b; c!; c! b -> a! b"
+    ),
+    "index_put_number": case(inplace(lambda x, i: x.__setitem__((slice(None), i), 0.0)), (2, 3), INDEX, text="a b!; c! -> a b!"),
+    "index_put_by_mask": case(inplace(lambda x, m: x.__setitem__(m, 0.0)), (2, 3), MASK, text="a! b!; c! d! -> a! b!"),
+    "masked_scatter": case(
+        lambda x, m, y: x.masked_scatter(m, y), (2, 3), MASK, (6,), text="a! b!; c! d!; e! -> a! b!"
+    ),
+    "write_a_slice": case(
+        inplace(lambda x, y: x[:, 1:3].copy_(y)), (2, 4), (2, 2), text="a [b|c|d]; a c -> a [b|c|d]", generic=False
+    ),
+    "slice_scatter": case(
+        lambda x, y: torch.slice_scatter(x, y, 1, 1, 3), (2, 4), (2, 2), text="a! b!; c! d! -> a! b!"
+    ),
+    "select_scatter": case(
+        lambda x, y: torch.select_scatter(x, y, 1, 1), (2, 4), (2,), text="a! b!; c! -> a! b!"
+    ),
+    "diagonal_scatter": case(
+        lambda x, y: torch.diagonal_scatter(x, y), (3, 3), (3,), text="a! b!; c! -> a! b!"
+    ),
+    "one_hot": case(
+        lambda x: x + F.one_hot(torch.tensor([0, 2]), x.shape[-1]), (2, 3), text="a! b! -> a! b!", generic=False
+    ),
+    # made by code
+    "sizes_of_tensors_that_code_makes": case(
+        lambda x: x + torch.full((x.shape[0], 1), 0.5) + torch.zeros_like(x) + torch.ones(x.shape), (2, 3), text="a b -> a b"
+    ),
+    "random_numbers": case(
+        lambda x: x + torch.randn_like(x) + torch.rand_like(x) + torch.rand(x.shape) + torch.randn(x.shape),
+        (2, 3),
+        text="a b -> a b",
+        random=True,
+    ),
+    "random_integers": case(lambda x: x + torch.randint(3, (3,)), (2, 3), text="a b! -> a b!", random=True, generic=False),
+    "random_order": case(lambda x: x + torch.randperm(3), (2, 3), text="a b! -> a b!", random=True, generic=False),
+    "empty_and_filled": case(
+        lambda x: x + torch.empty(x.shape).fill_(1.0) + x.new_empty(x.shape).zero_() + x.new_full(x.shape, 2.0), (2, 3),
+        text="a b -> a b",
+    ),
+    "empty_strided": case(
+        lambda x: torch.empty_strided(x.shape, (1, 2)).copy_(x) + x.new_empty_strided(x.shape, (1, 2)).copy_(x), (2, 3),
+        text="a b -> a b", generic=False,
+    ),
+    "eye": case(lambda x: x @ torch.eye(3, dtype=x.dtype), (2, 3), text="a b! -> a 3", generic=False),
+    "linspace": case(lambda x: x + torch.linspace(0, 1, 3), (2, 3), text="a b! -> a b!", generic=False),
+    "logspace": case(lambda x: x + torch.logspace(0, 1, 3), (2, 3), text="a b! -> a b!", generic=False),
+    "triangle_of_a_constant": case(
+        lambda x: x.masked_fill(torch.ones(3, 3).triu(1).bool(), 0.0), (2, 3, 3), text="a b! c! -> a b! c!", generic=False
+    ),
+    "triangle_indices": case(
+        lambda x: x[:, torch.tril_indices(3, 3)[0]] + x[:, torch.triu_indices(3, 3)[1]], (2, 3), text="a b! -> a 6"
+    ),
+    "constant": case(lambda x: x + torch.tensor([1.0, 2.0, 3.0]), (2, 3), text="a b! -> a b!", generic=False),
+    "number_as_tensor": case(lambda x: torch.where(x > 0, x, torch.tensor(0.0, dtype=x.dtype)), (2, 3), text="a b -> a b"),
+    "same_memory": case(lambda x: x.as_strided(x.shape, x.stride()), (2, 3), text="a b -> a b"),
+    "other_memory": case(lambda x: x.as_strided((3, 3), (1, 3)), (3, 3), text="a! b! -> 3 3", generic=False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_rule(name: str) -> None:
+    one = CASES[name]
+    tensors = one.tensors()
+    what = said(one.function, tensors)
+    assert what.unknown == {}
+    assert what.text() == one.text
+    for dims, tensor in zip(what.outputs, results(one.function, tensors), strict=True):
+        assert tuple(size_of(dim, what.sizes) for dim in dims) == tuple(tensor.shape)
+    if one.random:
+        return
+    check_perturbation(one.function, tensors, what)
+    if one.generic:
+        check_removal(one.function, tensors, what)
