@@ -2,6 +2,7 @@
 
 from espalier import grow as grow
 from espalier import prune as prune
+from espalier.attach import attach as attach
 from espalier.errors import EspalierError as EspalierError
 from espalier.errors import EspalierWarning as EspalierWarning
 from espalier.method import Method as Method
@@ -11,7 +12,6 @@ from espalier.parts.budget import Parameters as Parameters
 from espalier.parts.budget import Units as Units
 from espalier.parts.schedule import epochs as epochs
 from espalier.parts.schedule import steps as steps
-from espalier.structure import attach as attach
 from espalier.train.checkpoint import load as load
 from espalier.train.checkpoint import save as save
 from espalier.train.session import Session as Session

@@ -6,25 +6,22 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from espalier.edit.apply import Copy, check_values, commit, compensating_attributes
+from espalier.edit.apply import check_values, commit, compensating_attributes, copy_of
 from espalier.edit.attributes import AttributeChange
 from espalier.edit.changes import Limits, blocking_reason, find_axis
 from espalier.edit.contract import Contract, contract_of
 from espalier.edit.interrupt import uninterrupted
 from espalier.edit.journal import UndoStack
-from espalier.edit.optimizer import check as check_optimizer
 from espalier.edit.plan import Plan, grow_plan, prune_plan
 from espalier.edit.repair import UnrepairedError
 from espalier.edit.stage import Staged, TiedError, settled, stage, with_refusal
 from espalier.edit.verify import Subject, resized_example, verify
 from espalier.errors import PlanError, SurgeryError
 from espalier.graph.capture import TensorTable, tensor_table
-from espalier.graph.solver import Reason
-from espalier.graph.topology import Slot, Tap, Topology, infer
+from espalier.graph.topology import Slot, Tap, Topology
 from espalier.measure.cost import Cost, axis_cost, cost_of
 from espalier.table import text_table
 
@@ -242,7 +239,7 @@ class Structure:
             tuple(attributes),
         )
         optimizers = [self.optimizer] if self.optimizer is not None else []
-        followers = [_copy(table, module) for module in self._follow]
+        followers = [copy_of(table, module) for module in self._follow]
         example = resized_example(self.example, changes.after.predictions[0], changes.after)
         journal = commit(self.model, table, plan, changes, contract, attributes, optimizers, followers)
         try:
@@ -353,124 +350,4 @@ class Structure:
         return "\n".join(lines)
 
 
-def attach(
-    model: nn.Module,
-    example_inputs: Any,
-    *,
-    optimizer: Optimizer | None = None,
-    keep: Iterable[str] = (),
-    limits: Mapping[str, LimitLike] | None = None,
-    follow: Sequence[nn.Module] = (),
-    undo_limit: int = 100,
-) -> Structure:
-    """Read the structure of a model. Changes nothing.
-
-    Args:
-        model: any module that runs on the example inputs.
-        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments. Only shapes, types and devices
-            count.
-        optimizer: the optimizer that trains the model; its state will follow every edit.
-        keep: modules or axes, by name, that have to stay as they are.
-        limits: axis -> (smallest, largest) size; None for no bound.
-        follow: copies of the model, such as an averaged one, that share every edit.
-        undo_limit: how many edits can be undone between two optimizer steps; their old tensors are kept that long.
-
-    Raises:
-        CaptureError: the model's forward failed.
-        OptimizerError: the optimizer holds none of the model's parameters.
-        PlanError: a wrapper is given instead of the model, or a name in `keep` or `limits` is unknown.
-    """
-    _check_model(model)
-    if optimizer is not None:
-        check_optimizer(optimizer, model.named_parameters())
-    with uninterrupted():
-        topology = infer(model, example_inputs)
-    topology = topology.frozen(_kept(model, topology, keep))
-    structure = Structure(model, example_inputs, topology, optimizer, {}, follow, undo_limit)
-    for name, bounds in (limits or {}).items():
-        find_axis(topology, name)
-        structure.limits[name] = _limits(name, bounds)
-    table = tensor_table(model)
-    for module in follow:
-        _copy(table, module)
-    return structure
-
-
-def _limits(name: str, bounds: LimitLike) -> Limits:
-    if isinstance(bounds, Limits):
-        return bounds
-    if not isinstance(bounds, tuple) or len(bounds) != 2:
-        raise PlanError(f"limits of {name}: expected (smallest, largest), found {bounds!r}.")
-    try:
-        return Limits(*bounds)
-    except PlanError as problem:
-        raise PlanError(f"limits of {name}: {problem}") from None
-
-
-def _check_model(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
-        raise PlanError(f"expected a torch.nn.Module, found {type(model).__name__}.")
-    for path, module in model.named_modules():
-        found = f"{path} is" if path else "this is"
-        if isinstance(module, torch._dynamo.OptimizedModule):
-            raise PlanError(
-                f"{found} a compiled module; attach to the model itself (compiled._orig_mod), then compile."
-            )
-        if isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-            raise PlanError(
-                f"{found} a {type(module).__name__} wrapper; attach to the model inside (wrapper.module): replicas "
-                "would go on unsynchronised after an edit inside a live wrapper."
-            )
-        if isinstance(module, torch.jit.ScriptModule):
-            raise PlanError(
-                f"{found} a TorchScript module, whose code cannot follow an edit; attach to the Python model."
-            )
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
-            raise PlanError(f"{name} has no shape yet; run the model once on real inputs before attach.")
-        if tensor.is_inference():
-            raise PlanError(
-                f"{name} was made under torch.inference_mode(), so it cannot be trained; build the model outside."
-            )
-
-
-def _kept(model: nn.Module, topology: Topology, keep: Iterable[str]) -> dict[int, Reason]:
-    if isinstance(keep, str):
-        raise PlanError(f"keep is a list of names; write keep=[{keep!r}].")
-    modules = {path for path, _ in model.named_modules() if path}
-    reasons: dict[int, Reason] = {}
-    for name in keep:
-        numbers = [topology.by_name[name].number] if name in topology.by_name else []
-        if name in modules:
-            numbers += [
-                record.number
-                for record in topology.axes.values()
-                if any(tensor.startswith(f"{name}.") for tensor, _, _ in record.slots)
-            ]
-        if not numbers and name not in modules:
-            find_axis(topology, name)
-        reasons.update({number: Reason("keep", f"is kept as asked for by keep={name!r}") for number in numbers})
-    return reasons
-
-
-def _copy(table: TensorTable, module: nn.Module) -> Copy:
-    """A copy with its tensors under the names of the model, also inside a wrapper that calls it ``module``."""
-    inner = module._modules.get("module")
-    for root in (module,) if inner is None else (module, inner):
-        other = tensor_table(root)
-        if table.tensors.keys() <= other.tensors.keys():
-            for name, tensor in table.tensors.items():
-                if other.tensors[name].shape != tensor.shape:
-                    raise PlanError(
-                        f"follow: {name} has shape {tuple(tensor.shape)} in the model and "
-                        f"{tuple(other.tensors[name].shape)} in the copy; copy the model as it is now."
-                    )
-            return Copy(root, TensorTable({name: other.tensors[name] for name in table.tensors}, {}, {}))
-    missing = [name for name in table.tensors if name not in other.tensors]
-    raise PlanError(
-        f"follow: {type(module).__name__} is no copy of the model: it has no {missing[0]}. For an averaged model pass "
-        "torch.optim.swa_utils.AveragedModel(model, use_buffers=True) or a deep copy."
-    )
-
-
-__all__ = ["Axes", "Axis", "Edit", "Structure", "attach"]
+__all__ = ["Axes", "Axis", "Edit", "Structure"]

@@ -1,4 +1,4 @@
-"""Random networks for property-based tests, and the oracles that compare a network before and after an edit.
+"""Random networks for property-based tests.
 
 `assemble(domain, base, blocks)` makes one network and its input, a number deciding each block; `build(seed, size)`
 draws these numbers, and `networks()` is the hypothesis strategy, which shrinks by leaving out blocks. A network is an
@@ -8,587 +8,43 @@ function, so that its repr is the program.
 
 import math
 import random
-import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import NamedTuple, TypeVar
 
 import hypothesis.strategies as st
-import numpy as np
 import torch
-import torch.nn.functional as F
 from hypothesis import reject
+from network_modules import (
+    FUNCTIONS,
+    ChannelLayerNorm,
+    ChannelScale,
+    ChannelShuffle,
+    ConvSqueezeExcite,
+    ExpandedQueryAttention,
+    FusedChunkAttention,
+    FusedViewAttention,
+    GatedConv,
+    GatedLinear,
+    GroupedQueryAttention,
+    HeadDimCore,
+    LinearSqueezeExcite,
+    ParameterLinear,
+    Positions,
+    Scale,
+    SdpaCore,
+    SeparateAttention,
+    SplitChannels,
+    SplitFeatures,
+    StoredScaleCore,
+    SwiGLU,
+    TokenEmbedding,
+)
+from oracles import FixedDropout, FixedDropout2d, disturb, sane
 from torch import Tensor, nn
 
 Option = TypeVar("Option")
-
-
-# --- Dropout whose masks can be held ---------------------------------------------------------------------------------
-
-
-def _mix(state: np.ndarray) -> np.ndarray:
-    """The output function of splitmix64 (Steele, Lea, Flood 2014)."""
-    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return state ^ (state >> np.uint64(31))
-
-
-def hashed_uniform(keys: Sequence[int], ids: Sequence[np.ndarray]) -> Tensor:
-    """Uniform [0, 1) numbers of shape (len(ids[0]), len(ids[1]), ...); each depends on the keys and its own ids."""
-    golden = np.uint64(0x9E3779B97F4A7C15)
-    state = np.zeros(1, dtype=np.uint64)
-    for key in keys:
-        state = _mix(state + golden + np.uint64(key))
-    state = state.reshape(())[None]
-    for dim_ids in ids:
-        state = _mix(state[..., None] + golden * (dim_ids.astype(np.uint64) + np.uint64(1)))
-    return torch.from_numpy((state[0] >> np.uint64(11)).astype(np.float64) / 2.0**53)
-
-
-def aligned_ids(old: Tensor, new: Tensor) -> list[np.ndarray]:
-    """For each dimension of `new`, which index of `old` each of its indices continues; new units get fresh numbers.
-
-    Where one dimension has another size, units are recognised by their values (an edit keeps their order, and leaves
-    values as they are when it is exact). Where that fails, or several dimensions differ, the position decides.
-    """
-    ids = [np.arange(size) for size in new.shape]
-    if old.dim() != new.dim():
-        return ids
-    changed = [dim for dim in range(new.dim()) if old.shape[dim] != new.shape[dim]]
-    if len(changed) != 1:
-        return ids
-    (dim,) = changed
-    before, after = old.movedim(dim, 0).flatten(1), new.movedim(dim, 0).flatten(1)
-    tolerance = 1e-5 * max(float(before.abs().max()), float(after.abs().max()))
-    small, large = (before, after) if len(before) < len(after) else (after, before)
-    matches: list[int] = []
-    for index, row in enumerate(large):
-        if len(matches) < len(small) and float((row - small[len(matches)]).abs().max()) <= tolerance:
-            matches.append(index)
-    if len(matches) < len(small):
-        return ids
-    if len(before) < len(after):
-        ids[dim] = np.arange(len(before), len(before) + len(after))
-        ids[dim][matches] = np.arange(len(before))
-    else:
-        ids[dim] = np.array(matches)
-    return ids
-
-
-class HeldMasks:
-    """Dropout masks that stay with their units: pass the same object to `outputs` before and after an edit.
-
-    The first run decides; later runs give every unit they recognise (see `aligned_ids`) the mask it had then, so that
-    units may be removed from or put into the middle of an axis.
-    """
-
-    def __init__(self) -> None:
-        self._inputs: dict[tuple[str, int], Tensor] = {}
-
-    def ids(self, name: str, call: int, x: Tensor) -> list[np.ndarray]:
-        first = self._inputs.setdefault((name, call), x.detach().clone())
-        return aligned_ids(first, x.detach())
-
-
-class _MaskSource:
-    """The masks of one dropout module during one run."""
-
-    def __init__(self, seed: int, name: str, held: HeldMasks | None) -> None:
-        self.seed, self.name, self.held, self.calls = seed, name, held, 0
-
-    def mask(self, x: Tensor, p: float, whole_channels: bool) -> Tensor:
-        ids = [np.arange(size) for size in x.shape] if self.held is None else self.held.ids(self.name, self.calls, x)
-        if whole_channels:
-            ids[2:] = [np.arange(1) for _ in ids[2:]]
-        keys = (self.seed, zlib.crc32(self.name.encode()), self.calls)
-        self.calls += 1
-        return (hashed_uniform(keys, ids) >= p).to(x.dtype) / (1 - p)
-
-
-class FixedDropout(nn.Dropout):
-    """Dropout that is torch's own, except during `outputs`: there, each element's mask depends on its position alone.
-
-    So a unit's mask stays what it was when units are appended; with `HeldMasks` also when others are removed or put in
-    the middle. It is an ordinary dropout otherwise, so that a recording of the network shows an ordinary dropout.
-    """
-
-    whole_channels = False
-
-    def __init__(self, p: float) -> None:
-        super().__init__(p)
-        self.source: _MaskSource | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.source is None or not self.training:
-            return self.drop(x)
-        return x * self.source.mask(x, self.p, self.whole_channels)
-
-    def drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.p, self.training)
-
-
-class FixedDropout2d(FixedDropout):
-    """The same, dropping whole channels of (B, C, H, W)."""
-
-    whole_channels = True
-
-    def drop(self, x: Tensor) -> Tensor:
-        return F.dropout2d(x, self.p, self.training)
-
-
-# --- Oracles ---------------------------------------------------------------------------------------------------------
-
-
-def call(model: nn.Module, x: Any) -> Any:
-    """The model called with x: a tensor, a tuple of arguments or a dict of named ones."""
-    if isinstance(x, Mapping):
-        return model(**x)
-    return model(*x) if isinstance(x, tuple) else model(x)
-
-
-def _floating(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        if value.is_floating_point():
-            yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _floating(item)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _floating(item)
-
-
-@contextmanager
-def _no_trace(model: nn.Module) -> Iterator[None]:
-    """Train/eval flags, buffers and the random state as before."""
-    training = {module: module.training for module in model.modules()}
-    buffers = [
-        (module, name, buffer, buffer.clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
-    try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            yield
-    finally:
-        for module, flag in training.items():
-            module.training = flag
-        for module, name, buffer, value in buffers:
-            module._buffers[name] = buffer
-            with torch.no_grad():
-                buffer.copy_(value)
-
-
-def outputs(model: nn.Module, x: Any, train: bool, seed: int, masks: HeldMasks | None = None) -> Tensor:
-    """The model's output for x (a tensor, a tuple or a dict of arguments) in train or eval mode, without side effects.
-
-    Several output tensors come flattened and joined into one. `masks` holds dropout masks over edits: see `HeldMasks`.
-    """
-    dropouts = [(name, module) for name, module in model.named_modules() if isinstance(module, FixedDropout)]
-    with _no_trace(model):
-        torch.manual_seed(seed)
-        model.train(train)
-        for name, dropout in dropouts:
-            dropout.source = _MaskSource(seed, name, masks)
-        try:
-            result = call(model, x)
-        finally:
-            for _, dropout in dropouts:
-                dropout.source = None
-    if isinstance(result, Tensor):
-        return result.clone()
-    return torch.cat([tensor.flatten() for tensor in _floating(result)])
-
-
-def relative_error(a: Tensor, b: Tensor) -> float:
-    """max|a - b| / max|b|; ValueError if the shapes differ; 0 for two zeros, infinite if b alone is zero."""
-    if a.shape != b.shape:
-        raise ValueError(f"expected two tensors of one shape, found {tuple(a.shape)} and {tuple(b.shape)}")
-    if a.numel() == 0:
-        return 0.0
-    difference, scale = float((a - b).abs().max()), float(b.abs().max())
-    if scale == 0.0:
-        return 0.0 if difference == 0.0 else math.inf
-    return difference / scale
-
-
-def calibrate(model: nn.Module, x: Any) -> None:
-    """Set the running statistics of every batch norm to those of x, over three train-mode forwards."""
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    if not norms:
-        return
-    momenta = [norm.momentum for norm in norms]
-    training = {module: module.training for module in model.modules()}
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain average over the forwards
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
-        model.train()
-        for _ in range(3):
-            call(model, x)
-    for module, flag in training.items():
-        module.training = flag
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-
-
-def sane(model: nn.Module, x: Any) -> bool:
-    """Whether train- and eval-mode outputs are finite, of magnitude 1e-2 to 1e3, and depend on the sample."""
-    for train in (False, True):
-        y = outputs(model, x, train, seed=0)
-        magnitude = float(y.abs().max())
-        if not math.isfinite(magnitude) or not 1e-2 <= magnitude <= 1e3:
-            return False
-        if float((y - y.mean(0)).abs().max()) < 1e-2 * magnitude:
-            return False
-    return True
-
-
-def well_conditioned(model: nn.Module, x: Any) -> bool:
-    """Calibrate the batch norms on x, then say whether the outputs are fit for comparison (see `sane`)."""
-    calibrate(model, x)
-    return sane(model, x)
-
-
-def disturb(model: nn.Module, x: Any, seed: int) -> None:
-    """Leave no value at which an error hides: scales (every 1-d parameter that is no bias) get [0.5, 1.5], biases
-    [-0.5, 0.5], and running statistics move off those of x, so that train and eval mode differ.
-    """
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
-        for name, parameter in model.named_parameters():
-            if parameter.dim() == 1:
-                bias = name.endswith("bias")
-                nn.init.uniform_(parameter, *((-0.5, 0.5) if bias else (0.5, 1.5)))
-        calibrate(model, x)
-        for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                shift = torch.randn_like(module.running_mean)
-                module.running_mean += 0.2 * module.running_var.sqrt() * shift
-                module.running_var *= torch.empty_like(module.running_var).uniform_(0.7, 1.4)
-
-
-# --- Modules, as a careful user writes them --------------------------------------------------------------------------
-
-
-class SdpaCore(nn.Module):
-    """Fused attention over (B, heads, T, head_dim); its scale comes from the size of the query."""
-
-    def __init__(self, head_dim: int, causal: bool) -> None:
-        super().__init__()
-        self.causal = causal
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
-
-
-class StoredScaleCore(nn.Module):
-    """Explicit softmax; the scale is a number kept from construction; dropout on the probabilities."""
-
-    def __init__(self, head_dim: int, causal: bool) -> None:
-        super().__init__()
-        self.scale = head_dim**-0.5
-        self.causal = causal
-        self.dropout = FixedDropout(0.2)
-        self.register_buffer("mask", torch.ones(16, 16, dtype=torch.bool).triu(1), persistent=False)
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        scores = (q @ k.transpose(-2, -1)) * self.scale
-        if self.causal:
-            tokens = q.shape[-2]
-            scores = scores.masked_fill(self.mask[:tokens, :tokens], float("-inf"))
-        return self.dropout(scores.softmax(dim=-1)) @ v
-
-
-class HeadDimCore(nn.Module):
-    """Explicit softmax; the scale is computed from head_dim in every forward."""
-
-    def __init__(self, head_dim: int, causal: bool) -> None:
-        super().__init__()
-        self.head_dim = head_dim
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        scores = torch.matmul(q, k.transpose(2, 3)) / math.sqrt(self.head_dim)
-        return torch.matmul(F.softmax(scores, dim=-1), v)
-
-
-class FusedViewAttention(nn.Module):
-    """qkv in one projection, taken apart by one view and permute."""
-
-    def __init__(self, width: int, num_heads: int, head_dim: int, core: nn.Module) -> None:
-        super().__init__()
-        self.num_heads, self.head_dim = num_heads, head_dim
-        self.qkv = nn.Linear(width, 3 * num_heads * head_dim)
-        self.core = core
-        self.proj = nn.Linear(num_heads * head_dim, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        b, t, _ = x.shape
-        q, k, v = self.qkv(x).view(b, t, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
-        return self.proj(self.core(q, k, v).transpose(1, 2).reshape(b, t, self.num_heads * self.head_dim))
-
-
-class FusedChunkAttention(nn.Module):
-    """qkv in one projection, taken apart by chunk; head_dim is left to the view."""
-
-    def __init__(self, width: int, num_heads: int, head_dim: int, core: nn.Module) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(width, 3 * num_heads * head_dim, bias=False)
-        self.core = core
-        self.proj = nn.Linear(num_heads * head_dim, width)
-
-    def heads(self, x: Tensor) -> Tensor:
-        return x.view(x.shape[0], x.shape[1], self.num_heads, -1).transpose(1, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).chunk(3, dim=-1)
-        out = self.core(self.heads(q), self.heads(k), self.heads(v))
-        return self.proj(out.transpose(1, 2).flatten(2))
-
-
-class SeparateAttention(nn.Module):
-    """q, k and v each with their own projection."""
-
-    def __init__(self, width: int, num_heads: int, head_dim: int, core: nn.Module) -> None:
-        super().__init__()
-        self.num_heads, self.head_dim = num_heads, head_dim
-        self.query = nn.Linear(width, num_heads * head_dim)
-        self.key = nn.Linear(width, num_heads * head_dim)
-        self.value = nn.Linear(width, num_heads * head_dim)
-        self.core = core
-        self.output = nn.Linear(num_heads * head_dim, width)
-
-    def heads(self, x: Tensor) -> Tensor:
-        return x.reshape(*x.shape[:2], self.num_heads, self.head_dim).permute(0, 2, 1, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.core(self.heads(self.query(x)), self.heads(self.key(x)), self.heads(self.value(x)))
-        out = out.permute(0, 2, 1, 3).contiguous()
-        return self.output(out.view(*x.shape[:2], self.num_heads * self.head_dim))
-
-
-class GroupedQueryAttention(nn.Module):
-    """Several query heads for each key/value head; the key/value heads are repeated by `repeat`."""
-
-    def __init__(self, width: int, num_kv_heads: int, group: int, head_dim: int, core: nn.Module) -> None:
-        super().__init__()
-        self.num_heads, self.num_kv_heads, self.head_dim = num_kv_heads * group, num_kv_heads, head_dim
-        self.q_proj = nn.Linear(width, self.num_heads * head_dim, bias=False)
-        self.k_proj = nn.Linear(width, num_kv_heads * head_dim, bias=False)
-        self.v_proj = nn.Linear(width, num_kv_heads * head_dim, bias=False)
-        self.core = core
-        self.o_proj = nn.Linear(self.num_heads * head_dim, width, bias=False)
-
-    def repeat(self, x: Tensor) -> Tensor:
-        return x.repeat_interleave(self.num_heads // self.num_kv_heads, dim=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        b, t, _ = x.shape
-        q = self.q_proj(x).view(b, t, self.num_heads, self.head_dim).transpose(1, 2)
-        k = self.k_proj(x).view(b, t, self.num_kv_heads, self.head_dim).transpose(1, 2)
-        v = self.v_proj(x).view(b, t, self.num_kv_heads, self.head_dim).transpose(1, 2)
-        out = self.core(q, self.repeat(k), self.repeat(v))
-        return self.o_proj(out.transpose(1, 2).reshape(b, t, -1))
-
-
-class ExpandedQueryAttention(GroupedQueryAttention):
-    """The same, repeating by expand and reshape."""
-
-    def repeat(self, x: Tensor) -> Tensor:
-        b, heads, t, d = x.shape
-        group = self.num_heads // self.num_kv_heads
-        return x[:, :, None].expand(b, heads, group, t, d).reshape(b, heads * group, t, d)
-
-
-class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)); no sizes are needed in forward."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(width, hidden, bias=False)
-        self.up_proj = nn.Linear(width, hidden, bias=False)
-        self.down_proj = nn.Linear(hidden, width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
-class GatedLinear(nn.Module):
-    """One projection to twice the width, then F.glu."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.proj = nn.Linear(width, 2 * hidden)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.glu(self.proj(x), dim=-1)
-
-
-class GatedConv(nn.Module):
-    """One convolution to twice the channels; half of them gate the other half."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(width, 2 * hidden, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        value, gate = self.conv(x).chunk(2, dim=1)
-        return value * torch.sigmoid(gate)
-
-
-class ConvSqueezeExcite(nn.Module):
-    """Squeeze-and-excitation by 1x1 convolutions."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.fc1 = nn.Conv2d(width, hidden, 1)
-        self.fc2 = nn.Conv2d(hidden, width, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(self.fc2(F.silu(self.fc1(self.pool(x)))))
-
-
-class LinearSqueezeExcite(nn.Module):
-    """Squeeze-and-excitation by linear layers on the spatial mean."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width), nn.Sigmoid())
-
-    def forward(self, x: Tensor) -> Tensor:
-        b, c = x.shape[:2]
-        return x * self.fc(x.mean((2, 3))).view(b, c, 1, 1)
-
-
-class ChannelShuffle(nn.Module):
-    """(B, groups x n, H, W) -> (B, n x groups, H, W), as in ShuffleNet."""
-
-    def __init__(self, groups: int) -> None:
-        super().__init__()
-        self.groups = groups
-
-    def forward(self, x: Tensor) -> Tensor:
-        b, c, h, w = x.shape
-        return x.view(b, self.groups, c // self.groups, h, w).transpose(1, 2).reshape(b, c, h, w)
-
-
-class ChannelLayerNorm(nn.Module):
-    """Layer norm over the channels of (B, C, H, W), as in ConvNeXt."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
-class SplitChannels(nn.Module):
-    """Two pieces of given sizes along dim 1 of images and vectors."""
-
-    def __init__(self, first: int, second: int) -> None:
-        super().__init__()
-        self.first, self.second = first, second
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return torch.split(x, [self.first, self.second], dim=1)
-
-
-class SplitFeatures(nn.Module):
-    """Two pieces of given sizes along the last dimension, by slices."""
-
-    def __init__(self, first: int) -> None:
-        super().__init__()
-        self.first = first
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return x[..., : self.first], x[..., self.first :]
-
-
-class Scale(nn.Module):
-    """x * self.scale over the features (last dimension)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.scale
-
-
-class ChannelScale(nn.Module):
-    """x * self.scale over the channels of (B, C, H, W)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.scale.view(1, -1, 1, 1)
-
-
-class ParameterLinear(nn.Module):
-    """x @ self.w + self.bias, with bare parameters."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.w = nn.Parameter(torch.ones(width, hidden))
-        self.bias = nn.Parameter(torch.zeros(hidden))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x @ self.w + self.bias
-
-
-class TokenEmbedding(nn.Module):
-    """Token embedding plus a learned position embedding, by index."""
-
-    def __init__(self, vocabulary: int, length: int, width: int) -> None:
-        super().__init__()
-        self.tokens = nn.Embedding(vocabulary, width)
-        self.positions = nn.Embedding(length, width)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.tokens(ids) + self.positions(torch.arange(ids.shape[1], device=ids.device))
-
-
-class Positions(nn.Module):
-    """x + a learned table of shape (1, T, D)."""
-
-    def __init__(self, length: int, width: int) -> None:
-        super().__init__()
-        self.table = nn.Parameter(torch.zeros(1, length, width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.table[:, : x.shape[1]]
-
-
-FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "add": torch.add,
-    "add_": lambda x, y: x.add_(y),
-    "mul": torch.mul,
-    "cat_channels": lambda *xs: torch.cat(xs, dim=1),
-    "cat_features": lambda *xs: torch.cat(xs, dim=-1),
-    "chunk_channels": lambda x: x.chunk(2, dim=1),
-    "chunk_features": lambda x: x.chunk(2, dim=-1),
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "silu": F.silu,
-    "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
-    "elu": F.elu,
-    "flatten": lambda x: torch.flatten(x, 1),
-    "view_flat": lambda x: x.contiguous().view(x.size(0), -1),
-    "mean_space": lambda x: x.mean(dim=(2, 3)),
-    "mean_tokens": lambda x: x.mean(dim=1),
-    "first_token": lambda x: x[:, 0],
-    "to_tokens": lambda x: x.flatten(2).transpose(1, 2),
-}
 
 
 # --- The network -----------------------------------------------------------------------------------------------------
@@ -1205,15 +661,25 @@ def build(seed: int, size: int = 4, domain: str | None = None, without: Collecti
     return assemble(domain or drawn, base, [rng.randrange(_NUMBERS) for _ in range(size)], without)
 
 
+class Drawn(NamedTuple):
+    """A network and its input; shown as the network alone."""
+
+    model: Network
+    x: Tensor
+
+    def __repr__(self) -> str:
+        return repr(self.model)
+
+
 @st.composite
 def networks(
     draw: st.DrawFn, max_size: int = 6, domains: Sequence[str] = DOMAINS, without: Collection[str] = ()
-) -> tuple[Network, Tensor]:
+) -> Drawn:
     """A hypothesis strategy of (network, input) with up to `max_size` blocks."""
     numbers = st.integers(0, _NUMBERS - 1)
     domain, base = draw(st.sampled_from(tuple(domains))), draw(numbers)
     blocks = draw(st.lists(numbers, max_size=max_size))
     try:
-        return assemble(domain, base, blocks, without)
+        return Drawn(*assemble(domain, base, blocks, without))
     except IllConditionedError:
         reject()

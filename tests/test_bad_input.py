@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 from snapshots import differences, snapshot
-from test_undo import train
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
+from training import train
 
+from espalier.attach import attach
 from espalier.edit.plan import Plan, Resize, grow_plan, prune_plan
 from espalier.errors import CaptureError, EspalierError, OptimizerError, PlanError, SurgeryError
-from espalier.structure import Structure, attach
+from espalier.structure import Structure
 
 
 class Network(nn.Module):
@@ -66,7 +67,13 @@ def refused(structure: Structure, kind: type[EspalierError], *words: str):
 
 @pytest.mark.parametrize(
     ("name", "suggestion"),
-    [("bodi", "body"), ("Body", "body"), ("stem.weight", "stem"), ("nothing like it", "print(structure)"), ("", "print")],
+    [
+        ("bodi", "body"),
+        ("Body", "body"),
+        ("stem.weight", "stem"),
+        ("nothing like it", "print(structure)"),
+        ("", "print"),
+    ],
 )
 def test_an_unknown_axis_is_named_and_another_suggested(structure, name, suggestion):
     for edit in (lambda: structure.prune(name, [0]), lambda: structure.grow(name, by=1), lambda: structure.axes[name]):

@@ -7,15 +7,17 @@ from collections.abc import Callable, Iterable
 
 import pytest
 import torch
-from networks import FixedDropout, build, relative_error
-from test_undo import edited, loss_of, train
+from networks import build
+from oracles import FixedDropout, relative_error
 from torch import Tensor, nn, optim
 from torch.optim import Optimizer
+from training import assert_state_fits, edited, loss_of, train
 from zoo_small import ZOO
 
+from espalier.attach import attach
 from espalier.errors import OptimizerError
 from espalier.graph.capture import tensor_table
-from espalier.structure import Structure, attach
+from espalier.structure import Structure
 
 Make = Callable[[Iterable[nn.Parameter]], Optimizer]
 
@@ -56,20 +58,6 @@ def groups_of_two(parameters: Iterable[nn.Parameter], make: Make) -> Optimizer:
     if biases and not isinstance(optimizer, optim.Muon):
         optimizer.add_param_group({"params": biases, "lr": 5e-4, "weight_decay": 0.0})
     return optimizer
-
-
-def assert_state_fits(optimizer: Optimizer) -> None:
-    """Every state is one number, or of its parameter's shape, or of that shape with reduced dimensions."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            for key, value in optimizer.state.get(parameter, {}).items():
-                if not isinstance(value, Tensor) or value.numel() == 1:
-                    continue
-                fits = value.dim() == parameter.dim() and all(
-                    have in (want, 1) for have, want in zip(value.shape, parameter.shape, strict=True)
-                )
-                assert fits, (key, tuple(value.shape), tuple(parameter.shape))
-                assert value.isfinite().all(), key
 
 
 # --- Any optimizer ---------------------------------------------------------------------------------------------------

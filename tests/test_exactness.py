@@ -14,14 +14,16 @@ import torch
 from effort import FACTOR, effort
 from hypothesis import given
 from hypothesis import strategies as st
-from networks import HeldMasks, Network, build, networks, outputs, relative_error
+from networks import Network, build, networks
+from oracles import HeldMasks, outputs, relative_error
 from torch import Tensor, nn
 
+from espalier.attach import attach
 from espalier.edit import apply
 from espalier.edit.changes import Changes
 from espalier.edit.plan import Plan, Resize, grow_plan
 from espalier.graph.capture import tensor_table
-from espalier.structure import Axis, Structure, attach
+from espalier.structure import Axis, Structure
 
 NUMBERS = st.integers(0, 2**16 - 1)
 FLOAT64, FLOAT32 = 1e-11, 1e-5

@@ -16,6 +16,7 @@ LAYERS = [
     "edit",
     "measure",
     "structure",
+    "attach",
     "parts",
     "method",
     "methods",

@@ -9,19 +9,15 @@ import hypothesis
 import pytest
 import torch
 from hypothesis import given, settings
-from networks import (
-    OPERATORS,
+from networks import OPERATORS, Network, assemble, build, networks
+from oracles import (
     FixedDropout,
     FixedDropout2d,
     HeldMasks,
-    Network,
     aligned_ids,
-    assemble,
-    build,
     calibrate,
     call,
     disturb,
-    networks,
     outputs,
     relative_error,
     well_conditioned,

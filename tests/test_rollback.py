@@ -18,15 +18,16 @@ import pytest
 import torch
 from effort import NIGHTLY
 from snapshots import Snapshot, differences, snapshot
-from test_undo import loss_of, train
 from torch import Tensor, nn
 from torch.optim import AdamW
+from training import loss_of, train
 
+from espalier.attach import attach
 from espalier.edit import apply, journal
 from espalier.edit.journal import Journal
 from espalier.edit.plan import Plan, Resize
 from espalier.errors import SurgeryError
-from espalier.structure import Structure, attach
+from espalier.structure import Structure
 
 
 class Net(nn.Module):
@@ -294,7 +295,7 @@ def test_memory_that_runs_out_at_every_tensor(monkeypatch):
     structure.undo()
     before, total = everything(structure), calls
     assert total > 30
-    for limit in range(1, total + 1, 1 if NIGHTLY else 4):  # noqa: B007 - read by `fails`
+    for limit in range(1, total + 1, 1 if NIGHTLY else 4):
         calls = 0
         with pytest.raises(SurgeryError, match="not enough memory"):
             structure.apply(plan)

@@ -9,9 +9,6 @@ rule:
 - removal: taking a unit out of the inputs takes exactly its positions out of the outputs, if what sums over it sees zeros.
 """
 
-import copy
-import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,13 +18,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from zoo_small import ZOO
 
-from espalier.graph.capture import Call, Trace, capture, tensor_table
+from espalier.graph.capture import Trace, capture, tensor_table
 from espalier.graph.dims import Concat, Dim, Fixed, Leaf, Product, axes_of, labels, size_of, source
 from espalier.graph.reading import read
-from espalier.graph.rules import known_operators, rule, rule_for
-from espalier.graph.rules.elementwise import _LIKE, _LOSSES, _MANY, _UNARY
 from espalier.graph.rules.registry import Event
 from espalier.graph.solver import Var, compiled, variables
 

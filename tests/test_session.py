@@ -311,7 +311,7 @@ def test_new_units_get_the_statistics_of_their_own_inputs() -> None:
     before = {name: tensor.clone() for name, tensor in model.named_buffers()}
     outputs = model.eval()(*batch)
     model.train()
-    places = new_statistics(structure, {"features.0": 5, "features.4": 3})
+    places = new_statistics(model, structure.topology, {"features.0": 5, "features.4": 3})
     calibrate(model, places, [lambda: model(*batch)])
     torch.testing.assert_close(model.eval()(*batch), outputs, rtol=0, atol=1e-12)
     first = model.features[0](*batch).detach()
@@ -343,7 +343,7 @@ def test_statistics_that_are_no_numbers_are_not_taken_over() -> None:
     structure = esp.attach(model, batch)
     structure.grow("0", by=4)
     before = model[1].running_var.clone()
-    calibrate(model, new_statistics(structure, {"0": 4}), [lambda: model(torch.full((8, 10), math.inf))])
+    calibrate(model, new_statistics(model, structure.topology, {"0": 4}), [lambda: model(torch.full((8, 10), math.inf))])
     assert torch.equal(model[1].running_var, before)
 
 

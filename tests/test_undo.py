@@ -6,15 +6,17 @@ from collections.abc import Callable, Iterable
 import pytest
 import torch
 from effort import NIGHTLY
-from networks import DOMAINS, FixedDropout, build
+from networks import DOMAINS, build
+from oracles import FixedDropout
 from snapshots import differences, snapshot
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
+from training import edited, train
 from zoo_small import ZOO
 
-from espalier.edit.plan import Plan, Resize
+from espalier.attach import attach
 from espalier.errors import SurgeryError
-from espalier.structure import Structure, attach
+from espalier.structure import Structure
 
 Make = Callable[[Iterable[nn.Parameter]], Optimizer]
 
@@ -24,47 +26,6 @@ OPTIMIZERS: dict[str, Make] = {
     "adamw fused": lambda parameters: AdamW(parameters, lr=1e-3, fused=True),
     "adagrad": lambda parameters: Adagrad(parameters, lr=1e-2),
 }
-LARGEST = 12
-
-
-def loss_of(model: nn.Module, x: object) -> Tensor:
-    result = model(**x) if isinstance(x, dict) else model(*x) if isinstance(x, tuple) else model(x)
-    result = result.logits if hasattr(result, "logits") else result
-    return (result * torch.linspace(-1, 1, result.numel(), dtype=result.dtype).view_as(result)).sum() / result.shape[0]
-
-
-def train(model: nn.Module, x: object, optimizer: Optimizer, steps: int) -> None:
-    """Leaves gradients, statistics and optimizer state behind."""
-    for _ in range(steps):
-        optimizer.zero_grad()
-        loss_of(model, x).backward()
-        optimizer.step()
-
-
-def random_plan(structure: Structure, rng: random.Random) -> Plan:
-    """One to three axes that grow, shrink, or both, within sensible sizes; the interface too at times."""
-    interface = rng.random() < 0.2
-    axes = [axis for axis in structure.axes.values() if axis.reason is None]
-    edits = []
-    for axis in rng.sample(axes, min(len(axes), rng.choice((1, 1, 2, 3)))):
-        most = min(3, axis.size - 1)
-        remove = rng.sample(range(axis.size), rng.randint(0, most)) if most > 0 else []
-        room = LARGEST - axis.size
-        add = rng.randint(0, min(3, room)) if room > 0 else 0
-        if remove or add:
-            edits.append(Resize(axis.name, tuple(sorted(remove)), add))
-    return Plan(tuple(edits), interface, seed=rng.randrange(100))
-
-
-def edited(structure: Structure, rng: random.Random, count: int) -> list[dict[str, object]]:
-    """Apply `count` random plans; what was there before each."""
-    seen = []
-    while len(seen) < count:
-        plan = random_plan(structure, rng)
-        if plan:
-            seen.append(snapshot(structure.model, structure.optimizer, structure))
-            structure.apply(plan)
-    return seen
 
 
 def attached(model: nn.Module, x: object, make: Make) -> Structure:

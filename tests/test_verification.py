@@ -10,15 +10,16 @@ from collections.abc import Callable, Mapping
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import relative_error
+from oracles import relative_error
 from snapshots import differences, snapshot
 from torch import Tensor, nn
 
+from espalier.attach import attach
 from espalier.edit import stage as staging
 from espalier.edit.verify import Verification
 from espalier.errors import EspalierError, SurgeryError
 from espalier.graph.capture import tensor_table
-from espalier.structure import Structure, attach
+from espalier.structure import Structure
 
 BATCH, TOKENS, WIDTH, HEADS, HEAD_DIM = 8, 5, 12, 4, 6
 
@@ -302,11 +303,16 @@ def test_an_edit_is_refused_or_right(body, settle):
                 assert name in str(refusal)
                 assert not settle, "a settled axis that says growable is"
                 continue
-            assert edit.contract != "exact" or relative_error(outputs(model, x), before_growth) <= 1e-11, (name, edit.why)
+            assert edit.contract != "exact" or relative_error(outputs(model, x), before_growth) <= 1e-11, (
+                name,
+                edit.why,
+            )
             structure.undo()
 
 
-@pytest.mark.parametrize("body", [literal_roll, literal_flip, literal_index, constant_weights, sorted_units, cumulative])
+@pytest.mark.parametrize(
+    "body", [literal_roll, literal_flip, literal_index, constant_weights, sorted_units, cumulative]
+)
 def test_what_moves_or_mixes_units_is_frozen_from_the_start(body):
     model, x = trap(body)
     axis = attach(model, x).axis("a.weight", 0)

@@ -5,15 +5,14 @@ import math
 import pytest
 import torch
 from snapshots import differences, snapshot
-from test_edits import assert_state_fits
-from test_undo import train
-from torch import nn
 from torch.optim import AdamW
+from training import assert_state_fits, finite, train
 from zoo_small import ZOO
 
+from espalier.attach import attach
 from espalier.errors import EspalierError
 from espalier.graph.topology import INTERFACE
-from espalier.structure import Structure, attach
+from espalier.structure import Structure
 
 REFUSED_ALONE = {
     "hard_coded_view": {"fc1:0", "fc1:1", "mix"},
@@ -35,10 +34,6 @@ def attached(name: str) -> tuple[Structure, object]:
     optimizer = AdamW([one for one in model.parameters() if one.requires_grad], lr=1e-3, fused=True)
     train(model, x, optimizer, 1)
     return attach(model, x, optimizer=optimizer), x
-
-
-def finite(model: nn.Module) -> bool:
-    return all(value.isfinite().all() for value in model.state_dict().values() if value.is_floating_point())
 
 
 def edit_once(structure: Structure, axis: str, grow: bool) -> str | None:
@@ -148,9 +143,10 @@ def test_the_interface_changes_when_asked_for(name):
     outputs = [axis.name for axis in structure.axes.values() if axis.reason is not None]
     changed = 0
     for axis in outputs:
-        if structure.topology.by_name[axis].reasons and {
-            reason.kind for reason in structure.topology.by_name[axis].reasons
-        } <= INTERFACE:
+        if (
+            structure.topology.by_name[axis].reasons
+            and {reason.kind for reason in structure.topology.by_name[axis].reasons} <= INTERFACE
+        ):
             size = structure.axes[axis].size
             structure.grow(axis, by=1, interface=True)
             assert structure.axes[axis].size == size + 1

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from espalier.attach import attach
 from espalier.bench.targets import find_target
-from espalier.structure import Structure, attach
+from espalier.structure import Structure
 
 
 def inspect(name: str) -> Structure:

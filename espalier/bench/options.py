@@ -24,7 +24,7 @@ NONE = "none"
 
 # a network that shall grow starts small; what it ends with is again a fraction of the full one
 _WIDTHS: Mapping[str, float] = MappingProxyType({"growing": 0.25, "shrinking": 1.0, "constant": 0.5})
-_SIZES: Mapping[str, float] = MappingProxyType({"growing": 4.0, "shrinking": 0.5, "constant": 1.0})
+_SIZES: Mapping[str, float] = MappingProxyType({"growing": 6.0, "shrinking": 0.5, "constant": 1.0})
 
 
 @dataclass(frozen=True)

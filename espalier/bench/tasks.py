@@ -82,10 +82,10 @@ def task(name: str | Path) -> Task:
 _DIGITS = Task(
     name="digits",
     model="mlp",
-    epochs=200,
+    epochs=300,
     batch_size=64,
     optimizer=adamw,
-    learning_rate=5e-3,
+    learning_rate=1e-2,
     weight_decay=1e-2,
     schedule=one_cycle,
     label_smoothing=0.1,

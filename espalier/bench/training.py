@@ -20,13 +20,13 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from espalier.attach import attach
 from espalier.bench.data import Dataset, batches
 from espalier.bench.models import example_inputs
 from espalier.bench.tasks import Task
 from espalier.errors import RunError
 from espalier.graph.topology import Topology
 from espalier.method import Method
-from espalier.structure import attach
 from espalier.train.checkpoint import load, save
 from espalier.train.events import Event
 from espalier.train.session import Session

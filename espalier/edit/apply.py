@@ -26,7 +26,7 @@ from espalier.edit.plan import Plan
 from espalier.edit.tensors import gather
 from espalier.edit.verify import changed_attribute
 from espalier.errors import EspalierError, PlanError, SurgeryError
-from espalier.graph.capture import TensorTable
+from espalier.graph.capture import TensorTable, tensor_table
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,26 @@ class Copy:
     root: nn.Module
     """The module in it that has the model's own paths."""
     table: TensorTable
+
+
+def copy_of(table: TensorTable, module: nn.Module) -> Copy:
+    """A copy with its tensors under the names of the model, also inside a wrapper that calls it ``module``."""
+    inner = module._modules.get("module")
+    for root in (module,) if inner is None else (module, inner):
+        other = tensor_table(root)
+        if table.tensors.keys() <= other.tensors.keys():
+            for name, tensor in table.tensors.items():
+                if other.tensors[name].shape != tensor.shape:
+                    raise PlanError(
+                        f"follow: {name} has shape {tuple(tensor.shape)} in the model and "
+                        f"{tuple(other.tensors[name].shape)} in the copy; copy the model as it is now."
+                    )
+            return Copy(root, TensorTable({name: other.tensors[name] for name in table.tensors}, {}, {}))
+    missing = [name for name in table.tensors if name not in other.tensors]
+    raise PlanError(
+        f"follow: {type(module).__name__} is no copy of the model: it has no {missing[0]}. For an averaged model pass "
+        "torch.optim.swa_utils.AveragedModel(model, use_buffers=True) or a deep copy."
+    )
 
 
 def compensating_attributes(model: nn.Module, contract: Contract) -> tuple[list[AttributeChange], str | None]:

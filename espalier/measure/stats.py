@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from espalier.structure import Structure
+from espalier.graph.topology import Topology
 
 _STATISTICS = frozenset({"mean", "variance"})
 Places = Mapping[_BatchNorm, Mapping[str, Tensor]]
@@ -46,18 +46,19 @@ def eval_loss(model: nn.Module, loss: Callable[[], Tensor]) -> float:
         return float(loss())
 
 
-def new_statistics(structure: Structure, grown: Mapping[str, int]) -> Places:
+def new_statistics(model: nn.Module, topology: Topology, grown: Mapping[str, int]) -> Places:
     """The running statistics of batch norms that belong to the last units of axes: axis -> how many of them are new."""
     places: dict[_BatchNorm, dict[str, Tensor]] = defaultdict(dict)
     for name, count in grown.items():
-        axis = structure.axes[name]
-        new = range(axis.size - count, axis.size)
-        for slot in axis.slots:
-            path, _, buffer = slot.tensor.rpartition(".")
-            module = structure.model.get_submodule(path)
-            if slot.role in _STATISTICS and isinstance(module, _BatchNorm):
+        record = topology.by_name[name]
+        size = topology.sizes[record.number]
+        for tensor, dim, role in record.slots:
+            path, _, buffer = tensor.rpartition(".")
+            module = model.get_submodule(path)
+            if role in _STATISTICS and isinstance(module, _BatchNorm):
+                positions = topology.slot(record.number, tensor, dim, role).index(range(size - count, size))
                 known = places[module].get(buffer, torch.empty(0, dtype=torch.int64))
-                places[module][buffer] = torch.cat([known, torch.tensor(slot.index(new))])
+                places[module][buffer] = torch.cat([known, torch.tensor(positions)])
     return places
 
 

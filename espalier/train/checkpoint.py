@@ -19,6 +19,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from espalier.attach import LimitLike, attach
 from espalier.edit.attributes import AttributeChange
 from espalier.edit.changes import Changes
 from espalier.edit.journal import Journal
@@ -30,7 +31,7 @@ from espalier.graph.capture import TensorTable, tensor_table
 from espalier.graph.dims import NEW, size_of
 from espalier.graph.topology import INTERFACE, Topology
 from espalier.measure.cost import cost_of
-from espalier.structure import Edit, LimitLike, Structure, attach
+from espalier.structure import Edit, Structure
 from espalier.train import checkpoint_files as files
 from espalier.train import checkpoint_optimizer
 from espalier.train.checkpoint_network import (

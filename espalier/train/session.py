@@ -313,7 +313,7 @@ class Session:
         grown = {one.axis: one.add for one in edit.plan.edits if one.add}
         batches = self._probe[:_CALIBRATION_BATCHES] or ((self._batch,) if self._batch is not None else ())
         forwards = [partial(self._loss, self.model, batch) for batch in batches]
-        calibrate(self.model, new_statistics(self.structure, grown), forwards)
+        calibrate(self.model, new_statistics(self.model, self.structure.topology, grown), forwards)
 
     def _measured(self) -> float | None:
         batch = self._batch if self._batch is not None else next(iter(self._probe), None)

@@ -59,7 +59,7 @@ def linear(reading: Reading, call: Call) -> Result:
     return result
 
 
-@rule("mv", "dot")
+@rule("mv", "dot", "vdot")
 def vector_product(reading: Reading, call: Call) -> Result:
     """(..., k) times (k)."""
     left, right = call.args[:2]

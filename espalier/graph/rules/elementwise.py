@@ -10,7 +10,7 @@ _UNARY = """
     _conj _to_copy abs acos acosh alias angle asin asinh atan atanh bernoulli bitwise_not cauchy ceil celu clamp
     clamp_max clamp_min clone conj_physical cos cosh deg2rad detach digamma elu erf erfc erfinv exp exp2 expm1
     exponential fill floor frac geometric gelu hardshrink hardsigmoid hardswish hardtanh i0 isinf isnan leaky_relu
-    lgamma lift lift_fresh lift_fresh_copy log log10 log1p log2 log_normal log_sigmoid_forward logical_not logit
+    lgamma lift_fresh log log10 log1p log2 log_normal log_sigmoid_forward logical_not logit
     masked_fill mish nan_to_num native_dropout neg normal poisson rad2deg random reciprocal relu round rrelu_with_noise
     rsqrt sgn sigmoid sign signbit silu sin sinc sinh softplus softshrink sqrt tan tanh threshold trunc uniform zero
 """.split()
@@ -20,7 +20,9 @@ _MANY = """
     logical_or logical_xor lt maximum minimum ne nextafter polar pow remainder rsub where xlogy
 """.split()
 _LIKE = "empty_like ones_like zeros_like full_like rand_like randn_like".split()
-_LOSSES = "binary_cross_entropy huber_loss mse_loss smooth_l1_loss soft_margin_loss".split()
+_LOSSES = """
+    binary_cross_entropy binary_cross_entropy_with_logits huber_loss mse_loss smooth_l1_loss soft_margin_loss
+""".split()
 
 
 @rule(*_UNARY, *_MANY, *_LIKE)

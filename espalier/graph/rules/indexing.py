@@ -167,7 +167,7 @@ def _is_mask(reading: Reading, ref: Ref) -> bool:
     return str(reading.trace.dtypes[ref.index]) in ("torch.bool", "torch.uint8")
 
 
-@rule("masked_scatter", "slice_scatter", "select_scatter", "diagonal_scatter", "as_strided_scatter")
+@rule("masked_scatter", "slice_scatter", "select_scatter", "diagonal_scatter")
 def write(reading: Reading, call: Call) -> Result:
     """Writes at chosen positions: the sizes stay, what is addressed may not change."""
     dims = reading.of(call.args[0])
@@ -196,7 +196,7 @@ def ordered(reading: Reading, call: Call) -> Result:
     return [None if out is None else reading.shape(out) for out in call.outputs]
 
 
-@rule("_assert_async", "_assert_scalar", "_assert_tensor_metadata")
+@rule("_assert_async", "_assert_tensor_metadata")
 def assertion(reading: Reading, call: Call) -> Result:
     """Checks something and computes nothing."""
     return []

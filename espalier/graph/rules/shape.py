@@ -21,7 +21,7 @@ from espalier.graph.rules.registry import (
 from espalier.graph.solver import concat, is_plain, product, resolve, variables
 
 
-@rule("view", "_unsafe_view", "_reshape_alias", "_reshape_copy", "view_copy")
+@rule("view", "_unsafe_view", "_reshape_alias")
 def view(reading: Reading, call: Call) -> Result:
     """Splits and merges dimensions, row-major.
 
@@ -164,7 +164,7 @@ def permute(reading: Reading, call: Call) -> Result:
     return tuple(dims[dim] for dim in call.args[1])
 
 
-@rule("expand", "expand_copy")
+@rule("expand")
 def expand(reading: Reading, call: Call) -> Result:
     """Repeats dimensions of size one: the copies are a dimension of their own (query groups of shared keys)."""
     dims, out = reading.of(call.args[0]), call.outputs[0]
@@ -220,7 +220,7 @@ def _slice(reading: Reading, call: Call, term: Term, start: int, step: int, coun
     return piece
 
 
-@rule("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "split_copy", "split_with_sizes_copy")
+@rule("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes")
 def split(reading: Reading, call: Call) -> Result:
     """Consecutive pieces of a dimension."""
     a = call.arguments()

@@ -30,6 +30,17 @@ def spatial(reading: Reading, call: Call) -> Result:
     return [None if out is None else (*dims[:-rank], *reading.shape(out)[-rank:]) for out in call.outputs]
 
 
+@rule("max_unpool2d", "max_unpool3d")
+def unpool(reading: Reading, call: Call) -> Result:
+    """Every value at the spatial position that a pooling of the same channels remembers."""
+    rank = int(call.name[-2])
+    dims, places = (reading.of(ref) for ref in call.args[:2])
+    freeze_spatial(reading, call, (*dims[-rank:], *places[-rank:]))
+    for term, place in zip(dims[:-rank], places[:-rank], strict=True):
+        reading.unify(term, place, call)
+    return (*dims[:-rank], *_shape(reading, call)[-rank:])
+
+
 def freeze_spatial(reading: Reading, call: Call, dims: Dims) -> None:
     """Spatial sizes are not axes: a parameter's dimension among them may not change."""
     for term in dims:
@@ -50,7 +61,7 @@ def pixel_shuffle(reading: Reading, call: Call) -> Result:
     return (*dims[:-3], channels, *shape[-2:])
 
 
-@rule("channel_shuffle", "native_channel_shuffle")
+@rule("channel_shuffle")
 def channel_shuffle(reading: Reading, call: Call) -> Result:
     """Channels seen as groups x channels of a group, and these exchanged."""
     dims, groups = reading.of(call.args[0]), call.args[1]

@@ -1,0 +1,122 @@
+"""`attach`: from a model and example inputs to its structure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from espalier.edit.apply import copy_of
+from espalier.edit.changes import Limits, find_axis
+from espalier.edit.interrupt import uninterrupted
+from espalier.edit.optimizer import check as check_optimizer
+from espalier.errors import PlanError
+from espalier.graph.capture import tensor_table
+from espalier.graph.solver import Reason
+from espalier.graph.topology import Topology, infer
+from espalier.structure import Structure
+
+LimitLike = Limits | tuple[int | None, int | None]
+
+
+def attach(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    optimizer: Optimizer | None = None,
+    keep: Iterable[str] = (),
+    limits: Mapping[str, LimitLike] | None = None,
+    follow: Sequence[nn.Module] = (),
+    undo_limit: int = 100,
+) -> Structure:
+    """Read the structure of a model. Changes nothing.
+
+    Args:
+        model: any module that runs on the example inputs.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments. Only shapes, types and devices
+            count.
+        optimizer: the optimizer that trains the model; its state will follow every edit.
+        keep: modules or axes, by name, that have to stay as they are.
+        limits: axis -> (smallest, largest) size; None for no bound.
+        follow: copies of the model, such as an averaged one, that share every edit.
+        undo_limit: how many edits can be undone between two optimizer steps; their old tensors are kept that long.
+
+    Raises:
+        CaptureError: the model's forward failed.
+        OptimizerError: the optimizer holds none of the model's parameters.
+        PlanError: a wrapper is given instead of the model, or a name in `keep` or `limits` is unknown.
+    """
+    _check_model(model)
+    if optimizer is not None:
+        check_optimizer(optimizer, model.named_parameters())
+    with uninterrupted():
+        topology = infer(model, example_inputs)
+    topology = topology.frozen(_kept(model, topology, keep))
+    structure = Structure(model, example_inputs, topology, optimizer, {}, follow, undo_limit)
+    for name, bounds in (limits or {}).items():
+        find_axis(topology, name)
+        structure.limits[name] = _limits(name, bounds)
+    table = tensor_table(model)
+    for module in follow:
+        copy_of(table, module)
+    return structure
+
+
+def _limits(name: str, bounds: LimitLike) -> Limits:
+    if isinstance(bounds, Limits):
+        return bounds
+    if not isinstance(bounds, tuple) or len(bounds) != 2:
+        raise PlanError(f"limits of {name}: expected (smallest, largest), found {bounds!r}.")
+    try:
+        return Limits(*bounds)
+    except PlanError as problem:
+        raise PlanError(f"limits of {name}: {problem}") from None
+
+
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise PlanError(f"expected a torch.nn.Module, found {type(model).__name__}.")
+    for path, module in model.named_modules():
+        found = f"{path} is" if path else "this is"
+        if isinstance(module, torch._dynamo.OptimizedModule):
+            raise PlanError(
+                f"{found} a compiled module; attach to the model itself (compiled._orig_mod), then compile."
+            )
+        if isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+            raise PlanError(
+                f"{found} a {type(module).__name__} wrapper; attach to the model inside (wrapper.module): replicas "
+                "would go on unsynchronised after an edit inside a live wrapper."
+            )
+        if isinstance(module, torch.jit.ScriptModule):
+            raise PlanError(
+                f"{found} a TorchScript module, whose code cannot follow an edit; attach to the Python model."
+            )
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
+            raise PlanError(f"{name} has no shape yet; run the model once on real inputs before attach.")
+        if tensor.is_inference():
+            raise PlanError(
+                f"{name} was made under torch.inference_mode(), so it cannot be trained; build the model outside."
+            )
+
+
+def _kept(model: nn.Module, topology: Topology, keep: Iterable[str]) -> dict[int, Reason]:
+    if isinstance(keep, str):
+        raise PlanError(f"keep is a list of names; write keep=[{keep!r}].")
+    modules = {path for path, _ in model.named_modules() if path}
+    reasons: dict[int, Reason] = {}
+    for name in keep:
+        numbers = [topology.by_name[name].number] if name in topology.by_name else []
+        if name in modules:
+            numbers += [
+                record.number
+                for record in topology.axes.values()
+                if any(tensor.startswith(f"{name}.") for tensor, _, _ in record.slots)
+            ]
+        if not numbers and name not in modules:
+            find_axis(topology, name)
+        reasons.update({number: Reason("keep", f"is kept as asked for by keep={name!r}") for number in numbers})
+    return reasons
