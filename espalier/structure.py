@@ -281,9 +281,13 @@ class Structure:
         check_values(plan, staged.changes, subject.table)
         contract = contract_of(staged.changes, subject.table.tensors)
         if staged.verification.scalars and contract.kind == "exact":
-            call, old, new = staged.verification.scalars[0]
-            where = staged.changes.before.predictions[0].calls[call].where
-            contract = Contract("changing", f"a constant follows the size {where}: {old:g} becomes {new:g}")
+            # Constants that earlier edits or the user changed since the capture are no news.
+            known = set(verify(subject, staged.changes.before, ()).scalars)
+            following = [one for one in staged.verification.scalars if one not in known]
+            if following:
+                call, old, new = following[0]
+                where = staged.changes.before.predictions[0].calls[call].where
+                contract = Contract("changing", f"a constant follows the size {where}: {old:g} becomes {new:g}")
         compensating, without_eps = compensating_attributes(self.model, contract)
         if without_eps is not None:
             why = f"the norm in {without_eps or 'the model'} keeps its eps, which is not in an attribute of the module"

@@ -378,7 +378,7 @@ def test_wrappers_further_inside_are_found_too():
 
 
 def test_script_modules_and_shapeless_parameters():
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="deprecated"):
         scripted = torch.jit.script(nn.Linear(2, 2))
     with pytest.raises(PlanError, match="TorchScript"):
         attach(scripted, torch.ones(8, 2))
