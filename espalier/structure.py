@@ -92,6 +92,10 @@ class Axes(Mapping[str, Axis]):
     def __len__(self) -> int:
         return len(self._structure.topology.by_name)
 
+    def get(self, name: str, default: Any = None) -> Any:
+        """The axis of that name, or the default."""
+        return self[name] if name in self else default  # noqa: SIM401 - that would be this very function
+
     def __contains__(self, name: object) -> bool:
         return name in self._structure.topology.by_name
 

@@ -96,9 +96,7 @@ def said(function: Callable[..., Any], tensors: Sequence[Tensor], training: bool
     solved = read(model, table, [trace], {})
     (reading,) = solved.readings
     numbers: dict[Var, int] = {}
-    inputs = [
-        tuple(compiled(term, numbers) for term in solved.tensors[f"t{number}"]) for number in range(len(tensors))
-    ]
+    inputs = [tuple(compiled(term, numbers) for term in solved.tensors[f"t{number}"]) for number in range(len(tensors))]
     outputs = [tuple(compiled(term, numbers) for term in reading.of(ref)) for ref in trace.outputs.values()]
     roles: dict[int, set[str]] = {number: set() for number in numbers.values()}
     for event in reading.events:

@@ -343,7 +343,9 @@ def test_statistics_that_are_no_numbers_are_not_taken_over() -> None:
     structure = esp.attach(model, batch)
     structure.grow("0", by=4)
     before = model[1].running_var.clone()
-    calibrate(model, new_statistics(model, structure.topology, {"0": 4}), [lambda: model(torch.full((8, 10), math.inf))])
+    calibrate(
+        model, new_statistics(model, structure.topology, {"0": 4}), [lambda: model(torch.full((8, 10), math.inf))]
+    )
     assert torch.equal(model[1].running_var, before)
 
 

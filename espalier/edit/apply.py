@@ -80,10 +80,15 @@ def compensating_attributes(model: nn.Module, contract: Contract) -> tuple[list[
 
 
 def _is_eps(name: str, value: object, eps: float | None) -> bool:
-    """Whether an attribute holds this eps, which the operator may have got rounded to single precision."""
+    """Whether an attribute holds the eps of a norm: by its name, or by the value that the operator got at the capture.
+
+    An earlier compensation may have changed the value since; the operator may have got it rounded to single precision.
+    """
     if value is None:
         return name == "eps"
-    return isinstance(value, float) and eps is not None and math.isclose(value, eps, rel_tol=1e-6)
+    if not isinstance(value, float):
+        return False
+    return "eps" in name or (eps is not None and math.isclose(value, eps, rel_tol=1e-6))
 
 
 def check_values(plan: Plan, changes: Changes, table: TensorTable) -> None:

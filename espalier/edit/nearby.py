@@ -139,16 +139,19 @@ def _may_replace(axis: int, other: Dim, topology: Topology) -> bool:
     return axis not in inside and bool(inside) and all(one in topology.axes for one in inside)
 
 
-def attention_sizes(before: Topology, after: Topology) -> dict[str, set[tuple[int, int]]]:
-    found: dict[str, set[tuple[int, int]]] = {}
-    for prediction in before.predictions[:1]:
-        for call in prediction.calls:
-            if call.name.removeprefix("aten::") not in _SCORES:
-                continue
-            for ref in (one for one in call.args[:3] if isinstance(one, Ref)):
-                for dim in prediction.dims[ref.index]:
-                    for part in _parts(dim):
-                        old, new = size_of(part, before.sizes), size_of(part, after.sizes)
-                        if old != new and call.modules and call.modules[-1]:
-                            found.setdefault(call.modules[-1], set()).add((old, new))
+def attention_sizes(before: Topology, after: Topology) -> dict[str, dict[str, set[tuple[int, int]]]]:
+    """Module -> ``heads`` and ``head_dim`` -> (old, new) sizes of its attention that change."""
+    found: dict[str, dict[str, set[tuple[int, int]]]] = {}
+    prediction = before.predictions[0]
+    for call in prediction.calls:
+        if call.name.removeprefix("aten::") not in _SCORES or not call.modules or not call.modules[-1]:
+            continue
+        for ref in (one for one in call.args[:2] if isinstance(one, Ref)):
+            dims = prediction.dims[ref.index]
+            heads, last = (dims[1], dims[3]) if len(dims) == 4 else (dims[0], dims[-1])
+            for kind, dim in (("heads", heads), ("head_dim", last)):
+                for part in _parts(dim):
+                    old, new = size_of(part, before.sizes), size_of(part, after.sizes)
+                    if old != new:
+                        found.setdefault(call.modules[-1], {}).setdefault(kind, set()).add((old, new))
     return found

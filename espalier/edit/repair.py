@@ -18,10 +18,10 @@ from espalier.errors import SurgeryError
 from espalier.graph.dims import axes_of
 from espalier.graph.topology import Topology
 
-_CONVENTIONAL = frozenset(
-    "num_heads num_attention_heads n_head n_heads nheads heads num_key_value_heads num_kv_heads n_kv_heads "
-    "head_dim head_size attention_head_size all_head_size".split()
-)
+_CONVENTIONAL = {
+    "heads": frozenset("num_heads num_attention_heads n_head n_heads nheads num_key_value_heads num_kv_heads".split()),
+    "head_dim": frozenset("head_dim head_size attention_head_size".split()),
+}
 """Names under which modules repeat the sizes of attention; they follow even where the forward does not read them."""
 
 _MOST_SINGLES = 24
@@ -106,21 +106,20 @@ def _with_conventional(
 ) -> Step:
     """Also follow attributes that repeat an attention size without being read, where that verifies."""
     extra: list[AttributeChange] = []
-    for path, sizes in attention_sizes(before, after).items():
-        module = subject.model.get_submodule(path)
-        for attribute, value in integers(module):
-            if len(attribute) > 1 or attribute[0] not in _CONVENTIONAL or type(value) is not int:
-                continue
-            if any(one.module == path and one.path == attribute for one in changes):
-                continue
-            news = {new for old, new in sizes if old == value}
-            if len(news) == 1:
-                extra.append(AttributeChange(path, attribute, value, news.pop()))
+    done = {(one.module, one.path) for one in changes}
+    for path, kinds in attention_sizes(before, after).items():
+        for attribute, value in integers(subject.model.get_submodule(path)):
+            for kind, sizes in kinds.items():
+                news = {new for old, new in sizes if old == value}
+                if len(attribute) == 1 and attribute[0] in _CONVENTIONAL[kind] and len(news) == 1:
+                    extra.append(AttributeChange(path, attribute, value, news.pop()))
+    extra = [one for one in extra if (one.module, one.path) not in done]
     if not extra:
         return changes, verification
     together = [*changes, *extra]
     found = verify(subject, after, together)
-    return (together, found) if found.mismatch is None else (changes, verification)
+    unread = found.mismatch is None and list(found.scalars) == list(verification.scalars)
+    return (together, found) if unread else (changes, verification)
 
 
 def _edited(before: Topology, after: Topology, mismatch: Mismatch) -> str:

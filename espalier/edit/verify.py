@@ -115,9 +115,19 @@ def verify(subject: Subject, after: Topology, changes: Sequence[AttributeChange]
     found = _compared(subject, after, changes, shapes)
     if found.mismatch is not None and found.mismatch.other_operator and _has_single(after):
         with attributes_set(subject.model, changes), _quiet():
-            if _same_equations(subject, after, shapes):
-                return Verification(None)
+            anew = _same_equations(subject, after, shapes)
+            if anew is not None:
+                return Verification(None, _changed_constants(after.predictions[0], anew.predictions[0]))
     return found
+
+
+def _changed_constants(before: TracePrediction, anew: TracePrediction) -> list[tuple[int, float, float]]:
+    """As `Verification.scalars`, where the operators are others: constants in the order in which they come."""
+    old = [(call.index, value) for call in before.calls for value in _floats(call)]
+    new = [value for call in anew.calls for value in _floats(call)]
+    if len(old) != len(new):
+        return [(0, float(len(old)), float(len(new)))]
+    return [(call, value, now) for (call, value), now in zip(old, new, strict=True) if value != now]
 
 
 def _has_single(after: Topology) -> bool:
@@ -125,8 +135,8 @@ def _has_single(after: Topology) -> bool:
     return any(size == 1 for size in after.sizes.values())
 
 
-def _same_equations(subject: Subject, after: Topology, shapes: Mapping[str, Shape]) -> bool:
-    """Whether reading the changed model anew says nothing about its tensors that is not known.
+def _same_equations(subject: Subject, after: Topology, shapes: Mapping[str, Shape]) -> Topology | None:
+    """The changed model read anew, if that says nothing about its tensors that is not known.
 
     Weaker in one respect only than comparing operators: an axis of one unit is not told from another.
     """
@@ -134,7 +144,7 @@ def _same_equations(subject: Subject, after: Topology, shapes: Mapping[str, Shap
         example = resized_example(subject.example, after.predictions[0], after)
         anew = infer(subject.model, example, subject.table, shapes)
     except CaptureError:
-        return False
+        return None
     pairs = []
     for name, dims in after.tensors.items():
         present = subject.table.tensors[name].shape
@@ -142,7 +152,8 @@ def _same_equations(subject: Subject, after: Topology, shapes: Mapping[str, Shap
             pair = without_single(ours, after.sizes), without_single(theirs, anew.sizes)
             if pair[1] != Fixed(size):  # what now counts as a plain size has to be as large as it was, no more
                 pairs.append(pair)
-    return _output_shapes(after) == _output_shapes(anew) and implies(pairs, after.sizes, anew.sizes)
+    same = _output_shapes(after) == _output_shapes(anew) and implies(pairs, after.sizes, anew.sizes)
+    return anew if same else None
 
 
 def _output_shapes(topology: Topology) -> list[tuple[int, ...]]:
