@@ -197,6 +197,7 @@ def relative_error(a: Tensor, b: Tensor) -> float:
         raise ValueError(f"expected two tensors of one shape, found {tuple(a.shape)} and {tuple(b.shape)}")
     if a.numel() == 0:
         return 0.0
+    a, b = a.detach(), b.detach()
     difference, scale = float((a - b).abs().max()), float(b.abs().max())
     if scale == 0.0:
         return 0.0 if difference == 0.0 else math.inf

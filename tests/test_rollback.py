@@ -166,7 +166,7 @@ def fail_at(number: int, failure: Callable[[], None]) -> Callable[[FrameType, st
     return hook
 
 
-CLEANING_UP = frozenset({"restore_attribute", "_Snapshot.restore"})
+CLEANING_UP = frozenset({"_Snapshot.restore"})
 """These cannot fail by themselves; but Ctrl-C can arrive there."""
 
 
@@ -208,7 +208,7 @@ STAGES = (
     *("espalier.structure.resized_example", "espalier.structure.commit", "espalier.structure.cost_of"),
     *("espalier.edit.stage.changes_of", "espalier.edit.stage.repaired", "espalier.edit.repair.verify"),
     *("espalier.edit.repair.known_changes", "espalier.edit.verify.capture", "espalier.edit.apply.fill"),
-    *("espalier.edit.apply.gather", "espalier.edit.apply.plan_state", "espalier.edit.apply.set_attribute"),
+    *("espalier.edit.apply.gather", "espalier.edit.apply.plan_state", "espalier.edit.apply.changed_attribute"),
     *("espalier.edit.apply.check_shapes", "espalier.edit.journal.replace"),
 )
 
