@@ -42,10 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _inspect(options: argparse.Namespace, words: list[str]) -> int:
-    from espalier.bench.inspection import as_json, inspect
+    from espalier.bench.inspection import as_json, as_text, inspect
 
-    structure = inspect(options.target)
-    print(json.dumps(as_json(options.target, structure), indent=2) if options.json else structure)
+    structure = inspect(options.target, check=options.check)
+    if options.json:
+        print(json.dumps(as_json(options.target, structure), indent=2))
+    else:
+        print(as_text(structure, checked=options.check))
     return 0
 
 
@@ -63,17 +66,18 @@ def _run(options: argparse.Namespace, words: list[str]) -> int:
     try:
         with progress_on(sys.stdout) as progress:
             if out is not None and options.resume:
-                resume(out, given, progress)
-                return 0
-            chosen = resolve(given)
-            out = out or next_free(Path("runs"), chosen.task)
-            start(chosen, out, progress, command=["espalier", *words])
+                outcome = resume(out, given, progress)
+            else:
+                chosen = resolve(given)
+                out = out or next_free(Path("runs"), chosen.task)
+                outcome = start(chosen, out, progress, command=["espalier", *words])
     except KeyboardInterrupt:
         if out is None or not (out / "config.json").exists():
             raise
         again = shlex.join(["espalier", "run", "--resume", "--out", str(out)])
         print(f"espalier: interrupted; go on with: {again}", file=sys.stderr)
         return INTERRUPTED
+    print(outcome)
     return 0
 
 
@@ -122,6 +126,9 @@ def _parser() -> argparse.ArgumentParser:
         "returns a model and example inputs",
     )
     command.add_argument("--json", action="store_true", help="as JSON")
+    command.add_argument(
+        "--check", action="store_true", help="try every axis once on fake tensors; minutes for large transformers"
+    )
     command.set_defaults(call=_inspect)
 
     command = commands.add_parser(

@@ -3,6 +3,7 @@
 import copy
 import random
 from collections.abc import Callable, Iterable
+from statistics import geometric_mean
 
 import pytest
 import torch
@@ -169,3 +170,60 @@ def test_the_first_step_of_old_entries_is_that_of_a_run_without_growth(name, see
             assert relative_error(old, wanted[key]) <= 1e-9, key
             compared += parameter.shape != wanted[key].shape
     assert compared > 0
+
+
+# --- New units -------------------------------------------------------------------------------------------------------
+
+
+def digits() -> tuple[Tensor, Tensor]:
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    return torch.tensor(images, dtype=torch.float32) / 16, torch.tensor(labels)
+
+
+def train_on_digits(
+    model: nn.Module, optimizer: Optimizer, data: tuple[Tensor, Tensor], steps: int, watched: Tensor, seed: int
+) -> Tensor:
+    """Root mean square of the steps of every column of `watched`, averaged over the steps."""
+    images, labels = data
+    generator = torch.Generator().manual_seed(seed)
+    total = torch.zeros(watched.shape[1])
+    for _ in range(steps):
+        chosen = torch.randint(0, len(images), (64,), generator=generator)
+        before = watched.detach().clone()
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images[chosen]), labels[chosen]).backward()
+        optimizer.step()
+        total += (watched.detach() - before).pow(2).mean(0).sqrt()
+    return total / steps
+
+
+def relative_step_of_new_units(make: Make, seed: int, forget: bool) -> float:
+    """Steps of new units over the next 100 steps, in those of the old units of the same layer."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 10))
+    optimizer, data = make(model.parameters()), digits()
+    train_on_digits(model, optimizer, data, 600, model[4].weight, seed)
+    structure = attach(model, data[0][:8], optimizer=optimizer)
+    structure.grow("2", by=16, seed=seed)
+    if forget:
+        for parameter, new in ((model[2].weight, slice(32, None)), (model[4].weight, (slice(None), slice(32, None)))):
+            for value in optimizer.state[parameter].values():
+                if value.dim():
+                    value[new] = 0
+    steps = train_on_digits(model, optimizer, data, 100, model[4].weight, seed + 1)
+    return float(steps[32:].mean() / steps[:32].mean())
+
+
+@pytest.mark.parametrize("name", ["SGD momentum", "Adam", "AdamW", "RMSprop", "Adagrad"])
+def test_new_units_take_steps_of_ordinary_size(name):
+    make = (lambda p: optim.SGD(p, lr=0.05, momentum=0.9)) if name == "SGD momentum" else PER_ELEMENT[name]
+    ratio = geometric_mean(relative_step_of_new_units(make, seed, forget=False) for seed in range(5))
+    print(f"\n{name}: new units' steps are {ratio:.2f} of the old ones'")
+    assert 1 / 1.5 <= ratio <= 1.5
+
+
+@pytest.mark.parametrize("name", ["Adam", "RMSprop", "Adagrad"])
+def test_with_a_state_of_zeros_the_steps_would_be_too_large(name):
+    assert relative_step_of_new_units(PER_ELEMENT[name], 0, forget=True) > 2

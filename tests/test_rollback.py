@@ -172,7 +172,7 @@ CLEANING_UP = frozenset({"_Snapshot.restore"})
 
 @pytest.mark.parametrize("failure", [fail, interrupt])
 def test_a_failure_at_every_call_of_an_edit(failure):
-    """From checking the plan to writing the history: every place that calls something, the first and the last time.
+    """From checking the plan to writing the history: every place that calls something, the first or the last time.
 
     Afterwards nothing has changed; or, where the failure did not matter to it, the edit is whole and can be undone.
     """
@@ -183,10 +183,11 @@ def test_a_failure_at_every_call_of_an_edit(failure):
     before, history = everything(structure), structure.history
     assert len(sites) > 150
     broken = []
-    for site, numbers in sites.items():
+    every_second = slice(None) if NIGHTLY else slice(int(failure is fail), None, 2)
+    for site, numbers in list(sites.items())[every_second]:
         if failure is fail and site[2] in CLEANING_UP:
             continue
-        for number in numbers if NIGHTLY else sorted({numbers[0], numbers[-1]}):
+        for number in numbers if NIGHTLY else numbers[:1] if failure is interrupt else numbers[-1:]:
             with contextlib.suppress(Injected, SurgeryError, KeyboardInterrupt), profile(fail_at(number, failure)):
                 structure.apply(plan)
             if len(structure.history) > len(history):

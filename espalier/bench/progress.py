@@ -15,6 +15,7 @@ from espalier.bench.wording import duration_text, loss_text
 if TYPE_CHECKING:
     import rich.console
     import rich.progress
+    import rich.text
 
 Record = Mapping[str, Any]
 
@@ -84,34 +85,29 @@ class Lines(Progress):
         print(text, file=self._stream, flush=True)
 
 
-class Live(Progress):
-    """A bar with the figures of the last epoch; events scroll by above it."""
+class Display(Progress):
+    """A bar for each stage and the figures of the last epoch; events scroll by above."""
 
-    def __init__(self, console: rich.console.Console, bar: rich.progress.Progress) -> None:
-        self._console, self._bar = console, bar
+    def __init__(self, console: rich.console.Console, bar: rich.progress.Progress, figures: rich.text.Text) -> None:
+        self._console, self._bar, self._figures = console, bar, figures
         self._task: rich.progress.TaskID | None = None
         self._epochs = 0
-        self._drawn = 0.0
 
     def stage(self, name: str, epochs: int, total_steps: int) -> None:
         if self._task is not None:
             self._bar.stop_task(self._task)
         self._epochs = epochs
-        self._task = self._bar.add_task(name, total=total_steps, figures="")
+        self._task = self._bar.add_task(name, total=total_steps)
 
     def step(self, step: int) -> None:
-        now = time.monotonic()
-        if self._task is not None and now - self._drawn > 0.1:
-            self._drawn = now
+        if self._task is not None:
             self._bar.update(self._task, completed=step)
 
     def epoch(self, record: Record) -> None:
-        if self._task is not None:
-            figures = f"epoch {record['epoch']}/{self._epochs}  {epoch_text(record)}"
-            self._bar.update(self._task, completed=record["step"], figures=figures)
+        self._figures.plain = f"epoch {record['epoch']}/{self._epochs}  {epoch_text(record)}"
 
     def event(self, record: Record) -> None:
-        self._console.print(f"epoch {record['epoch']:>4}  {event_text(record)}", markup=False, highlight=False)
+        self.say(f"epoch {record['epoch']:>{len(str(self._epochs))}}/{self._epochs}  {event_text(record)}")
 
     def say(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -161,17 +157,14 @@ def progress_on(stream: TextIO) -> Iterator[Progress]:
     if not stream.isatty() or importlib.util.find_spec("rich") is None:
         yield Lines(stream)
         return
-    from rich.console import Console
+    from rich.console import Console, Group
+    from rich.live import Live
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bar
+    from rich.progress import Progress as Bars
+    from rich.text import Text
 
-    console = Console(file=stream)
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[figures]}", markup=False),
-    )
-    with Bar(*columns, console=console, refresh_per_second=8) as bar:
-        yield Live(console, bar)
+    console, figures = Console(file=stream), Text(no_wrap=True, overflow="ellipsis")
+    label = TextColumn("{task.description}", markup=False)
+    bars = Bars(label, BarColumn(bar_width=24), TaskProgressColumn(), TimeElapsedColumn(), console=console)
+    with Live(Group(bars, figures), console=console, refresh_per_second=8):
+        yield Display(console, bars, figures)

@@ -50,8 +50,8 @@ def start(
     *,
     command: Sequence[str] = (),
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
-) -> None:
-    """Run from the beginning, in a new folder.
+) -> str:
+    """Run from the beginning, in a new folder. Returns the outcome in a few lines.
 
     Raises:
         RunError: the folder is taken, or training failed.
@@ -68,11 +68,12 @@ def start(
         folder = RunFolder.create(out, _config(options, command, threads))
         folder.append({"kind": "start", **_described(training)})
         with _threads(threads):
-            run.to_the_end(folder, training)
+            return run.to_the_end(folder, training)
 
 
-def resume(out: Path, given: _Json, progress: Progress, *, checkpoint_seconds: float = CHECKPOINT_SECONDS) -> None:
+def resume(out: Path, given: _Json, progress: Progress, *, checkpoint_seconds: float = CHECKPOINT_SECONDS) -> str:
     """Go on with an interrupted run, to the result that it would have had; a finished one only gets its report again.
+    Returns the outcome in a few lines.
 
     The result is the same to the last bit where torch's kernels repeat, which those of the CPU do.
 
@@ -92,10 +93,8 @@ def resume(out: Path, given: _Json, progress: Progress, *, checkpoint_seconds: f
     if other:
         raise RunError(f"{out} cannot be resumed with other options: {'; '.join(other)}")
     if folder.finished:
-        progress.say(f"{out} holds a finished run already")
         folder.finish()
-        write_report(out)
-        return
+        return f"{out} holds a finished run\nreport: {write_report(out)}"
     options = recorded_options(folder.config, out / "config.json")
     threads = folder.config.get("threads")
     with _surroundings(options, progress), _threads(threads if isinstance(threads, int) and threads > 0 else 1):
@@ -104,11 +103,10 @@ def resume(out: Path, given: _Json, progress: Progress, *, checkpoint_seconds: f
         if kept is None:
             training = run.network(None)
             folder.append({"kind": "start", **_described(training)})
-            run.to_the_end(folder, training)
-        elif kept[0].get("stage") == _NETWORK:
-            run.to_the_end(folder, run.network((kept[0]["training"], kept[1])))
-        else:
-            run.beside(folder, kept[0]["result"], (kept[0]["training"], kept[1]))
+            return run.to_the_end(folder, training)
+        if kept[0].get("stage") == _NETWORK:
+            return run.to_the_end(folder, run.network((kept[0]["training"], kept[1])))
+        return run.beside(folder, kept[0]["result"], (kept[0]["training"], kept[1]))
 
 
 class _Run:
@@ -143,17 +141,17 @@ class _Run:
         model = self._fresh_model()
         return Training(Assignment(self._task, self._data, methods, steps, options.seed), model, checkpoint=checkpoint)
 
-    def to_the_end(self, folder: RunFolder, training: Training) -> None:
-        """Train the network, test and save it; then see to the static one."""
+    def to_the_end(self, folder: RunFolder, training: Training) -> str:
+        """Train the network, test and save it; then see to the static one. Returns the outcome."""
         self._progress.stage(_NETWORK, self._options.epochs, training.assignment.total_steps)
         self._train(folder, training, _NETWORK, "epoch", None)
         result = {**self._tested(training), **_described(training)}
         network_files.save(training.structure, folder.network)
         folder.write_checkpoint({"stage": _STATIC, "training": None, "result": result}, lambda _: None)
-        self.beside(folder, result, None)
+        return self.beside(folder, result, None)
 
-    def beside(self, folder: RunFolder, result: _Json, checkpoint: tuple[_Json | None, Path] | None) -> None:
-        """Train and test the static network, if it is wanted, and end the run."""
+    def beside(self, folder: RunFolder, result: _Json, checkpoint: tuple[_Json | None, Path] | None) -> str:
+        """Train and test the static network, if it is wanted, and end the run. Returns the outcome."""
         static = None
         if self._options.static:
             state = None if checkpoint is None or checkpoint[0] is None else (checkpoint[0], checkpoint[1])
@@ -165,8 +163,7 @@ class _Run:
         end = {"kind": "end", **result, "static": static}
         folder.append(end)
         folder.finish()
-        page = write_report(folder.path)
-        self._progress.say(f"{result_text(end)}\nreport: {page}")
+        return f"{result_text(end)}\nreport: {write_report(folder.path)}"
 
     def _twin(self, folder: RunFolder, result: _Json, checkpoint: Checkpoint | None) -> Training:
         options, data = self._options, self._data

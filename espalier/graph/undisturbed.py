@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import warnings
 from collections import deque
@@ -62,23 +63,28 @@ def undisturbed(model: nn.Module, training: bool) -> Iterator[None]:
     """Run the body with every module in the given mode, without gradients; then everything is as it was.
 
     Code that draws from Python's or NumPy's generator (to drop layers, for one) draws the same in every capture.
-    Warnings of the forward are not shown: they will be when the model runs for the user.
+    Warnings of the forward are not shown: they will be when the model runs for the user. Nor is what torch logs when
+    sizes do not fit: it raises that as well.
     """
     snapshot = _Snapshot(model)
     fastpath = torch.backends.mha.get_fastpath_enabled()
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    logged = logger.disabled
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=devices), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             random.seed(0)
             np.random.seed(0)
+            logger.disabled = True
             torch.backends.mha.set_fastpath_enabled(False)
             for module in model.modules():
                 module.training = training and has_two_modes(module)
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
+        logger.disabled = logged
         random.setstate(python_state)
         np.random.set_state(numpy_state)
         snapshot.restore()
