@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.nn.utils.prune
 from resnet import ResNet50
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -37,7 +38,15 @@ def names(trace: Trace) -> list[str]:
 def contents(value: Any, depth: int = 3) -> Any:
     """What a value holds, down to the identity of what has no parts, and every byte of tensors."""
     if isinstance(value, Tensor):
-        return id(value), value._version, tuple(value.shape), value.dtype, value.device, bytes_of(value), id(value.grad)
+        return (
+            id(value),
+            value._version,
+            tuple(value.shape),
+            value.dtype,
+            value.device,
+            bytes_of(value),
+            id(value.grad if value.is_leaf else None),
+        )
     if depth and isinstance(value, Mapping):
         return type(value), [(key, contents(item, depth - 1)) for key, item in value.items()]
     if depth and isinstance(value, (list, tuple, deque)):

@@ -45,7 +45,6 @@ class RunFolder:
             if path.exists() and (not path.is_dir() or any(path.iterdir())):
                 raise RunError(_occupied(path))
             path.mkdir(parents=True, exist_ok=True)
-            (path / METRICS).touch()
             _replace(path / CONFIG, json.dumps(config, indent=2) + "\n")
         except OSError as error:
             raise RunError(f"{path}: cannot write a run there ({error.strerror}); choose another --out") from error

@@ -110,10 +110,7 @@ def differences(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> list[s
     if "data" in asked:
         asked["data"] = str(Path(asked["data"]).resolve())
     return [
-        f"--{key.replace('_', '-')} was {recorded.get(key)!r} and is {value!r} now"
-        if key not in ("task", "static")
-        else f"{'the task' if key == 'task' else 'training the static network'} was {recorded.get(key)!r} and is "
-        f"{value!r} now"
+        f"{key.replace('_', '-')} was {recorded.get(key)} and is {value} now"
         for key, value in asked.items()
         if recorded.get(key) != value
     ]

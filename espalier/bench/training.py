@@ -221,7 +221,7 @@ class Training:
         labels = batch[1]
         hits = self._objective.hits(labels)
         self._optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         self._optimizer.step()
         self._scheduler.step()
         self._tally += torch.stack([loss.detach() * len(labels), hits, torch.full_like(hits, len(labels))])

@@ -29,7 +29,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from espalier.errors import CaptureError
 from espalier.graph.undisturbed import noticing_mode, undisturbed
@@ -270,7 +270,8 @@ class _Recorder(TorchDispatchMode):
         if func is torch.ops.aten._local_scalar_dense.default:
             real = self._stand_ins.values.get(id(args[0]), args[0])
             if not isinstance(real, FakeTensor):
-                return real.item()
+                with _disable_current_modes():
+                    return real.item()
         if func is not torch.ops.aten.lift_fresh.default:
             args, kwargs = map_tensors(args, self._stand_ins.of_any), map_tensors(kwargs, self._stand_ins.of_any)
         recorded, recorded_by_name = map_tensors(args, self.ref), map_tensors(kwargs, self.ref)
