@@ -11,6 +11,7 @@ modules, such as printing or a forward hook that appends to a list, does happen:
 from __future__ import annotations
 
 import copy
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack
@@ -73,7 +74,7 @@ class Call:
         """The place in words, for errors and reasons."""
         module = next((path for path in reversed(self.modules) if path), "the model itself")
         file, line = self.frame
-        return f"in {module} ({Path(file).name}:{line}, {self.name.removeprefix('aten::')})"
+        return f"in {module} ({os.path.basename(file)}:{line}, {self.name.removeprefix('aten::')})"
 
     def arguments(self) -> dict[str, Any]:
         """All arguments by the names of the operator's schema, defaults included."""

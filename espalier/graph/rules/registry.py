@@ -135,7 +135,8 @@ class Reading:
 
     def unify(self, a: Term, b: Term, call: Call) -> None:
         """Both terms are the same dimension, says `call`."""
-        self.solver.unify(a, b, call.where)
+        if a is not b:
+            self.solver.unify(a, b, call.where)
 
     def freeze(self, term: Term, kind: str, text: str, call: Call) -> None:
         """`term` may not change because of `call`."""
@@ -172,13 +173,21 @@ class Reading:
 
 def refs_in(tree: Any) -> list[Ref]:
     """All values among (nested) arguments, in order."""
-    if isinstance(tree, Ref):
-        return [tree]
-    if isinstance(tree, (tuple, list)):
-        return [ref for item in tree for ref in refs_in(item)]
-    if isinstance(tree, dict):
-        return [ref for item in tree.values() for ref in refs_in(item)]
-    return []
+    found: list[Ref] = []
+    _collect(tree, found)
+    return found
+
+
+def _collect(tree: Any, found: list[Ref]) -> None:
+    kind = type(tree)
+    if kind is Ref:
+        found.append(tree)
+    elif kind is tuple or kind is list:
+        for item in tree:
+            _collect(item, found)
+    elif kind is dict:
+        for item in tree.values():
+            _collect(item, found)
 
 
 def positive(dim: int, rank: int) -> int:
