@@ -80,10 +80,10 @@ def test_a_damaged_file_in_the_cache_is_reported_not_replaced(tmp_path: Path) ->
 
 
 def test_a_recompressed_file_counts_as_the_published_one(tmp_path: Path) -> None:
-    (tmp_path / "a.gz").write_bytes(gzip.compress(b"content" * 99, compresslevel=1))
+    (tmp_path / "a.gz").write_bytes(gzip.compress(b"content" * 99, compresslevel=1, mtime=0))
     source = Source("a.gz", md5(b"content" * 99), ("file:///nowhere",), unpacked=True)
     assert fetch(source, tmp_path) == tmp_path / "a.gz"
-    (tmp_path / "a.gz").write_bytes(gzip.compress(b"content" * 99)[:-9])
+    (tmp_path / "a.gz").write_bytes(gzip.compress(b"content" * 99, mtime=0)[:-9])
     with pytest.raises(DataError, match="not a whole gzip file"):
         fetch(source, tmp_path)
 
@@ -93,21 +93,27 @@ def test_a_recompressed_file_counts_as_the_published_one(tmp_path: Path) -> None
 
 def test_idx_round_trip(tmp_path: Path) -> None:
     array = np.random.default_rng(0).integers(0, 256, (5, 4, 3), dtype=np.uint8)
-    (tmp_path / "a.gz").write_bytes(gzip.compress(idx(array)))
+    (tmp_path / "a.gz").write_bytes(gzip.compress(idx(array), mtime=0))
     assert (read_idx(tmp_path / "a.gz") == array).all()
+
+
+def packed(content: bytes) -> bytes:
+    """gzip without the time of day, so that the same content gives the same bytes."""
+    return gzip.compress(content, mtime=0)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"not gzip", "not a whole gzip file"),
-        (gzip.compress(idx(np.zeros(9, np.uint8)))[:-4], "not a whole gzip file"),
-        (gzip.compress(b"\0\0\x0d\x01\0\0\0\x01\0"), "unsigned bytes"),
-        (gzip.compress(b"\0"), "unsigned bytes"),
-        (gzip.compress(idx(np.zeros(9, np.uint8))[:-1]), "should hold 17 bytes for shape .9,., but holds 16"),
-        (gzip.compress(idx(np.zeros(9, np.uint8)) + b"x"), "holds 18"),
-        (gzip.compress(b"\0\0\x08\x03\0\0\0\x01"), "should hold"),
+        (packed(idx(np.zeros(9, np.uint8)))[:-4], "not a whole gzip file"),
+        (packed(b"\0\0\x0d\x01\0\0\0\x01\0"), "unsigned bytes"),
+        (packed(b"\0"), "unsigned bytes"),
+        (packed(idx(np.zeros(9, np.uint8))[:-1]), "should hold 17 bytes for shape .9,., but holds 16"),
+        (packed(idx(np.zeros(9, np.uint8)) + b"x"), "holds 18"),
+        (packed(b"\0\0\x08\x03\0\0\0\x01"), "should hold"),
     ],
+    ids=["no gzip", "cut short", "floats", "too short", "one byte less", "one byte more", "no shape"],
 )
 def test_bad_idx_files_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "a.gz").write_bytes(content)
@@ -447,7 +453,7 @@ def test_mnist_comes_from_four_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "xb": rng.integers(0, 256, (20, 28, 28), dtype=np.uint8),
         "yb": (np.arange(20) % 10).astype(np.uint8),
     }.items():
-        url = mirror(tmp_path / "mirror", f"{name}.gz", gzip.compress(idx(array)))
+        url = mirror(tmp_path / "mirror", f"{name}.gz", gzip.compress(idx(array), mtime=0))
         sources.append(Source(f"{name}.gz", md5(idx(array)), (url,), unpacked=True))
     monkeypatch.setattr(data, "_MNIST", tuple(sources))
     monkeypatch.setenv("ESPALIER_DATA", str(tmp_path / "cache"))
