@@ -14,9 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from espalier.errors import EspalierError
-
-# Everything else is imported by the command that needs it: --help takes no second.
+from espalier.bench.folder import next_free
+from espalier.bench.inspection import as_json, as_text, inspect
+from espalier.bench.listing import methods_text
+from espalier.bench.options import resolve
+from espalier.bench.progress import progress_on
+from espalier.bench.report import write_report
+from espalier.bench.run import resume, start
+from espalier.errors import EspalierError, RunError
 
 WRONG_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 1
 
@@ -35,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # what is still in the buffer would fail again when the interpreter exits
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
+    except OSError as error:  # a full disk, for one
+        print(f"espalier: {error}", file=sys.stderr)
+        return WRONG_INPUT
     except KeyboardInterrupt:
         print("espalier: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -42,8 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _inspect(options: argparse.Namespace, words: list[str]) -> int:
-    from espalier.bench.inspection import as_json, as_text, inspect
-
     structure = inspect(options.target, check=options.check)
     if options.json:
         print(json.dumps(as_json(options.target, structure), indent=2))
@@ -53,12 +59,6 @@ def _inspect(options: argparse.Namespace, words: list[str]) -> int:
 
 
 def _run(options: argparse.Namespace, words: list[str]) -> int:
-    from espalier.bench.folder import next_free
-    from espalier.bench.options import resolve
-    from espalier.bench.progress import progress_on
-    from espalier.bench.run import resume, start
-    from espalier.errors import RunError
-
     given = {name: value for name, value in vars(options).items() if name not in ("call", "out", "resume")}
     if options.resume and options.out is None:
         raise RunError("--resume needs the folder of the run: --out DIR")
@@ -82,15 +82,11 @@ def _run(options: argparse.Namespace, words: list[str]) -> int:
 
 
 def _methods(options: argparse.Namespace, words: list[str]) -> int:
-    from espalier.bench.listing import methods_text
-
     print(methods_text())
     return 0
 
 
 def _report(options: argparse.Namespace, words: list[str]) -> int:
-    from espalier.bench.report import write_report
-
     print(write_report(options.folder))
     return 0
 

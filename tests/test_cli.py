@@ -229,9 +229,3 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert process.stderr is not None
     assert process.stderr.read() == b""
     process.stderr.close()
-
-
-def test_help_needs_no_torch() -> None:
-    code = "import sys\nfrom espalier.cli import main\ntry: main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
-    words = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert words[-1] in ("True", "False")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from espalier.bench.models import MODELS, Attention, build
+from espalier.bench.models import MODELS, Attention, build, redraw
 from espalier.errors import DataError
 
 IMAGES = [(1, 8, 8), (1, 28, 28), (3, 32, 32)]
@@ -98,3 +98,13 @@ def test_wrong_requests_are_refused(
 ) -> None:
     with pytest.raises(DataError, match=message):
         build(name, shape, classes, width=width)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_redrawn_weights_are_those_of_a_network_built_anew(name: str) -> None:
+    fresh, other = (build(name, (3, 32, 32), 10, width=0.25, seed=seed) for seed in (0, 1))
+    random_state = torch.get_rng_state()
+    redraw(other, seed=0)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    redrawn = other.state_dict()
+    assert all(torch.equal(tensor, redrawn[key]) for key, tensor in fresh.state_dict().items())

@@ -244,6 +244,20 @@ def test_lines_run_through_their_values(tmp_path: Path) -> None:
     assert y0 > y1 + 50
 
 
+def test_a_steep_beginning_does_not_flatten_the_rest(tmp_path: Path) -> None:
+    accuracies = [0.1, 0.5] + [0.96 + 0.001 * at for at in range(38)]
+    records = [
+        {"kind": "epoch", "epoch": at + 1, "step": at + 1, "training_flops": at, "val_accuracy": accuracy}
+        for at, accuracy in enumerate(accuracies)
+    ]
+    page = render(tmp_path, records)
+    heights = [float(y) for _, y in re.findall(r"([\d.]+),(-?[\d.]+)", page.classed("line", "val")[0]["d"])]
+    assert max(heights[5:]) - min(heights[5:]) > 100
+    assert heights[0] > 270  # below the drawing, where the inner svg cuts it off
+    assert page.words().count("The first values lie outside of the plot.") == 2
+    assert "outside of the plot" not in render(tmp_path, records[2:]).words()
+
+
 def test_names_from_files_cannot_become_markup(tmp_path: Path) -> None:
     evil = "\" onload='alert(3)' ' onfocus=alert(4) </title></style></script><script>alert(1)</script>"
     evil += "<img src=x onerror='alert(2)'>&amp;"

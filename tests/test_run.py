@@ -1,4 +1,4 @@
-"""`espalier run`: what it leaves behind, that its figures are true, and that an interrupted run ends as it would have."""
+"""`espalier run`: what it leaves behind, that its figures are true, and that an interrupted run ends as it should."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from io import StringIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from espalier.bench.progress import Lines, Silent, progress_on
 from espalier.bench.run import resume, start
 from espalier.bench.tasks import task
 from espalier.bench.training import Assignment, Training
-from espalier.errors import DataError, EspalierWarning, MethodError, RunError
+from espalier.errors import CheckpointError, DataError, EspalierWarning, MethodError, RunError
 
 SMALL = {"task": "digits", "width": 0.125, "epochs": 4, "batch_size": 128, "lr": 2e-2}
 
@@ -115,7 +116,7 @@ def test_the_network_grew_and_shrank_to_the_size_asked_for(finished: Path) -> No
     assert {event["action"] for event in events} == {"grow", "prune"}
     start_record, end = records(finished)[0], records(finished)[-1]
     assert end["parameters"] / start_record["parameters"] == pytest.approx(6, rel=0.05)
-    for before, after in zip(events, events[1:], strict=False):
+    for before, after in pairwise(events):
         assert after["parameters"][0] == before["parameters"][1]
     assert events[-1]["parameters"][1] == end["parameters"]
     assert events[-1]["action"] == "prune"
@@ -370,6 +371,9 @@ def test_other_options_are_named_when_a_run_goes_on(tmp_path: Path) -> None:
         ("checkpoint.json", "{}", "expected a checkpoint of format 1"),
         ("checkpoint.json", '{"format": 2, "number": 0, "metrics_bytes": 0, "state": {}}', "checkpoint of format 1"),
         ("checkpoint.json", '{"format": 1, "number": 9, "metrics_bytes": 0, "state": {}}', "names checkpoint-9"),
+        ("checkpoint.json", '{"format": 1, "number": 0, "metrics_bytes": 0, "state": {}}', "its checkpoint is damaged"),
+        ("checkpoint-0/random.safetensors", "", "checkpoint-0 is damaged"),
+        ("checkpoint-0/network/network.json", "{", "should have .* bytes"),
         ("metrics.jsonl", "", r"expected at least \d+ bytes, found 0; records were lost"),
     ],
 )
@@ -378,7 +382,7 @@ def test_a_damaged_folder_is_refused(tmp_path: Path, name: str, content: str, me
     with pytest.raises(KeyboardInterrupt):
         start(small(), folder, InterruptAfter(2))
     (folder / name).write_text(content)
-    with pytest.raises(RunError, match=message):
+    with pytest.raises((RunError, CheckpointError), match=message):
         resume(folder, {}, Silent())
 
 

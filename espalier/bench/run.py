@@ -40,6 +40,7 @@ FEW_FLOPS = 100_000_000
 """Forward FLOPs of a batch below which several threads cost more than they give."""
 
 _NETWORK, _STATIC = "network", "static network"
+_RESULTS = {"test_accuracy", "test_loss", "parameters", "flops", "training_flops", "seconds"}
 _Json = Mapping[str, Any]
 
 
@@ -104,9 +105,14 @@ def resume(out: Path, given: _Json, progress: Progress, *, checkpoint_seconds: f
             training = run.network(None)
             folder.append({"kind": "start", **_described(training)})
             return run.to_the_end(folder, training)
-        if kept[0].get("stage") == _NETWORK:
-            return run.to_the_end(folder, run.network((kept[0]["training"], kept[1])))
-        return run.beside(folder, kept[0]["result"], (kept[0]["training"], kept[1]))
+        state, place = kept
+        checkpoint = (state["training"], place) if isinstance(state.get("training"), dict) else None
+        result = state.get("result")
+        if state.get("stage") == _NETWORK and checkpoint is not None:
+            return run.to_the_end(folder, run.network(checkpoint))
+        if state.get("stage") == _STATIC and isinstance(result, dict) and result.keys() >= _RESULTS:
+            return run.beside(folder, result, checkpoint)
+        raise RunError(f"{out}: its checkpoint is damaged; start a new run in another folder")
 
 
 class _Run:
@@ -117,7 +123,8 @@ class _Run:
         self._progress = progress
         self._checkpoint_seconds = checkpoint_seconds
         self._task = options.make_task()
-        data = load(options.source, seed=options.seed)
+        with _threads(1):  # sums over several threads would round in another way on another machine
+            data = load(options.source, seed=options.seed)
         self._data = data.to(options.device)
         counts = ", ".join(
             f"{len(labels):,} {part}"
@@ -150,12 +157,11 @@ class _Run:
         folder.write_checkpoint({"stage": _STATIC, "training": None, "result": result}, lambda _: None)
         return self.beside(folder, result, None)
 
-    def beside(self, folder: RunFolder, result: _Json, checkpoint: tuple[_Json | None, Path] | None) -> str:
+    def beside(self, folder: RunFolder, result: _Json, checkpoint: Checkpoint | None) -> str:
         """Train and test the static network, if it is wanted, and end the run. Returns the outcome."""
         static = None
         if self._options.static:
-            state = None if checkpoint is None or checkpoint[0] is None else (checkpoint[0], checkpoint[1])
-            twin = self._twin(folder, result, state)
+            twin = self._twin(folder, result, checkpoint)
             epochs = -(-twin.assignment.total_steps // twin.assignment.steps_per_epoch)
             self._progress.stage(_STATIC, epochs, twin.assignment.total_steps)
             self._train(folder, twin, _STATIC, "static_epoch", result)

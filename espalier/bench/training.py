@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -24,7 +25,7 @@ from espalier.attach import attach
 from espalier.bench.data import Dataset, batches
 from espalier.bench.models import example_inputs
 from espalier.bench.tasks import Task
-from espalier.errors import RunError
+from espalier.errors import CheckpointError, RunError
 from espalier.graph.topology import Topology
 from espalier.method import Method
 from espalier.train.checkpoint import load, save
@@ -200,16 +201,21 @@ class Training:
         save_file(random, folder / _RANDOM)
 
     def _restore(self, state: Mapping[str, Any], folder: Path) -> None:
-        self.step, self.epoch, self._batch = state["step"], state["epoch"], state["batch"]
-        self._tally.copy_(torch.tensor(state["tally"]))
-        self.training_flops, self._seconds = state["training_flops"], state["seconds"]
-        self._scheduler.load_state_dict(state["scheduler"])
-        self._session.load_state_dict(state["session"])
-        random = load_file(folder / _RANDOM)
-        self._epoch_order = random["order"]
-        torch.set_rng_state(random["torch"])
-        if self._tally.is_cuda:
-            torch.cuda.set_rng_state(random["cuda"], self._tally.device)
+        try:
+            random = load_file(folder / _RANDOM)
+            self.step, self.epoch, self._batch = int(state["step"]), int(state["epoch"]), int(state["batch"])
+            self._tally.copy_(torch.tensor(state["tally"]))
+            self.training_flops, self._seconds = int(state["training_flops"]), float(state["seconds"])
+            self._scheduler.load_state_dict(state["scheduler"])
+            self._session.load_state_dict(state["session"])
+            self._epoch_order = random["order"]
+            torch.set_rng_state(random["torch"])
+            if self._tally.is_cuda:
+                torch.cuda.set_rng_state(random["cuda"], self._tally.device)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"the checkpoint in {folder} is damaged ({type(error).__name__}: {error}); start a new run"
+            ) from error
 
     def _counted_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         passes = FORWARD_AND_BACKWARD if torch.is_grad_enabled() else 1

@@ -29,15 +29,15 @@ from torch._subclasses.fake_tensor import (
     FakeTensor,
     FakeTensorMode,
 )
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from espalier.errors import CaptureError
-from espalier.graph.undisturbed import noticing_mode, undisturbed
+from espalier.graph.undisturbed import noticing_calls, noticing_mode, undisturbed
 
 Shape = tuple[int, ...]
 
 _TORCH = str(Path(torch.__file__).parent)
+_HERE = str(Path(__file__).parent)
 _LAYERS = str(Path(nn.__file__).parent)
 
 
@@ -181,7 +181,7 @@ class _StandIns:
     """Fake tensors in place of real ones, the same for the same; those of parameters and buffers are put into place."""
 
     def __init__(self, table: TensorTable, shapes: Mapping[str, Shape]) -> None:
-        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.mode = table.mode
         self.names: dict[int, str] = {}
         """id of the fake tensor of a parameter or buffer -> its name."""
         self.values: dict[int, torch.Tensor] = {}
@@ -189,19 +189,17 @@ class _StandIns:
         self._fakes: dict[int, torch.Tensor] = {}
         self._alive: list[torch.Tensor] = []
         for name, tensor in table.tensors.items():
-            fake = self._made(tensor, shapes.get(name, tensor.shape))
+            fake = self._kept(tensor, table.fake(name, shapes.get(name, tensor.shape)))
             self.names[id(fake)] = name
             if name not in shapes:
                 self.values[id(fake)] = tensor
-            if isinstance(tensor, nn.Parameter):
-                fake._is_param = True
             for module, key, is_parameter in table.places[name]:
                 (module._parameters if is_parameter else module._buffers)[key] = fake  # type: ignore[assignment]
 
     def of_input(self, tensor: torch.Tensor) -> torch.Tensor:
         """The stand-in of an example input."""
         found = self._fakes.get(id(tensor))
-        return self._made(tensor, tensor.shape) if found is None else found
+        return self._kept(tensor, _fake(self.mode, tensor, tensor.shape)) if found is None else found
 
     def of_any(self, tensor: torch.Tensor) -> torch.Tensor:
         """The stand-in of a tensor that some code brought along; fake ones stand for themselves."""
@@ -210,15 +208,15 @@ class _StandIns:
         found = self._fakes.get(id(tensor))
         return self._kept(tensor, self.mode.from_tensor(tensor)) if found is None else found
 
-    def _made(self, tensor: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-        # Made directly, since a factory call inside the mode takes five times as long.
-        empty = torch.empty(shape, dtype=tensor.dtype, device="meta")
-        return self._kept(tensor, FakeTensor(self.mode, empty, tensor.device))
-
     def _kept(self, tensor: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
         self._fakes[id(tensor)] = fake
         self._alive.append(tensor)
         return fake
+
+
+def _fake(mode: FakeTensorMode, tensor: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    # Made directly, since a factory call inside the mode takes five times as long.
+    return FakeTensor(mode, torch.empty(shape, dtype=tensor.dtype, device="meta"), tensor.device)
 
 
 class _Recorder(TorchDispatchMode):
@@ -235,6 +233,11 @@ class _Recorder(TorchDispatchMode):
         """The number of `tensor` in the trace; a tensor seen for the first time is a constant or a parameter."""
         found = self._refs.get(id(tensor))
         return self._numbered(tensor) if found is None else found
+
+    def _known(self, tensor: torch.Tensor) -> Ref:
+        if type(tensor) is not FakeTensor:
+            raise _NotFake
+        return self.ref(tensor)
 
     def _numbered(self, tensor: torch.Tensor) -> Ref:
         trace = self.trace
@@ -268,14 +271,17 @@ class _Recorder(TorchDispatchMode):
             # Inference mode hands these over whole. Taken apart, they are what is recorded outside of it.
             with self:
                 return func.decompose(*args, **kwargs)
-        if func is torch.ops.aten._local_scalar_dense.default:
+        if func is _ITEM:
             real = self._stand_ins.values.get(id(args[0]), args[0])
             if not isinstance(real, FakeTensor):
                 with _disable_current_modes():
                     return real.item()
-        if func is not torch.ops.aten.lift_fresh.default:
-            args, kwargs = map_tensors(args, self._stand_ins.of_any), map_tensors(kwargs, self._stand_ins.of_any)
-        recorded, recorded_by_name = map_tensors(args, self.ref), map_tensors(kwargs, self.ref)
+        try:
+            recorded, recorded_by_name = map_tensors(args, self._known), map_tensors(kwargs, self._known)
+        except _NotFake:
+            if func is not _LIFT:
+                args, kwargs = map_tensors(args, self._stand_ins.of_any), map_tensors(kwargs, self._stand_ins.of_any)
+            recorded, recorded_by_name = map_tensors(args, self.ref), map_tensors(kwargs, self.ref)
         result = func(*args, **kwargs)
         outputs = result if isinstance(result, (tuple, list)) else (result,)
         call = Call(
@@ -297,6 +303,14 @@ def _stride(tensor: torch.Tensor) -> Shape:
     return tensor.stride() if tensor.layout is torch.strided else ()
 
 
+_ITEM = torch.ops.aten._local_scalar_dense.default
+_LIFT = torch.ops.aten.lift_fresh.default
+
+
+class _NotFake(Exception):
+    """A real tensor is among the arguments of an operator."""
+
+
 @cache
 def _is_composite(func: Any) -> bool:
     return bool(func._can_decompose())
@@ -308,7 +322,7 @@ def _user_frame() -> tuple[str, int]:
     layer = None
     while frame is not None and frame.f_code is not capture.__code__:
         file = frame.f_code.co_filename
-        if not file.startswith((_TORCH, __file__, "<")):
+        if not file.startswith((_TORCH, _HERE, "<")):
             return file, frame.f_lineno
         if layer is None and file.startswith(_LAYERS):
             layer = file, frame.f_lineno
@@ -325,6 +339,21 @@ class TensorTable:
     """Second and further names of tied tensors -> the first name."""
     places: Mapping[str, tuple[tuple[nn.Module, str, bool], ...]]
     """First name -> every (module, attribute, is parameter) at which it is registered."""
+    mode: FakeTensorMode = field(
+        default_factory=lambda: FakeTensorMode(allow_non_fake_inputs=True), repr=False, compare=False
+    )
+    _fakes: dict[tuple[str, Shape], torch.Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def fake(self, name: str, shape: Sequence[int]) -> torch.Tensor:
+        """The fake tensor of that shape which stands in for a tensor: made once, for all captures with this table."""
+        key = name, tuple(shape)
+        found = self._fakes.get(key)
+        if found is None or found.shape != key[1]:
+            tensor = self.tensors[name]
+            found = self._fakes[key] = _fake(self.mode, tensor, shape)
+            if isinstance(tensor, nn.Parameter):
+                found._is_param = True
+        return found
 
 
 def tensor_table(model: nn.Module) -> TensorTable:
@@ -385,16 +414,8 @@ def capture(
         def asked() -> None:
             trace.mode_matters = True
 
-        def entered(module: nn.Module, _: Any) -> None:
-            recorder.stack.append(paths.get(id(module), type(module).__name__))
-
-        def left(module: nn.Module, _: Any, __: Any) -> None:
-            recorder.stack.pop()
-
-        context.callback(register_module_forward_pre_hook(entered).remove)
-        context.callback(register_module_forward_hook(left, always_call=True).remove)
         try:
-            with stand_ins.mode, recorder, noticing_mode(asked):
+            with stand_ins.mode, recorder, noticing_mode(asked), noticing_calls(paths, recorder.stack):
                 result = model(*args, **kwargs)
         except Divergence:
             raise

@@ -76,13 +76,12 @@ def resolve(term: Term) -> Term:
     Normal form: no nesting of equal kinds, no factor of size one that is a plain size, neighbouring plain sizes merged,
     and a product that begins with a concatenation distributed over its pieces.
     """
+    if isinstance(term, Var):
+        if term.bound is not None and not isinstance(term.bound, int):
+            term.bound = resolve(term.bound)
+        return term if term.bound is None else term.bound
     if isinstance(term, int):
         return term
-    if isinstance(term, Var):
-        if term.bound is None:
-            return term
-        term.bound = resolve(term.bound)
-        return term.bound
     if isinstance(term, Prod):
         return _normal_product([resolve(factor) for factor in term.factors])
     return _normal_concat([resolve(piece) for piece in term.pieces])

@@ -6,7 +6,7 @@ import logging
 import random
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -110,6 +110,28 @@ def noticing_mode(notice: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         del nn.Module.training
+
+
+@contextmanager
+def noticing_calls(paths: Mapping[int, str], stack: list[str]) -> Iterator[None]:
+    """Keep on `stack` the paths of the modules that are running, outermost first, their hooks included.
+
+    `paths` are those of the model's modules by `id`; others go by the name of their class.
+    """
+    call = nn.Module.__call__
+
+    def noticed(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        stack.append(paths.get(id(module), type(module).__name__))
+        try:
+            return call(module, *args, **kwargs)
+        finally:
+            stack.pop()
+
+    nn.Module.__call__ = noticed  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.__call__ = call  # type: ignore[method-assign]
 
 
 def has_two_modes(module: nn.Module) -> bool:

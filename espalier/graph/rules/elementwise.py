@@ -7,12 +7,12 @@ from espalier.graph.rules.registry import Dims, Reading, Result, Term, refs_in, 
 from espalier.graph.solver import resolve
 
 _UNARY = """
-    _conj _conj_physical _to_copy abs acos acosh alias angle asin asinh atan atanh bernoulli bitwise_not cauchy ceil celu clamp
-    clamp_max clamp_min clone cos cosh deg2rad detach digamma elu erf erfc erfinv exp exp2 expm1
-    exponential fill floor frac geometric gelu hardshrink hardsigmoid hardswish hardtanh i0 isinf isnan leaky_relu
-    lgamma lift_fresh log log10 log1p log2 log_normal log_sigmoid_forward logical_not logit
-    masked_fill mish nan_to_num native_dropout neg normal poisson rad2deg random reciprocal relu round rrelu_with_noise
-    rsqrt sgn sigmoid sign signbit silu sin sinc sinh softplus softshrink sqrt tan tanh threshold trunc uniform zero
+    _conj _conj_physical _to_copy abs acos acosh alias angle asin asinh atan atanh bernoulli bitwise_not cauchy ceil
+    celu clamp clamp_max clamp_min clone cos cosh deg2rad detach digamma elu erf erfc erfinv exp exp2 expm1
+    exponential fill floor frac gelu geometric hardshrink hardsigmoid hardswish hardtanh i0 isinf isnan leaky_relu
+    lgamma lift_fresh log log10 log1p log2 log_normal log_sigmoid_forward logical_not logit masked_fill mish
+    nan_to_num native_dropout neg normal poisson rad2deg random reciprocal relu round rrelu_with_noise rsqrt sgn
+    sigmoid sign signbit silu sin sinc sinh softplus softshrink sqrt tan tanh threshold trunc uniform zero
 """.split()
 _MANY = """
     _prelu_kernel addcdiv addcmul atan2 bitwise_and bitwise_left_shift bitwise_or bitwise_right_shift bitwise_xor
