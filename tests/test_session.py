@@ -286,15 +286,16 @@ def test_an_event_disturbs_nothing_but_what_it_edits() -> None:
 
 
 def test_events_keep_no_graph_and_no_old_tensor_alive() -> None:
-    before = {id(one) for one in gc.get_objects() if type(one) in (Tensor, nn.Parameter)}
+    earlier = [one for one in gc.get_objects() if type(one) in (Tensor, nn.Parameter)]  # held, so that no id is reused
+    before = {id(one) for one in earlier}
     run = start("resnet", grow_and_prune(), total_steps=40).train(39)
     run.optimizer.zero_grad()
     gc.collect()
-    alive = [one for one in gc.get_objects() if type(one) in (Tensor, nn.Parameter)]
+    alive = [one for one in gc.get_objects() if type(one) in (Tensor, nn.Parameter) and id(one) not in before]
     assert [one for one in alive if one.grad_fn is not None] == []
     model, state = run.structure.model, run.optimizer.state.values()
     known = [*model.parameters(), *model.buffers(), *run.batch, *(one for entries in state for one in entries.values())]
-    assert {id(one) for one in alive} - before - {id(one) for one in known} == set()
+    assert {id(one) for one in alive} - {id(one) for one in known} == set()
 
 
 # --- Statistics of new units -----------------------------------------------------------------------------------------
