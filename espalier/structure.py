@@ -277,7 +277,7 @@ class Structure:
     def _subject(self) -> Subject:
         table = tensor_table(self.model)
         self._check_untouched(table)
-        return Subject(self.model, self.example, table, learnt=self._learnt)
+        return Subject(self.model, self.example, table, self.topology.sizes, learnt=self._learnt)
 
     def _prepare(self, plan: Plan) -> tuple[Staged, Contract, list[AttributeChange], TensorTable]:
         subject = self._subject()

@@ -531,10 +531,20 @@ def test_numbers_in_parameters_buffers_and_constants_can_be_read() -> None:
     assert [call.args[1] for call in trace.calls] == [2.0, 3, 4.0]
 
 
-def test_a_forward_that_depends_on_values_is_refused_with_the_reason() -> None:
+@pytest.mark.parametrize(
+    "decide",
+    [
+        lambda x: x if x.mean() > 0 else -x,
+        lambda x: x * x.max().item(),
+        lambda x: x[x > 0],
+        lambda x: x[x.argmax().tolist() :],
+        lambda x: x.nonzero(),
+    ],
+)
+def test_a_forward_that_depends_on_values_is_refused_with_the_reason(decide: Callable[[Tensor], Tensor]) -> None:
     class Decides(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x) if x.mean() > 0 else x
+            return decide(super().forward(x))
 
     with pytest.raises(CaptureError, match=r"Keep \.item\(\), bool\(tensor\), nonzero\(\) and x\[mask\] out of"):
         capture(Decides(6, 6), X)

@@ -13,11 +13,13 @@ from espalier.graph.dims import (
     Leaf,
     Product,
     axes_of,
+    implied,
     labels,
     show,
     size_of,
     source,
     substitute,
+    without_single,
 )
 
 AXES = 4
@@ -177,6 +179,42 @@ def test_substitution_keeps_sizes_and_positions(data: st.DataObject, case: tuple
     kept = np.array(data.draw(st.permutations(range(3)))[:2], dtype=np.int64)
     inner = source(replacement[0], sizes, {AXES + 1: kept})
     np.testing.assert_array_equal(source(replaced, sizes, {AXES + 1: kept}), source(dim, sizes, {0: inner}))
+
+
+@given(sized_dims())
+def test_without_single_units_the_positions_are_the_same(case: tuple[Dim, dict[int, int]]) -> None:
+    dim, sizes = case
+    bare = without_single(dim, sizes)
+    assert size_of(bare, sizes) == size_of(dim, sizes)
+    for axis in set(axes_of(bare)):
+        assert sizes[axis] > 1
+        np.testing.assert_array_equal(labels(bare, sizes, axis), labels(dim, sizes, axis))
+    assert without_single(bare, sizes) == bare
+
+
+A, B, C, D = (Leaf(axis) for axis in range(4))
+SIZES = {0: 2, 1: 3, 2: 6, 3: 2}
+
+
+@pytest.mark.parametrize(
+    ("pairs", "holds"),
+    [
+        ([(A, D)], True),
+        ([(A, B)], False),
+        ([(Product((A, B)), C)], True),
+        ([(Product((A, B)), C), (Product((A, B)), C)], True),
+        ([(Product((A, B)), C), (Product((D, B)), C)], False),
+        ([(C, Product((A, B)))], False),
+        ([(Product((A, B)), Product((B, A)))], False),
+        ([(Concat((A, B)), Concat((D, B)))], True),
+        ([(Concat((A, A)), Concat((D, D)))], True),
+        ([(Concat((A, D)), Concat((D, D)))], False),
+        ([(A, Fixed(2))], False),
+        ([(Fixed(2), Fixed(2))], True),
+    ],
+)
+def test_what_follows_from_what(pairs: list[tuple[Dim, Dim]], holds: bool) -> None:
+    assert (implied(pairs, SIZES, SIZES) is not None) == holds
 
 
 @pytest.mark.parametrize(

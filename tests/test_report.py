@@ -258,6 +258,16 @@ def test_a_steep_beginning_does_not_flatten_the_rest(tmp_path: Path) -> None:
     assert "outside of the plot" not in render(tmp_path, records[2:]).words()
 
 
+@pytest.mark.parametrize("epochs", [1, 2, 3, 7, 14, 15, 28, 77])
+def test_epoch_labels_are_whole_and_evenly_spaced(tmp_path: Path, epochs: int) -> None:
+    records = [{"kind": "epoch", "epoch": at + 1, "step": at + 1, "val_accuracy": 0.5} for at in range(epochs)]
+    source = render(tmp_path, records).source
+    labels = re.findall(r'y="244" text-anchor="middle">([\d,.]+)<', source[: source.index("over training FLOPs")])
+    ticks = [int(label) for label in labels]
+    assert len(ticks) >= min(epochs, 2)
+    assert len({b - a for a, b in pairwise(ticks)}) <= 1
+
+
 def test_names_from_files_cannot_become_markup(tmp_path: Path) -> None:
     evil = "\" onload='alert(3)' ' onfocus=alert(4) </title></style></script><script>alert(1)</script>"
     evil += "<img src=x onerror='alert(2)'>&amp;"

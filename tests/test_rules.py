@@ -375,6 +375,23 @@ def test_a_rule_whose_sizes_are_wrong_freezes(monkeypatch: pytest.MonkeyPatch) -
     assert "is used in a way that its rule does not cover" in reasons_of(topology, "first")
 
 
+def test_all_tensors_over_the_same_memory_are_frozen() -> None:
+    class Flat(nn.Module):
+        """One long tensor, and two views of parts of it that do not overlap each other."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.flat = nn.Parameter(torch.randn(12))
+            self.first, self.second = nn.Parameter(self.flat.data[1:4]), nn.Parameter(self.flat.data[6:9])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x * self.first + self.second).sum() * self.flat.sum()
+
+    topology = infer(Flat(), torch.randn(2, 3))
+    for record in topology.axes.values():
+        assert "storage" in {reason.kind for reason in record.reasons}
+
+
 def test_an_operator_has_one_rule() -> None:
     with pytest.raises(ValueError, match="operator 'relu' already has the rule elementwise"):
         rule("relu")(lambda reading, call: [])

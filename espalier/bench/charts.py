@@ -161,7 +161,9 @@ def line_chart(
         low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
         y_scale, y_ticks = Scale(low, high, HEIGHT - BOTTOM, TOP), _ticks(low, high, step)
     x_step = _tick_step(x_scale.low, x_scale.high, 6)
-    x_ticks = _ticks(x_scale.low, x_scale.high, max(1.0, x_step) if x_whole else x_step)
+    if x_whole:  # 2.5 becomes 5
+        x_step = max(1.0, x_step if x_step % 1 == 0 else 2 * x_step)
+    x_ticks = _ticks(x_scale.low, x_scale.high, x_step)
     floor = HEIGHT - BOTTOM
     described = f"{label}; over {x_label}; {', '.join(line.name for line in series)}"
     return "".join(

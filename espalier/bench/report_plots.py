@@ -80,7 +80,7 @@ def cost(run: Run) -> str:
     for name, key in (("Parameters", "parameters"), ("FLOPs per inference", "flops")):
         points, markers = _cost_history(run, key)
         series = [Series(name, "cost", tuple(points), stepped=True)]
-        chart = line_chart(name, series, "step", whole, si, markers=markers, from_zero=True)
+        chart = line_chart(name, series, "step", whole, si, markers=markers, x_whole=True, from_zero=True)
         cards.append(_card(name, chart))
     about = "Each triangle is one grow or prune event, placed at the size it led to."
     keys = legend((), actions_of(run))

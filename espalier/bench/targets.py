@@ -9,9 +9,10 @@ import importlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from types import MappingProxyType, ModuleType
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 from torch import nn
 
 from espalier.bench.models import MODELS, build
-from espalier.errors import DataError
+from espalier.errors import DataError, EspalierError
 
 SAMPLES = 2
 """Samples in the example inputs: two, since batch norm cannot train on one."""
@@ -65,8 +66,9 @@ def _timm(name: str) -> tuple[nn.Module, Any]:
     timm = _package("timm", name)
     if not timm.is_model(name):
         raise DataError(f"timm {timm.__version__} has no model '{name}'; timm.list_models() lists them")
-    model = timm.create_model(name, pretrained=False)
-    return model, torch.zeros(SAMPLES, *timm.data.resolve_model_data_config(model)["input_size"])
+    with _building(f"timm:{name}"):
+        model = timm.create_model(name, pretrained=False)
+        return model, torch.zeros(SAMPLES, *timm.data.resolve_model_data_config(model)["input_size"])
 
 
 def _torchvision(name: str) -> tuple[nn.Module, Any]:
@@ -77,9 +79,11 @@ def _torchvision(name: str) -> tuple[nn.Module, Any]:
         raise DataError(
             f"torchvision {torchvision.__version__} has no model '{name}'; torchvision.models.list_models() lists them"
         ) from None
-    with torch.device("meta"):
-        side = 299 if name == "inception_v3" else 224
-        return builder(weights=None), torch.zeros(SAMPLES, 3, side, side)
+    # the backbones of detection and segmentation models come with weights unless told otherwise
+    without = dict.fromkeys({"weights", "weights_backbone"} & set(signature(builder).parameters))
+    side = 299 if name == "inception_v3" else 224
+    with _building(f"torchvision:{name}"):
+        return builder(**without), torch.zeros(SAMPLES, 3, side, side)
 
 
 def _transformers(name: str) -> tuple[nn.Module, Any]:
@@ -92,16 +96,22 @@ def _transformers(name: str) -> tuple[nn.Module, Any]:
             f"transformers {transformers.__version__} has no model type '{name}': expected one such as bert, gpt2, "
             "llama or vit"
         ) from None
+    with _building(f"hf:{name}"), torch.device("meta"):
+        model = transformers.AutoModel.from_config(config)
+        return model, _transformers_inputs(name, model)
+
+
+@contextmanager
+def _building(name: str) -> Iterator[None]:
+    """Anything can go wrong in the code of a thousand models: all of it becomes one error that names the model."""
     try:
-        with torch.device("meta"):
-            model = transformers.AutoModel.from_config(config)
-            return model, _transformers_inputs(name, model)
-    except DataError:
+        yield
+    except EspalierError:
         raise
-    except Exception as error:  # anything can go wrong in the code of several hundred models
+    except Exception as error:
         raise DataError(
-            f"transformers could not build '{name}' from its default configuration ({_summary(error)}); build it in a "
-            "function of your own and give package.module:function"
+            f"{name} could not be built in its default form ({_summary(error)}); build it in a function of your own "
+            "that returns the model and its example inputs, and give package.module:function"
         ) from error
 
 

@@ -8,7 +8,6 @@ operator's sizes and size-like arguments must equal what the algebra predicts. A
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,8 +19,8 @@ from torch import nn
 from espalier.edit.attributes import AttributeChange
 from espalier.errors import CaptureError
 from espalier.graph.capture import Call, Divergence, Shape, TensorTable, Trace, capture, map_tensors
-from espalier.graph.dims import Fixed, axes_of, implies, size_of, without_single
-from espalier.graph.topology import Topology, TracePrediction, infer
+from espalier.graph.dims import Fixed, axes_of, implied, size_of, without_single
+from espalier.graph.topology import INTERFACE, Topology, TracePrediction, infer
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,8 @@ class Subject:
     model: nn.Module
     example: Any
     table: TensorTable
+    sizes: Mapping[int, int]
+    """The present size of every axis."""
     quick: bool = False
     """Whether to try changes out in the eval-mode pass alone; what is committed is always tried in both."""
     learnt: set[tuple[type, tuple[str, ...]]] = field(default_factory=set)
@@ -114,7 +115,7 @@ def verify(subject: Subject, after: Topology, changes: Sequence[AttributeChange]
     }
     found = _compared(subject, after, changes, shapes)
     if found.mismatch is not None and found.mismatch.other_operator and _has_single(after):
-        with attributes_set(subject.model, changes), _quiet():
+        with attributes_set(subject.model, changes):
             anew = _same_equations(subject, after, shapes)
             if anew is not None:
                 return Verification(None, _changed_constants(after.predictions[0], anew.predictions[0]))
@@ -152,8 +153,20 @@ def _same_equations(subject: Subject, after: Topology, shapes: Mapping[str, Shap
             pair = without_single(ours, after.sizes), without_single(theirs, anew.sizes)
             if pair[1] != Fixed(size):  # what now counts as a plain size has to be as large as it was, no more
                 pairs.append(pair)
-    same = _output_shapes(after) == _output_shapes(anew) and implies(pairs, after.sizes, anew.sizes)
-    return anew if same else None
+    meaning = implied(pairs, after.sizes, anew.sizes)
+    if meaning is None or _output_shapes(after) != _output_shapes(anew):
+        return None
+    changed = {axis for axis, size in after.sizes.items() if size != subject.sizes[axis]}
+    for axis, ours in meaning.items():
+        # What changes may not be held by something that only shows now; a single unit is told from nothing.
+        if anew.sizes[axis] > 1 and changed.intersection(axes_of(ours)) and _is_held(anew, axis):
+            return None
+    return anew
+
+
+def _is_held(anew: Topology, axis: int) -> bool:
+    """Whether an axis may not change, for another reason than being interface."""
+    return axis in anew.axes and any(reason.kind not in INTERFACE for reason in anew.axes[axis].reasons)
 
 
 def _output_shapes(topology: Topology) -> list[tuple[int, ...]]:
@@ -167,7 +180,7 @@ def _compared(
     scalars: list[tuple[int, float, float]] = []
     for number, prediction in enumerate(after.predictions[:1] if subject.quick else after.predictions):
         comparison = _Comparison(prediction, after)
-        with attributes_set(subject.model, changes), _quiet():
+        with attributes_set(subject.model, changes):
             try:
                 capture(
                     subject.model,
@@ -197,18 +210,6 @@ def _compared(
         if number == 0:
             scalars = comparison.scalars
     return Verification(None, scalars)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Sizes that do not fit are an answer here; torch logs each as an error with a traceback."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    before = logger.disabled
-    logger.disabled = True
-    try:
-        yield
-    finally:
-        logger.disabled = before
 
 
 def resized_example(example: Any, prediction: TracePrediction, after: Topology) -> Any:

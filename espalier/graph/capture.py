@@ -313,7 +313,7 @@ class _NotFake(Exception):
 
 @cache
 def _is_composite(func: Any) -> bool:
-    return bool(func._can_decompose())
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"))
 
 
 def _user_frame() -> tuple[str, int]:

@@ -162,10 +162,10 @@ def without_single(dim: Dim, sizes: Sizes) -> Dim:
             return dim
 
 
-def implies(pairs: Iterable[tuple[Dim, Dim]], sizes: Sizes, other_sizes: Sizes) -> bool:
-    """Whether the second expressions say nothing that the first ones do not say as well.
+def implied(pairs: Iterable[tuple[Dim, Dim]], sizes: Sizes, other_sizes: Sizes) -> dict[int, Dim] | None:
+    """What each axis on the second sides stands for on the first, or None if the second say more than the first.
 
-    Each axis on the second side has to stand for one and the same expression on the first, of the same size.
+    It has to stand for one and the same expression, of the same size, wherever it occurs.
     """
     meaning: dict[int, Dim] = {}
 
@@ -180,7 +180,7 @@ def implies(pairs: Iterable[tuple[Dim, Dim]], sizes: Sizes, other_sizes: Sizes) 
             case _:
                 return ours == theirs
 
-    return all(agree(ours, theirs) for ours, theirs in pairs)
+    return meaning if all(agree(ours, theirs) for ours, theirs in pairs) else None
 
 
 def show(dim: Dim, names: Mapping[int, str]) -> str:
