@@ -35,33 +35,57 @@ def hashed_uniform(keys: Sequence[int], ids: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy((state[0] >> np.uint64(11)).astype(np.float64) / 2.0**53)
 
 
+def _longest_match(same: np.ndarray) -> list[tuple[int, int]]:
+    """The longest list of (row, column) pairs, both ascending, at which `same` holds."""
+    rows, columns = same.shape
+    longest = np.zeros((rows + 1, columns + 1), dtype=np.int64)
+    for row in range(rows - 1, -1, -1):
+        for column in range(columns - 1, -1, -1):
+            skip = max(longest[row + 1, column], longest[row, column + 1])
+            longest[row, column] = max(skip, longest[row + 1, column + 1] + 1) if same[row, column] else skip
+    pairs, row, column = [], 0, 0
+    while row < rows and column < columns:
+        if same[row, column] and longest[row, column] == longest[row + 1, column + 1] + 1:
+            pairs.append((row, column))
+            row, column = row + 1, column + 1
+        elif longest[row + 1, column] >= longest[row, column + 1]:
+            row += 1
+        else:
+            column += 1
+    return pairs
+
+
+def _matches(old: Tensor, new: Tensor, dim: int) -> list[tuple[int, int]]:
+    """Which index of `new` along `dim` continues which of `old`: an edit keeps the order and, if exact, the values."""
+    before, after = old.movedim(dim, 0).flatten(1), new.movedim(dim, 0).flatten(1)
+    if before.numel() == 0 or after.numel() == 0:
+        return []
+    tolerance = 1e-5 * max(float(before.abs().max()), float(after.abs().max()))
+    distance = torch.cdist(before.double(), after.double(), p=float("inf"))
+    return _longest_match((distance <= tolerance).numpy())
+
+
 def aligned_ids(old: Tensor, new: Tensor) -> list[np.ndarray]:
     """For each dimension of `new`, which index of `old` each of its indices continues; new units get fresh numbers.
 
-    Where one dimension has another size, units are recognised by their values (an edit keeps their order, and leaves
-    values as they are when it is exact). Where that fails, or several dimensions differ, the position decides.
+    Units are recognised by their values along the one dimension that changed: the one of another size, or, where a unit
+    went and another came, the one along which most are recognised. Where several sizes differ the position decides.
     """
     ids = [np.arange(size) for size in new.shape]
     if old.dim() != new.dim():
         return ids
     changed = [dim for dim in range(new.dim()) if old.shape[dim] != new.shape[dim]]
-    if len(changed) != 1:
+    if len(changed) > 1 or torch.equal(old, new):
         return ids
-    (dim,) = changed
-    before, after = old.movedim(dim, 0).flatten(1), new.movedim(dim, 0).flatten(1)
-    tolerance = 1e-5 * max(float(before.abs().max()), float(after.abs().max()))
-    small, large = (before, after) if len(before) < len(after) else (after, before)
-    matches: list[int] = []
-    for index, row in enumerate(large):
-        if len(matches) < len(small) and float((row - small[len(matches)]).abs().max()) <= tolerance:
-            matches.append(index)
-    if len(matches) < len(small):
+    candidates = {dim: _matches(old, new, dim) for dim in changed or range(1, new.dim())}
+    if not candidates:
         return ids
-    if len(before) < len(after):
-        ids[dim] = np.arange(len(before), len(before) + len(after))
-        ids[dim][matches] = np.arange(len(before))
-    else:
-        ids[dim] = np.array(matches)
+    dim = max(candidates, key=lambda one: len(candidates[one]) / new.shape[one])
+    pairs = candidates[dim]
+    if 2 * len(pairs) >= min(old.shape[dim], new.shape[dim]):
+        ids[dim] = np.arange(old.shape[dim], old.shape[dim] + new.shape[dim])
+        for before, after in pairs:
+            ids[dim][after] = before
     return ids
 
 
