@@ -145,7 +145,7 @@ def trained_twins(seed: int, domain: str, make: Make) -> tuple[Pair, Pair, Tenso
 
 
 @pytest.mark.parametrize("name", PER_ELEMENT)
-@pytest.mark.parametrize(("seed", "domain"), [(1, "vector"), (2, "image"), (3, "sequence")])
+@pytest.mark.parametrize(("seed", "domain"), [(2, "image"), (3, "sequence")])
 def test_the_first_step_of_old_entries_is_that_of_a_run_without_growth(name, seed, domain):
     (model, optimizer), (twin, twin_optimizer), x = trained_twins(seed, domain, PER_ELEMENT[name])
     structure = attach(model, x, optimizer=optimizer)

@@ -321,7 +321,7 @@ def rolled(tensor: str, dim: int) -> Callable[[Changes, str], tuple[np.ndarray |
 
 def test_a_wrong_index_map_shows_in_the_outputs(monkeypatch):
     seen, hidden = 0, []
-    for model, x, structure, axis, units in exact_removals(range(20)):
+    for model, x, structure, axis, units in exact_removals(range(14)):
         if axis.size - len(units) < 2:
             continue  # a map of one position cannot be off by one
         before = Comparison(model, x)
@@ -337,7 +337,7 @@ def test_a_wrong_index_map_shows_in_the_outputs(monkeypatch):
             if error <= 1e-6:
                 hidden.append(f"{slot.tensor} of\n{model!r}")
     print(f"\n{seen} of {seen + len(hidden)} wrong index maps seen")
-    assert seen > 60
+    assert seen > 40
     assert len(hidden) <= 0.02 * seen, hidden
 
 

@@ -17,7 +17,7 @@ from espalier.parts.goal import Goal, Scores
 from espalier.structure import Structure
 
 Norm = Literal["l1", "l2"]
-_NORMED = frozenset({"produce", "filter", "group", "scale"})
+_NORMED = frozenset({"produce", "filter", "group", "scale", "contract"})
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,12 @@ def derived_seed(*parts: int | str) -> int:
 
 @dataclass(frozen=True)
 class GroupNorm:
-    """The norm of everything that makes a unit: all weights that produce it, coupled layers and norm scales included.
+    """The norm of everything that is a unit: all weights that produce it and all that read it, norm scales included.
 
     Each tensor's norms are divided by their mean over the axis, so that layers and axes can be compared, and the mean
-    over the tensors is the score (Li et al. 2017, over coupled groups as in Fang et al. 2023).
+    over the tensors is the score (Li et al. 2017; over coupled groups, readers included, as in Fang et al. 2023). New
+    units start with large incoming and zero outgoing weights: by their incoming side alone they would push out trained
+    ones.
     """
 
     norm: Norm = "l2"
