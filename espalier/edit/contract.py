@@ -45,12 +45,11 @@ class Contract:
     def __str__(self) -> str:
         return f"{self.kind}: {self.why}"
 
-    def start_at(self, tensor: str, dim: int) -> str | None:
-        """How new positions of a dimension start because of a compensation: ``mean``, ``zero`` or ``random``."""
-        for compensation, _ in self.compensations.values():
-            if (tensor, dim) in compensation.starts:
-                return compensation.starts[tensor, dim]
-        return None
+    def start_at(self, axis: int, tensor: str, dim: int) -> str | None:
+        """How new units start there because of the axis's compensation: ``mean``, ``zero`` or ``random``."""
+        if axis not in self.compensations:
+            return None
+        return self.compensations[axis][0].starts.get((tensor, dim))
 
     def scale_for(self, tensor: str) -> float:
         """What the old entries of a tensor are multiplied by."""

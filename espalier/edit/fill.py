@@ -10,7 +10,9 @@ with what comes in). Scales, shifts and running statistics start at the mean of 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +20,7 @@ from espalier.edit.changes import Changes
 from espalier.edit.contract import Contract
 from espalier.edit.tensors import gather
 from espalier.errors import PlanError
-from espalier.graph.dims import NEW, IntArray
+from espalier.graph.dims import NEW, IntArray, labels
 
 _STARTS = {"contract": "zero", "produce": "random", "filter": "random", "group": "random", "lookup": "random"}
 """Role -> how new positions start; every other role starts at the mean of the old positions."""
@@ -42,25 +44,38 @@ def fill(
     Raises:
         PlanError: the tensor holds values that are not finite, so that nothing sensible can be drawn from them.
     """
-    starts = _starts(name, sources, changes, contract)
-    if not starts or not tensor.is_floating_point() or set(starts.values()) == {"zero"}:
+    starts = _starts(name, changes, contract)
+    if not starts or not tensor.is_floating_point() or {one.how for one in starts} == {"zero"}:
         return 0.0
     generator = torch.Generator().manual_seed(_mixed(seed, name))
-    spread = _spread(name, tensor) if "random" in starts.values() and tensor.dim() > 1 else 0.0
+    spread = _spread(name, tensor) if any(one.how == "random" for one in starts) and tensor.dim() > 1 else 0.0
     result = gather(tensor, sources, 0.0)
-    for dim, start in starts.items():
-        source = sources[dim]
+    for one in starts:
+        source = sources[one.dim]
         assert source is not None
-        new, old = (torch.from_numpy(found.nonzero()[0]).to(tensor.device) for found in (source == NEW, source != NEW))
-        if start == "zero":
-            result.index_fill_(dim, new, 0.0)
-        elif start == "mean" or tensor.dim() == 1:
-            mean = result.index_select(dim, old).mean(dim, keepdim=True)
-            size = [len(new) if other == dim else n for other, n in enumerate(result.shape)]
-            result.index_copy_(dim, new, mean.expand(size))
+        new = torch.from_numpy(one.new).to(tensor.device)
+        old = torch.from_numpy(one.of_axis[source[one.of_axis] != NEW]).to(tensor.device)
+        if one.how == "zero":
+            result.index_fill_(one.dim, new, 0.0)
+        elif one.how == "mean" or tensor.dim() == 1:
+            mean = result.index_select(one.dim, old).mean(one.dim, keepdim=True)
+            size = [len(new) if other == one.dim else n for other, n in enumerate(result.shape)]
+            result.index_copy_(one.dim, new, mean.expand(size))
         else:
-            result.index_copy_(dim, new, _mixtures(result, dim, old, len(new), spread, generator))
+            result.index_copy_(one.dim, new, _mixtures(result, one.dim, old, len(new), spread, generator))
     return result
+
+
+@dataclass(frozen=True)
+class _Start:
+    """How the new units of one axis start in one dimension of a tensor."""
+
+    dim: int
+    new: IntArray
+    """Positions of its new units along the dimension."""
+    of_axis: IntArray
+    """Positions of all its units."""
+    how: str
 
 
 def _mixtures(tensor: Tensor, dim: int, old: Tensor, count: int, spread: float, generator: torch.Generator) -> Tensor:
@@ -78,15 +93,17 @@ def _mixtures(tensor: Tensor, dim: int, old: Tensor, count: int, spread: float, 
     return result.movedim(0, dim)
 
 
-def _starts(name: str, sources: Sources, changes: Changes, contract: Contract) -> dict[int, str]:
-    """Dimension -> how its new positions start; zeros come last, so that they win where two dimensions are new."""
-    found: dict[int, str] = {}
+def _starts(name: str, changes: Changes, contract: Contract) -> list[_Start]:
+    """All starts in one tensor; zeros come last, so that they win where several dimensions or axes are new."""
+    found = []
     for number in changes.grown():
+        new_units = np.flatnonzero(changes.axes[number] == NEW)
         for tensor, dim, role in changes.before.axes[number].slots:
-            source = sources[dim] if tensor == name else None
-            if source is not None and (source == NEW).any() and found.get(dim) != "zero":
-                found[dim] = contract.start_at(name, dim) or _STARTS.get(role, "mean")
-    return dict(sorted(found.items(), key=lambda item: item[1] == "zero"))
+            if tensor == name:
+                units = labels(changes.after.tensors[name][dim], changes.after.sizes, number)
+                how = contract.start_at(number, name, dim) or _STARTS.get(role, "mean")
+                found.append(_Start(dim, np.flatnonzero(np.isin(units, new_units)), np.flatnonzero(units >= 0), how))
+    return sorted(found, key=lambda one: one.how == "zero")
 
 
 def _spread(name: str, tensor: Tensor) -> float:
