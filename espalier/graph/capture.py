@@ -39,6 +39,7 @@ from espalier.graph.fakes import Fakes
 from espalier.graph.results import Layout, Results, layout_of
 from espalier.graph.tracking import Link, Tracker, links_of, track_attributes
 from espalier.graph.undisturbed import noticing_calls, noticing_mode, undisturbed
+from espalier.graph.visits import Visit, Visits
 
 Shape = tuple[int, ...]
 
@@ -118,6 +119,8 @@ class Trace:
     outputs: dict[str, Ref] = field(default_factory=dict)
     links: dict[int, tuple[Link, ...]] = field(default_factory=dict)
     """Call number -> where whole numbers among its arguments come from; only of a tracked capture."""
+    visits: list[Visit] = field(default_factory=list)
+    """Which module ran when, in the order in which they ended; not of a capture that an observer compares."""
     decisions: Decisions = None
     """What values decided, where fake tensors alone could not be run."""
 
@@ -279,6 +282,11 @@ class _Recorder(TorchDispatchMode):
             return name
         found = self._refs.get(id(tensor))
         return None if found is None else found.index
+
+    def number(self, tensor: torch.Tensor) -> int:
+        """The number of a value of the trace; -1 for a tensor that no operator has read or made yet."""
+        found = self._refs.get(id(tensor))
+        return -1 if found is None else found.index
 
     def link(self, first: int, last: int, given: Sequence[Sequence[Any]], partly: bool) -> None:
         """Note where arguments of the calls from `first` to before `last` come from: see `Tracker`."""
@@ -489,7 +497,8 @@ def capture(
             trace.mode_matters = True
 
         try:
-            calls = noticing_calls(paths, recorder.stack, recorder.serials)
+            visits = Visits(trace.visits, recorder.number, lambda: len(trace.calls)) if observer is None else None
+            calls = noticing_calls(paths, recorder.stack, recorder.serials, visits)
             with (
                 _tracker(model, recorder) if tracked else nullcontext(),
                 stand_ins.fakes.mode,

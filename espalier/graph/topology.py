@@ -24,6 +24,7 @@ from espalier.graph.flow import Flow, constants
 from espalier.graph.origins import Attribute
 from espalier.graph.reading import Solved, read
 from espalier.graph.solver import Reason, Term, Var, compiled, variables
+from espalier.graph.visits import Visit
 
 INTERFACE = frozenset({"input", "output", "lookup"})
 """Kinds of reasons that do not hold if the user asks for the model's own interface to change."""
@@ -88,6 +89,8 @@ class TracePrediction:
     """Call number -> integer arguments that repeat a size."""
     costs: tuple[tuple[int, int, tuple[Dim, ...]], ...]
     """(call number, factor, dimensions): floating-point operations."""
+    visits: tuple[Visit, ...] = ()
+    """Which module ran when, in the order in which they ended."""
     decisions: Decisions = None
     """What values decided, where fake tensors alone could not be run."""
 
@@ -292,6 +295,7 @@ def _prediction(reading: Any, compiler: _Compiler) -> TracePrediction:
         {name: ref.index for name, ref in reading.trace.tensors.items()},
         {call: tuple(found) for call, found in expectations.items()},
         tuple((one.call, one.factor, compiler.dims(one.terms)) for one in reading.costs),
+        tuple(reading.trace.visits),
         reading.trace.decisions,
     )
 

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from espalier.graph.visits import Visits
+
 _Container = dict[Any, Any] | list[Any] | set[Any] | deque[Any]
 _CONTAINERS = frozenset({dict, OrderedDict, list, set, deque})
 _PLAIN = frozenset({bool, int, float, str, type(None), torch.Tensor, nn.Parameter})
@@ -125,19 +127,26 @@ def noticing_mode(notice: Callable[[], None]) -> Iterator[None]:
 
 
 @contextmanager
-def noticing_calls(paths: Mapping[int, str], stack: list[str], serials: list[int]) -> Iterator[None]:
+def noticing_calls(
+    paths: Mapping[int, str], stack: list[str], serials: list[int], visits: Visits | None
+) -> Iterator[None]:
     """Keep on `stack` the paths of the modules that are running, outermost first, their hooks included.
 
     `paths` are those of the model's modules by `id`; others go by the name of their class. `serials` gets a number of
-    its own for each of their calls, which no other capture uses.
+    its own for each of their calls, which no other capture uses. `visits` gets those of the model's modules.
     """
     call = nn.Module.__call__
 
     def noticed(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        stack.append(paths.get(id(module), type(module).__name__))
+        path = paths.get(id(module))
+        stack.append(type(module).__name__ if path is None else path)
         serials.append(time.perf_counter_ns())
         try:
-            return call(module, *args, **kwargs)
+            if visits is None or path is None:
+                return call(module, *args, **kwargs)
+            with visits.noted(path, args, kwargs) as result:
+                result.append(call(module, *args, **kwargs))
+            return result[0]
         finally:
             stack.pop()
             serials.pop()
