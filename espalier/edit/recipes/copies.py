@@ -1,0 +1,52 @@
+"""A copy of a layer or cell that the network has."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from espalier.edit.contract import Contract
+from espalier.edit.recipes.base import Lookup, Recipe, recipe
+from espalier.errors import PlanError
+from espalier.graph.topology import Topology
+
+
+@recipe
+@dataclass(frozen=True)
+class CopyOf(Recipe):
+    """A copy; with the tensors in `zero` set to zero it may begin as one that changes nothing."""
+
+    kind: ClassVar[str] = "copy"
+    source: str
+    """Path of what is copied."""
+    zero: tuple[str, ...] = ()
+    """Parameters of the copy, by their names in it, that begin at zero."""
+
+    def build(self, module: Lookup, at: str) -> nn.Module:
+        """A deep copy, without gradients. Raises PlanError if a tensor to set to zero is none of its parameters."""
+        copied = copy.deepcopy(module(self.source))
+        parameters = dict(copied.named_parameters())
+        with torch.no_grad():
+            for parameter in parameters.values():
+                parameter.grad = None
+            for name in self.zero:
+                if name not in parameters:
+                    raise PlanError(f"{self.source} has no parameter {name!r} that could begin at zero.")
+                parameters[name].zero_()
+        return copied
+
+    def contract(self, topology: Topology, module: Lookup, at: str, *, before: bool) -> Contract:
+        """Exact if what begins at zero leaves of the copy only its input."""
+        return Contract("changing", f"a second {self.source} computes something of its own")
+
+    def origins(self) -> Mapping[str, str]:
+        """The copy itself."""
+        return {"": self.source}
+
+
+__all__ = ["CopyOf"]
