@@ -51,22 +51,39 @@ def attach(
         OptimizerError: the optimizer holds none of the model's parameters.
         PlanError: a wrapper is given instead of the model, or a name in `keep` or `limits` is unknown.
     """
-    _check_model(model)
+    check_model(model)
     if type(undo_limit) is not int or undo_limit < 0:
         raise PlanError(f"undo_limit: expected a number of edits of at least 0, found {undo_limit!r}.")
     if optimizer is not None:
         check_optimizer(optimizer, model.named_parameters())
     with uninterrupted():
         topology = infer(model, example_inputs)
+    return attached(
+        model, example_inputs, topology, optimizer=optimizer, keep=keep, limits=limits, follow=follow,
+        undo_limit=undo_limit,
+    )  # fmt: skip
+
+
+def attached(
+    model: nn.Module,
+    example_inputs: Any,
+    topology: Topology,
+    *,
+    optimizer: Optimizer | None,
+    keep: Iterable[str],
+    limits: Mapping[str, LimitLike] | None,
+    follow: Sequence[nn.Module],
+    undo_limit: int = 100,
+) -> Structure:
+    """The structure of a model of which the topology is known; otherwise as `attach`."""
     topology = topology.frozen(_kept(model, topology, keep))
-    structure = Structure(model, example_inputs, topology, optimizer, {}, follow, undo_limit)
-    for name, bounds in (limits or {}).items():
+    bounds = {name: _limits(name, one) for name, one in (limits or {}).items()}
+    for name in bounds:
         find_axis(topology, name)
-        structure.limits[name] = _limits(name, bounds)
     table = tensor_table(model)
     for module in follow:
         copy_of(table, module)
-    return structure
+    return Structure(model, example_inputs, topology, optimizer, bounds, follow, undo_limit)
 
 
 def _limits(name: str, bounds: LimitLike) -> Limits:
@@ -80,7 +97,8 @@ def _limits(name: str, bounds: LimitLike) -> Limits:
         raise PlanError(f"limits of {name}: {problem}") from None
 
 
-def _check_model(model: nn.Module) -> None:
+def check_model(model: nn.Module) -> None:
+    """Raise PlanError for a wrapper in place of the model, or for parameters that cannot be edited."""
     if not isinstance(model, nn.Module):
         raise PlanError(f"expected a torch.nn.Module, found {type(model).__name__}.")
     for path, module in model.named_modules():

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from types import MappingProxyType
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from espalier.axis import Axis
 from espalier.edit.apply import NewTensors, check_values, commit, compensating_attributes, copy_of, masked
 from espalier.edit.attributes import AttributeChange
 from espalier.edit.births import Births, followed
 from espalier.edit.changes import Changes, Limits, blocking_reason, find_axis
 from espalier.edit.contract import Contract, contract_of
+from espalier.edit.depth import contract_of_depth, regrow
 from espalier.edit.given import judged
 from espalier.edit.interrupt import uninterrupted
-from espalier.edit.journal import UndoStack
-from espalier.edit.masks import NO_MASKS, Enforcer, Masking, Masks, masking_of
+from espalier.edit.journal import Journal, UndoStack
+from espalier.edit.known import Known, regrown
+from espalier.edit.masks import Enforcer, Masking, Masks, masking_of
 from espalier.edit.plan import Plan, grow_plan, mask_plan, prune_plan
 from espalier.edit.refresh import verified
 from espalier.edit.repair import UnrepairedError
@@ -31,106 +31,12 @@ from espalier.edit.verify import Subject, Verification, resized_example, verify
 from espalier.errors import PlanError, SurgeryError
 from espalier.graph.caches import drop_caches
 from espalier.graph.capture import TensorTable, tensor_table
-from espalier.graph.dims import IntArray
-from espalier.graph.topology import Slot, Tap, Topology
-from espalier.measure.cost import Cost, axis_cost, cost_of
+from espalier.graph.topology import Topology
+from espalier.measure.cost import Cost, cost_of
+from espalier.record import Edit, Preview
 from espalier.table import text_table
 
 LimitLike = Limits | tuple[int | None, int | None]
-
-
-@dataclass(frozen=True)
-class Axis:
-    """One independent width of the network, as it is now."""
-
-    name: str
-    size: int
-    """Number of units."""
-    reason: str | None
-    """Why it may not change; None if it may."""
-    taps: tuple[Tap, ...]
-    """Every place in the forward pass where something is done along it."""
-    limits: Limits
-    _topology: Topology = field(repr=False, compare=False)
-
-    @cached_property
-    def slots(self) -> tuple[Slot, ...]:
-        """Every place in parameters and buffers where it appears."""
-        record = self._topology.by_name[self.name]
-        return tuple(self._topology.slot(record.number, *slot) for slot in record.slots)
-
-    @cached_property
-    def unit_cost(self) -> Cost:
-        """What one more unit costs, everything coupled to it included."""
-        return axis_cost(self._topology, self._topology.by_name[self.name].number)
-
-    @property
-    def prunable(self) -> bool:
-        """Whether it may be given a smaller size."""
-        return self.reason is None and self.limits.below(self.size) is not None
-
-    @property
-    def growable(self) -> bool:
-        """Whether it may be given a larger size."""
-        return self.reason is None and self.limits.above(self.size) is not None
-
-
-@dataclass(frozen=True)
-class Edit:
-    """The record of one applied plan."""
-
-    plan: Plan
-    contract: str
-    """``exact``, ``bounded`` or ``changing``."""
-    why: str
-    sizes: Mapping[str, tuple[int, int]]
-    """Axis -> (size before, size after)."""
-    cost_before: Cost
-    cost_after: Cost
-    attributes: tuple[AttributeChange, ...]
-    """Module attributes that followed."""
-    units: Mapping[str, tuple[int, ...]] = field(repr=False)
-    """Axis -> for every unit after the edit the old unit that it was; -1 for a new one."""
-    given: tuple[str, ...] = field(default=(), repr=False)
-    """Tensors whose new entries the plan brought itself."""
-    masks: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    """Parameters whose mask the plan set or took away -> (live weights before, after), at the new shape."""
-
-    def __str__(self) -> str:
-        sizes = [f"{name} {old} -> {new}" for name, (old, new) in self.sizes.items()]
-        sizes += [f"{name} {old:,} -> {new:,} live" for name, (old, new) in self.masks.items()]
-        return f"{', '.join(sizes)} ({self.contract}: {self.why})"
-
-
-@dataclass(frozen=True)
-class Preview:
-    """What a plan would make of the network; nothing is changed."""
-
-    tensors: Mapping[str, Tensor]
-    """Parameters and buffers that would change -> new tensors, which share no memory with the old ones."""
-    attributes: tuple[AttributeChange, ...]
-    """Module attributes that would follow."""
-    contract: Contract
-    changes: Changes
-
-    @property
-    def before(self) -> Topology:
-        """The topology as it is."""
-        return self.changes.before
-
-    @property
-    def after(self) -> Topology:
-        """The topology as it would be."""
-        return self.changes.after
-
-    @property
-    def aliases(self) -> Mapping[str, str]:
-        """Other names of shared tensors -> the names they go by."""
-        return self.changes.before.aliases
-
-    def sources(self, tensor: str) -> tuple[IntArray | None, ...]:
-        """For every dimension of a tensor the old position of each new one, -1 for new; None where all stay."""
-        return self.changes.sources(tensor) or (None,) * len(self.changes.before.tensors[tensor])
 
 
 class Axes(Mapping[str, Axis]):
@@ -171,22 +77,14 @@ class Structure:
     ) -> None:
         self.model = model
         self.optimizer = optimizer
-        self.example = example
-        self._topology = topology
-        self._settled = False
-        self.limits = dict(limits)
+        self._known = Known.first(topology, example, limits)
         self._follow = tuple(follow)
         self._undo = UndoStack([optimizer] if optimizer is not None else [], undo_limit)
-        self._undone: deque[tuple[Topology, Any, Births, Masks]] = deque(maxlen=undo_limit)
-        self._masks: Masks = NO_MASKS
+        self._undone: deque[Known] = deque(maxlen=undo_limit)
         self._enforcer = Enforcer(optimizer)
         self._history: list[Edit] = []
         self._learnt: set[tuple[type, tuple[str, ...]]] = set()
         self._constants_moved = False
-        self.initial_sizes = {record.name: topology.sizes[record.number] for record in topology.axes.values()}
-        self.initial_shapes = {name: topology.shape(name) for name in topology.tensors}
-        self.births: Births = {name: np.zeros(size, np.int64) for name, size in self.initial_sizes.items()}
-        """Axis -> for every unit the step at which it came, 0 for those that `attach` or `load` found."""
         self.step = 0
         """Optimizer steps that are done, as the session counts them: the birth of units that come now."""
 
@@ -197,16 +95,40 @@ class Structure:
         When it is first asked for, every axis is tried out on fake tensors, so that one which says that it may change
         really can.
         """
-        if not self._settled:
+        if not self._known.settled:
             with uninterrupted():
-                found = settled(self._subject(), self._topology)
+                found = settled(self._subject(), self._known.topology)
                 if found is not None:
-                    self._topology, self._settled = found, True
-        return self._topology
+                    self.topology = found
+        return self._known.topology
 
     @topology.setter
     def topology(self, topology: Topology) -> None:
-        self._topology, self._settled = topology, True
+        self._known = replace(self._known, topology=topology, settled=True)
+
+    @property
+    def example(self) -> Any:
+        """Example inputs, in the sizes that the model takes now."""
+        return self._known.example
+
+    @property
+    def limits(self) -> Mapping[str, Limits]:
+        """Axis -> the sizes that it may be given."""
+        return self._known.limits
+
+    @property
+    def births(self) -> Births:
+        """Axis -> for every unit the step at which it came, 0 for those that `attach` or `load` found."""
+        return self._known.births
+
+    @births.setter
+    def births(self, births: Births) -> None:
+        self._known = replace(self._known, births=births)
+
+    @property
+    def initial_sizes(self) -> Mapping[str, int]:
+        """Axis -> its size when the network was attached, or when the layer came that it is in."""
+        return self._known.initial_sizes
 
     @property
     def axes(self) -> Axes:
@@ -225,7 +147,7 @@ class Structure:
         A network with masks computes with their zeros as with any other numbers: masks save no time. A tied parameter
         goes by its first name.
         """
-        return self._masks
+        return self._known.masks
 
     @property
     def undoable(self) -> int:
@@ -341,10 +263,16 @@ class Structure:
     def check(self, plan: Plan) -> tuple[Contract, tuple[AttributeChange, ...]]:
         """What applying a plan would promise and which attributes would follow; changes nothing.
 
+        Layers come and go for a moment to find out: parameters, their gradients and the optimizer are as before.
+
         Raises:
             PlanError, SurgeryError: as `apply`.
         """
         with uninterrupted():
+            if plan.depth:
+                journal, _, edit = self._carried_out(plan)
+                journal.rollback()
+                return Contract(edit.contract, edit.why), edit.attributes
             _, contract, attributes, _, _ = self._prepare(plan)
         return contract, tuple(attributes)
 
@@ -356,8 +284,10 @@ class Structure:
             within_limits: whether the limits that the user set hold; False for what is only looked at.
 
         Raises:
-            PlanError, SurgeryError: as `apply`.
+            PlanError, SurgeryError: as `apply`; PlanError also for a plan in which layers come or go.
         """
+        if plan.depth:
+            raise PlanError("a plan in which layers come or go cannot be previewed; check or apply it.")
         if not plan.edits and not plan.masks:
             return Preview({}, (), Contract("exact", "nothing changes"), Changes({}, self.topology, self.topology))
         with uninterrupted():
@@ -380,8 +310,37 @@ class Structure:
             return self._apply(plan)
 
     def _apply(self, plan: Plan) -> Edit:
+        journal, known, edit = self._carried_out(plan)
+        try:
+            self._enforcer.enforce(known.masks, tensor_table(self.model).tensors)
+            self._undo.push(journal)
+        except BaseException:
+            journal.rollback()
+            self._enforcer.enforce(self._known.masks, tensor_table(self.model).tensors)
+            raise
+        self._undone.append(self._known)
+        self._known = known
+        self._history.append(edit)
+        return edit
+
+    def _carried_out(self, plan: Plan) -> tuple[Journal, Known, Edit]:
+        """A plan done to model and optimizer, of which this object knows nothing yet."""
+        journal, known, edit = Journal(), self._known, Edit.nothing(plan, self.cost())
+        if not plan.depth or plan.edits or plan.masks or plan.values or plan.deltas:
+            known, edit = self._resized(journal, plan)
+        if plan.depth:
+            try:
+                known, edit = self._regrown(journal, plan, known, edit)
+            except BaseException:
+                journal.rollback()
+                raise
+        return journal, known, edit
+
+    def _resized(self, journal: Journal, plan: Plan) -> tuple[Known, Edit]:
+        """The part of a plan that resizes axes and sets masks."""
         staged, contract, attributes, table, masking = self._prepare(plan)
-        changes = staged.changes
+        changes, known = staged.changes, self._known
+        origins = {changes.before.axes[number].name: units for number, units in changes.axes.items()}
         edit = Edit(
             replace(plan, values={}, deltas={}, masks=()),
             contract.kind,
@@ -393,31 +352,40 @@ class Structure:
             cost_of(changes.before),
             cost_of(changes.after),
             tuple(attributes),
-            {changes.before.axes[number].name: tuple(units.tolist()) for number, units in changes.axes.items()},
+            {axis: tuple(units.tolist()) for axis, units in origins.items()},
             tuple(changes.before.aliases.get(name, name) for name in plan.values),
             masking.counts({name: changes.after.shape(name) for name in masking.remasked}),
         )
+        after = replace(
+            known.with_masks(masking.after),
+            topology=changes.after,
+            example=resized_example(self.example, changes.after.predictions[0], changes.after),
+            births=followed(known.births, origins, self.step),
+            attributes=(*known.attributes, *attributes),
+        )
         optimizers = [self.optimizer] if self.optimizer is not None else []
         followers = [copy_of(table, module) for module in self._follow]
-        example = resized_example(self.example, changes.after.predictions[0], changes.after)
-        keep = self.may_undo
-        origins = {changes.before.axes[number].name: units for number, units in changes.axes.items()}
-        births = followed(self.births, origins, self.step)
-        journal = commit(
-            self.model, table, plan, changes, contract, masking, attributes, optimizers, followers, undoable=keep
+        commit(
+            journal, self.model, table, plan, changes, contract, masking, attributes, optimizers, followers,
+            undoable=self.may_undo,
+        )  # fmt: skip
+        return after, edit
+
+    def _regrown(self, journal: Journal, plan: Plan, known: Known, edit: Edit) -> tuple[Known, Edit]:
+        """The part of a plan in which layers come or go, after its other parts."""
+        contract = contract_of_depth(known.topology, self.model, plan.depth)
+        table = tensor_table(self.model)
+        found = regrow(
+            journal,
+            self.model,
+            known.example,
+            known.topology,
+            plan.depth,
+            [self.optimizer] if self.optimizer is not None else [],
+            [copy_of(table, module).root for module in self._follow],
         )
-        try:
-            self._enforcer.enforce(masking.after, table.tensors)
-            self._undo.push(journal)
-        except BaseException:
-            journal.rollback()
-            self._enforcer.enforce(self._masks, table.tensors)
-            raise
-        self._undone.append((self._topology, self.example, self.births, self._masks))
-        self._topology, self.example = changes.after, example
-        self.births, self._masks = births, MappingProxyType(dict(masking.after))
-        self._history.append(edit)
-        return edit
+        after, renamed = regrown(known, found, self.step)
+        return after, edit.followed_by(contract, found.attributes, renamed, cost_of(after.topology))
 
     def undo(self) -> Edit:
         """Take back the last edit, every byte of it; possible until the next optimizer step. Returns that edit.
@@ -429,18 +397,14 @@ class Structure:
             self._undo.undo()
             for module in (self.model, *self._follow):
                 drop_caches(module.modules())
-            self._topology, self.example, self.births, masks = self._undone.pop()
-            self._keep_masks(masks, tensor_table(self.model))
+            self._known = self._undone.pop()
+            self._enforcer.enforce(self._known.masks, tensor_table(self.model).tensors)
             return self._history.pop()
-
-    def _keep_masks(self, masks: Masks, table: TensorTable) -> None:
-        self._masks = MappingProxyType(dict(masks))
-        self._enforcer.enforce(self._masks, table.tensors)
 
     def _subject(self) -> Subject:
         table = tensor_table(self.model)
         self._check_untouched(table)
-        return Subject(self.model, self.example, table, self._topology.sizes, learnt=self._learnt)
+        return Subject(self.model, self.example, table, self._known.topology.sizes, learnt=self._learnt)
 
     def _prepare(
         self, plan: Plan, *, within_limits: bool = True
@@ -448,7 +412,7 @@ class Structure:
         subject = self._subject()
         staged = self._staged(subject, plan, self.limits if within_limits else {})
         check_values(plan, staged.changes, subject.table)
-        masking = masking_of(plan, staged.changes, self._masks, subject.table.tensors)
+        masking = masking_of(plan, staged.changes, self.masks, subject.table.tensors)
         constants = self._changed_constants(subject, staged)
         contract = contract_of(staged.changes, subject.table.tensors, constants)
         if not staged.changes.axes:
@@ -509,24 +473,25 @@ class Structure:
 
     def _check_untouched(self, table: TensorTable) -> None:
         """Raise SurgeryError if something else changed the model. A forward may resize buffers of its own."""
+        topology = self._known.topology
         rebuilt: dict[str, tuple[int, ...]] = {}
         for name, tensor in table.tensors.items():
-            if name not in self._topology.tensors:
+            if name not in topology.tensors:
                 raise SurgeryError(f"{name} was added to the model after attach; attach to the model again.")
-            if tuple(tensor.shape) == self._topology.shape(name):
+            if tuple(tensor.shape) == topology.shape(name):
                 continue
-            if self._topology.may_be_rebuilt(name):
+            if topology.may_be_rebuilt(name):
                 rebuilt[name] = tuple(tensor.shape)
             else:
                 raise SurgeryError(
-                    f"{name} should have shape {self._topology.shape(name)}, but has {tuple(tensor.shape)}: it was "
+                    f"{name} should have shape {topology.shape(name)}, but has {tuple(tensor.shape)}: it was "
                     "changed by something else; attach to the model again."
                 )
-        missing = [name for name in self._topology.tensors if name not in table.tensors]
+        missing = [name for name in topology.tensors if name not in table.tensors]
         if missing:
             raise SurgeryError(f"{missing[0]} was removed from the model after attach; attach to the model again.")
         if rebuilt:
-            self._topology = self._topology.rebuilt(rebuilt)
+            self._known = replace(self._known, topology=topology.rebuilt(rebuilt))
 
     def _axis(self, name: str) -> Axis:
         record = find_axis(self.topology, name)
@@ -552,15 +517,15 @@ class Structure:
         header = ("axis", "units", "may", "parameters per unit", "tensors", "why not")
         lines = [f"{type(self.model).__name__}: {self.cost()} for the example inputs", ""]
         lines += [*text_table(header, rows, right=(1, 3, 4)), *self.topology.notes]
-        if self._masks:
+        if self.masks:
             size, live = (sum(int(one) for one in each) for each in zip(
-                *((mask.numel(), mask.sum()) for mask in self._masks.values()), strict=True
+                *((mask.numel(), mask.sum()) for mask in self.masks.values()), strict=True
             ))  # fmt: skip
-            lines.append(f"masks hold {size - live:,} of {size:,} weights of {len(self._masks)} parameters at zero")
+            lines.append(f"masks hold {size - live:,} of {size:,} weights of {len(self.masks)} parameters at zero")
         if self.topology.unknown:
             names = ", ".join(f"{name} ({count}x)" for name, count in self.topology.unknown.items())
             lines.append(f"unknown operators, which freeze what they touch: {names}")
         return "\n".join(lines)
 
 
-__all__ = ["Axes", "Axis", "Edit", "Preview", "Structure"]
+__all__ = ["Axes", "Structure"]

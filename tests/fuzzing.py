@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from espalier.attach import attach
 from espalier.edit.plan import Plan, Resize
 from espalier.errors import EspalierError
-from espalier.structure import Axis, Structure
+from espalier.axis import Axis
+from espalier.structure import Structure
 
 EXACT = 1e-9
 """Largest difference of outputs, relative to the largest, that rounding explains in float64."""

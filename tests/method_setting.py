@@ -12,7 +12,8 @@ from espalier.parts.budget import Polynomial
 from espalier.parts.goal import UNBOUNDED, Cap, Goal, Selection
 from espalier.parts.init import Beginning
 from espalier.parts.score import Context
-from espalier.structure import Edit, Structure
+from espalier.record import Edit
+from espalier.structure import Structure
 
 SEED = 1
 

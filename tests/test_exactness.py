@@ -23,7 +23,8 @@ from espalier.edit import apply
 from espalier.edit.changes import Changes
 from espalier.edit.plan import Plan, Resize, grow_plan
 from espalier.graph.capture import tensor_table
-from espalier.structure import Axis, Structure
+from espalier.axis import Axis
+from espalier.structure import Structure
 
 NUMBERS = st.integers(0, 2**16 - 1)
 FLOAT64, FLOAT32 = 1e-11, 1e-5

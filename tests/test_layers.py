@@ -15,6 +15,8 @@ LAYERS = [
     "graph",
     "edit",
     "measure",
+    "axis",
+    "record",
     "structure",
     "attach",
     "parts",

@@ -25,7 +25,8 @@ from espalier.measure.stats import calibrate, eval_loss, new_statistics
 from espalier.method import Method
 from espalier.parts.goal import Goal, Scores
 from espalier.parts.score import Context, Equal
-from espalier.structure import Edit, Structure
+from espalier.record import Edit
+from espalier.structure import Structure
 from espalier.train.events import Event
 from espalier.train.settings import build
 

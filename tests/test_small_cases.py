@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from espalier.attach import attach
 from espalier.graph.capture import tensor_table
 from espalier.graph.topology import INTERFACE, Slot
-from espalier.structure import Axis, Edit, Structure
+from espalier.axis import Axis
+from espalier.record import Edit
+from espalier.structure import Structure
 
 EXACT = 1e-9
 BY = 2

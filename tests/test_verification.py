@@ -19,7 +19,8 @@ from espalier.edit import stage as staging
 from espalier.edit.verify import Verification
 from espalier.errors import EspalierError, PlanError
 from espalier.graph.capture import tensor_table
-from espalier.structure import Edit, Structure
+from espalier.record import Edit
+from espalier.structure import Structure
 
 BATCH, TOKENS, WIDTH, HEADS, HEAD_DIM = 8, 5, 12, 4, 6
 

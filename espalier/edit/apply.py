@@ -209,6 +209,7 @@ def masked(contract: Contract, work: NewTensors, tensors: Mapping[str, Tensor]) 
 
 
 def commit(
+    journal: Journal,
     model: nn.Module,
     table: TensorTable,
     plan: Plan,
@@ -220,7 +221,7 @@ def commit(
     followers: Sequence[Copy],
     *,
     undoable: bool = True,
-) -> Journal:
+) -> None:
     """Replace every tensor that the plan touches, its gradient and its optimizer state, and set the attributes.
 
     Every old tensor is freed before the next one is replaced, where the new one and what that leaves out give it back;
@@ -229,7 +230,7 @@ def commit(
     Raises:
         SurgeryError: something failed half-way; everything is as it was before.
     """
-    journal, work = Journal(), NewTensors(plan, changes, contract, masking)
+    work = NewTensors(plan, changes, contract, masking)
     try:
         for name, tensor in table.tensors.items():
             sources = work.sources(name, tensor)
@@ -260,7 +261,6 @@ def commit(
         raise SurgeryError(
             f"the edit failed half-way and was rolled back; nothing was changed: {type(error).__name__}: {error}"
         ) from error
-    return journal
 
 
 def _scaled(tensor: Tensor, scale: Scale | None) -> Tensor:

@@ -104,11 +104,53 @@ class AttributeRecord:
             setattr(self.owner, self.name, self.old)
 
 
+@dataclass(frozen=True)
+class ModulesRecord:
+    """The children of a module before their change."""
+
+    owner: nn.Module
+    old: Mapping[str, nn.Module | None]
+
+    def restore(self) -> None:
+        self.owner._modules.clear()
+        self.owner._modules.update(self.old)
+
+
+@dataclass(frozen=True)
+class HookRecord:
+    """A hook that was put on a module."""
+
+    handle: RemovableHandle
+
+    def restore(self) -> None:
+        self.handle.remove()
+
+
+@dataclass(frozen=True)
+class GroupRecord:
+    """The parameters of a group of an optimizer, and the state of those that leave it, before their change."""
+
+    optimizer: Optimizer
+    group: dict[str, Any]
+    old: list[Any]
+    state: Mapping[Tensor, Any]
+
+    def restore(self) -> None:
+        present = set(map(id, self.old))
+        for parameter in self.group["params"]:
+            if id(parameter) not in present:
+                self.optimizer.state.pop(parameter, None)
+        self.group["params"][:] = self.old
+        self.optimizer.state.update(self.state)
+
+
 class Journal:
     """Makes the changes of one edit, and keeps what each replaced: the tensors themselves, no copies."""
 
     def __init__(self) -> None:
-        self._records: list[TensorRecord | StateRecord | AttributeRecord] = []
+        self._records: list[
+            TensorRecord | StateRecord | AttributeRecord | ModulesRecord | HookRecord | GroupRecord
+        ] = []
 
     def replace_tensor(self, tensor: Tensor, new: Tensor, grad: Tensor | None = None, name: str = "a tensor") -> None:
         """Make a parameter or buffer hold `new`, and its gradient be `grad`. Raises SurgeryError as `replace` does."""
@@ -139,6 +181,31 @@ class Journal:
         own = name in _own_attributes(owner)
         self._records.append(AttributeRecord(owner, name, getattr(owner, name, _MISSING), own))
         setattr(owner, name, value)
+
+    def set_modules(self, owner: nn.Module, modules: Mapping[str, nn.Module | None]) -> None:
+        """Give a module other children."""
+        self._records.append(ModulesRecord(owner, dict(owner._modules)))
+        owner._modules.clear()
+        owner._modules.update(modules)
+
+    def keep_hook(self, handle: RemovableHandle) -> None:
+        """Note a hook that was put on a module just now."""
+        self._records.append(HookRecord(handle))
+
+    def set_group(self, optimizer: Optimizer, group: dict[str, Any], parameters: Sequence[Tensor]) -> None:
+        """Give a group of an optimizer other parameters, in its own list; the state of those that leave it goes."""
+        staying = set(map(id, parameters))
+        leaving = [one for one in group["params"] if id(one) not in staying and one in optimizer.state]
+        state = {one: optimizer.state[one] for one in leaving}
+        self._records.append(GroupRecord(optimizer, group, list(group["params"]), state))
+        group["params"][:] = parameters
+        for one in leaving:
+            del optimizer.state[one]
+
+    def take_over(self, other: Journal) -> None:
+        """Add the changes of another journal, made after all of these, which is empty then."""
+        self._records += other._records
+        other._records = []
 
     def forget(self, tensor: Tensor, sources: Sources, undoable: bool) -> None:
         """Let go of the old entries of the tensor that was replaced last, of its gradient and of its state.

@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from espalier.edit.depth_edits import DepthEdit, from_json, to_json
 from espalier.errors import PlanError
 
 FORMAT = 1
@@ -120,12 +121,14 @@ class Plan:
     """Tensor name -> what is added to it, in a form that broadcasts to its new shape."""
     masks: tuple[Remask, ...] = ()
     """Masks that parameters get, or lose, after they were resized."""
+    depth: tuple[DepthEdit, ...] = ()
+    """Layers and cells that come or go after all else; modules go by their paths before the plan."""
 
     def __str__(self) -> str:
-        return "\n".join(str(edit) for edit in (*self.edits, *self.masks)) or "nothing"
+        return "\n".join(str(edit) for edit in (*self.edits, *self.masks, *self.depth)) or "nothing"
 
     def __bool__(self) -> bool:
-        return bool(self.masks) or any(edit.remove or edit.add for edit in self.edits)
+        return bool(self.masks or self.depth) or any(edit.remove or edit.add for edit in self.edits)
 
     def to_json(self) -> str:
         """The structure of the plan as JSON, masks included, without values and deltas."""
@@ -138,9 +141,13 @@ class Plan:
             }
             for one in self.masks
         ]
+        depth = [to_json(one) for one in self.depth]
         return json.dumps(
-            {"format": FORMAT, "edits": edits, "interface": self.interface, "seed": self.seed, "masks": masks}
-        )
+            {
+                "format": FORMAT, "edits": edits, "interface": self.interface, "seed": self.seed, "masks": masks,
+                "depth": depth,
+            }
+        )  # fmt: skip
 
     @classmethod
     def from_json(
@@ -156,8 +163,10 @@ class Plan:
             if data["format"] != FORMAT:
                 raise PlanError(f"this plan has format {data['format']!r}; this version of Espalier reads {FORMAT}.")
             edits = tuple(_resize(one) for one in data["edits"])
-            masks = tuple(_remask(one) for one in data.get("masks", ()))
-            return cls(edits, _typed(data["interface"], bool), _typed(data["seed"], int), values, deltas, masks)
+            masks = tuple(_remask(one) for one in data["masks"])
+            depth = tuple(from_json(one) for one in data["depth"])
+            interface, seed = _typed(data["interface"], bool), _typed(data["seed"], int)
+            return cls(edits, interface, seed, values, deltas, masks, depth)
         except (ValueError, KeyError, TypeError) as error:
             raise PlanError(f"this is not a plan in JSON: {type(error).__name__}: {error}.") from error
 

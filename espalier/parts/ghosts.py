@@ -29,7 +29,7 @@ from espalier.measure.stats import without_a_trace
 from espalier.parts.goal import Goal
 from espalier.parts.score import Context
 from espalier.parts.select import proportional
-from espalier.structure import Preview
+from espalier.record import Preview
 
 INCOMING = frozenset({"produce", "filter", "group", "lookup"})
 OUTGOING = frozenset({"contract"})

@@ -7,13 +7,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
+from espalier.axis import Axis
 from espalier.edit.changes import changes_of, find_axis
 from espalier.edit.contract import contract_of
 from espalier.edit.plan import grow_plan
 from espalier.errors import MethodError
 from espalier.graph.capture import tensor_table
 from espalier.parts.goal import Direction
-from espalier.structure import Axis, Structure
+from espalier.structure import Structure
 
 _HEAD_SIZE_ROLES = frozenset({"bilinear", "scale_of_size"})
 _HEAD_SIZE_HINTS = frozenset({"head_dim", "value_dim"})

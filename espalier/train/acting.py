@@ -16,7 +16,8 @@ from espalier.parts.goal import Goal, Scores
 from espalier.parts.score import Context, Score
 from espalier.parts.trigger import Metric, View
 from espalier.parts.trigger_losses import probe_loss
-from espalier.structure import Edit, Structure
+from espalier.record import Edit
+from espalier.structure import Structure
 from espalier.train.controller import Controller, Running
 from espalier.train.events import Action, Event, finite
 from espalier.train.memories import Memories

@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,20 +22,27 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from espalier.attach import LimitLike, attach
+from espalier.attach import LimitLike, attach, attached, check_model
+from espalier.edit.apply import copy_of
 from espalier.edit.attributes import AttributeChange
 from espalier.edit.changes import Changes
+from espalier.edit.depth import replay
+from espalier.edit.interrupt import uninterrupted
 from espalier.edit.journal import Journal
+from espalier.edit.known import Known
+from espalier.edit.masks import Masks
+from espalier.edit.optimizer import check as check_optimizer
 from espalier.edit.optimizer import check_shapes, plan_state
 from espalier.edit.plan import Plan, Resize
 from espalier.edit.refresh import different
-from espalier.edit.verify import changed_attribute, resized_example
-from espalier.errors import CheckpointError
+from espalier.edit.verify import attributes_set, changed_attribute, resized_example
+from espalier.errors import CaptureError, CheckpointError
 from espalier.graph.capture import TensorTable, tensor_table
 from espalier.graph.dims import NEW
-from espalier.graph.topology import INTERFACE, Topology
+from espalier.graph.topology import INTERFACE, Topology, infer
 from espalier.measure.cost import cost_of
-from espalier.structure import Edit, Structure
+from espalier.record import Edit
+from espalier.structure import Structure
 from espalier.train import checkpoint_files as files
 from espalier.train import checkpoint_optimizer
 from espalier.train.checkpoint_network import (
@@ -42,6 +50,7 @@ from espalier.train.checkpoint_network import (
     SavedNetwork,
     SavedTensor,
     found_since_attach,
+    interface_of,
     saved_attributes,
 )
 from espalier.train.checkpoint_optimizer import RestoredOptimizer, laid_out
@@ -115,32 +124,84 @@ def load(
     """
     paths = files.read(Path(folder))
     network = SavedNetwork.parsed(files.read_json(paths["network.json"]))
-    table = tensor_table(model)
-    network.check_tensors(table)
-    values = _checked(files.read_tensors(paths["network.safetensors"]), network.tensors)
-    masks = _masks(paths, network.tensors, table)
-    structure = attach(model, example_inputs, optimizer=optimizer, keep=keep, limits=limits, follow=follow)
-    network.check_axes(structure.initial_sizes)
-    after = _resized(structure.topology, network)
-    found = network.with_findings(after)
-    attributes = network.attribute_changes(model)
-    _verify(structure, after, attributes)
-    replacements = _replacements(table.tensors, values, network.tensors)
-    settings = [(model, change) for change in attributes]
-    if follow and network.followers and len(follow) != len(network.followers):
-        raise CheckpointError(
-            f"follow: {len(network.followers)} copies were saved, found {len(follow)}; pass all or none."
-        )
-    for number, module in enumerate(follow):
-        replacements += _follower_replacements(number, module, network, values, paths)
-        path = _prefix(module, network).removesuffix(".")
-        settings += [(module, replace(one, module=".".join(filter(None, (path, one.module))))) for one in attributes]
-    restored = _restored(optimizer, table, paths)
-    _commit(replacements, settings, optimizer, restored, _changes(structure.topology, after))
-    _take_over(structure, after, found, attributes)
-    structure._keep_masks(masks, table)
-    structure.limits = {**network.limits, **structure.limits}
+    check_model(model)
+    if optimizer is not None:
+        check_optimizer(optimizer, model.named_parameters())
+    journal = Journal()
+    try:
+        with uninterrupted():
+            replay(journal, model, network.depth, [optimizer] if optimizer is not None else [], _roots(model, follow))
+            table = tensor_table(model)
+            network.check_tensors(table)
+            values = _checked(files.read_tensors(paths["network.safetensors"]), network.tensors)
+            masks = _masks(paths, network.tensors, table)
+            attributes = network.attribute_changes(model)
+            structure, after, found = _described_by(
+                network, attributes, model, example_inputs, optimizer=optimizer, keep=keep, limits=limits, follow=follow
+            )
+            replacements = _replacements(table.tensors, values, network.tensors)
+            settings = [(model, change) for change in attributes]
+            if follow and network.followers and len(follow) != len(network.followers):
+                raise CheckpointError(
+                    f"follow: {len(network.followers)} copies were saved, found {len(follow)}; pass all or none."
+                )
+            for number, module in enumerate(follow):
+                replacements += _follower_replacements(number, module, network, values, paths)
+                path = _prefix(module, network).removesuffix(".")
+                settings += [
+                    (module, replace(one, module=".".join(filter(None, (path, one.module))))) for one in attributes
+                ]
+            restored = _restored(optimizer, table, paths)
+            before = after if network.depth else structure.topology
+            _commit(journal, replacements, settings, optimizer, restored, _changes(before, after))
+            _take_over(structure, after, found, attributes, network, masks)
+    except BaseException:
+        journal.rollback()
+        raise
     return structure
+
+
+def _roots(model: nn.Module, follow: Sequence[nn.Module]) -> list[nn.Module]:
+    table = tensor_table(model)
+    return [copy_of(table, module).root for module in follow]
+
+
+def _described_by(
+    network: SavedNetwork,
+    attributes: Sequence[AttributeChange],
+    model: nn.Module,
+    example: Any,
+    *,
+    optimizer: Optimizer | None,
+    keep: Iterable[str],
+    limits: Mapping[str, LimitLike] | None,
+    follow: Sequence[nn.Module],
+) -> tuple[Structure, Topology, Topology]:
+    """The structure of the fresh model; its topology at the saved sizes, without and with what was found since.
+
+    A network to which layers came, or from which they went, is read at its saved sizes: at those that it has when it is
+    built, what is left of it need not fit together.
+    """
+    if not network.depth:
+        structure = attach(model, example, optimizer=optimizer, keep=keep, limits=limits, follow=follow)
+        network.check_axes(structure.initial_sizes)
+        after = _resized(structure.topology, network)
+        _verify(structure, after, attributes)
+        return structure, after, network.with_findings(after)
+    shapes = {name: one.shape for name, one in network.tensors.items()}
+    with attributes_set(model, attributes):
+        try:
+            after = infer(model, network.resized(example), shapes=shapes)
+        except CaptureError as problem:
+            raise CheckpointError(
+                f"at the saved sizes the model would not run: {problem} Build the model with the code that it was saved "
+                "with."
+            ) from problem
+    network.check_sizes({record.name: after.sizes[number] for number, record in after.axes.items()})
+    structure = attached(
+        model, network.resized(example), after, optimizer=optimizer, keep=keep, limits=limits, follow=follow
+    )
+    return structure, after, network.with_findings(structure._known.topology)
 
 
 @dataclass(frozen=True)
@@ -156,13 +217,15 @@ def _described(structure: Structure, table: TensorTable, followers: Sequence[Map
     topology = structure.topology
     sizes = {record.name: topology.sizes[number] for number, record in topology.axes.items()}
     return SavedNetwork(
-        {name: SavedTensor.of(tensor, structure.initial_shapes[name]) for name, tensor in table.tensors.items()},
+        {name: SavedTensor.of(tensor, structure._known.initial_shapes[name]) for name, tensor in table.tensors.items()},
         table.aliases,
         {name: SavedAxis(size, sizes[name]) for name, size in structure.initial_sizes.items()},
         found_since_attach(topology),
-        saved_attributes(structure.model, [change for edit in structure.history for change in edit.attributes]),
+        saved_attributes(structure.model, structure._known.attributes),
         structure.limits,
         [{name: SavedTensor.of(one, tuple(one.shape)) for name, one in tensors.items()} for tensors in followers],
+        structure._known.depth,
+        interface_of(topology),
     )
 
 
@@ -299,6 +362,7 @@ def _changes(before: Topology, after: Topology) -> Changes:
 
 
 def _commit(
+    journal: Journal,
     replacements: Sequence[_Replacement],
     settings: Sequence[tuple[nn.Module, AttributeChange]],
     optimizer: Optimizer | None,
@@ -306,7 +370,6 @@ def _commit(
     changes: Changes,
 ) -> None:
     named = [(one.name, one.tensor) for one in replacements]
-    journal = Journal()
     try:
         for one in replacements:
             entries: Mapping[str, Any] = {}
@@ -322,34 +385,49 @@ def _commit(
             if restored is not None:
                 journal.set_attribute(optimizer, "state", restored.state)
             check_shapes(optimizer, named)
-    except BaseException as error:
-        journal.rollback()
-        if not isinstance(error, Exception):
-            raise
+    except Exception as error:
         raise CheckpointError(f"the checkpoint could not be loaded, and nothing was changed: {error}") from error
     if optimizer is not None and restored is not None:
         for group, options in zip(optimizer.param_groups, restored.options, strict=True):
             group.update(options)
 
 
-def _take_over(structure: Structure, after: Topology, found: Topology, attributes: Sequence[AttributeChange]) -> None:
+def _take_over(
+    structure: Structure,
+    after: Topology,
+    found: Topology,
+    attributes: Sequence[AttributeChange],
+    network: SavedNetwork,
+    masks: Masks,
+) -> None:
     """Have the structure of the fresh model describe the loaded one."""
-    before = structure.topology
+    before = structure._known.topology
     sizes = {
         record.name: (before.sizes[number], after.sizes[number])
         for number, record in before.axes.items()
         if before.sizes[number] != after.sizes[number]
     }
-    if sizes or attributes:
+    if sizes or attributes or network.depth:
         resizes = tuple(Resize(name, tuple(range(new, old)), max(0, new - old)) for name, (old, new) in sizes.items())
-        plan = Plan(resizes, interface=True)
+        plan = Plan(resizes, interface=True, depth=tuple(one.edit for steps in network.depth for one in steps))
         why = "loaded from a checkpoint"
         units = {one.axis: tuple(range(sizes[one.axis][1] - one.add)) + (NEW,) * one.add for one in resizes}
         edit = Edit(plan, "changing", why, sizes, cost_of(before), cost_of(after), tuple(attributes), units)
         structure._history.append(edit)
-    structure.example = resized_example(structure.example, after.predictions[0], after)
-    structure.topology = found
-    structure.births = {record.name: np.zeros(found.sizes[number], np.int64) for number, record in found.axes.items()}
+    known = structure._known
+    structure._known = Known(
+        found,
+        resized_example(structure.example, after.predictions[0], after),
+        {**network.limits, **known.limits},
+        {record.name: np.zeros(found.sizes[number], np.int64) for number, record in found.axes.items()},
+        {name: one.original for name, one in network.axes.items()},
+        {name: one.original for name, one in network.tensors.items()},
+        MappingProxyType(masks),
+        tuple(attributes),
+        network.depth,
+        settled=True,
+    )
+    structure._enforcer.enforce(masks, tensor_table(structure.model).tensors)
 
 
 def _names(table: TensorTable) -> dict[int, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from typing import Any, Final, TypeAlias
 
@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from espalier.edit.attributes import AttributeChange
 from espalier.edit.changes import Limits
+from espalier.edit.steps import Step
 from espalier.edit.tensors import memory_order
-from espalier.errors import CheckpointError
-from espalier.graph.capture import TensorTable
+from espalier.errors import CheckpointError, PlanError
+from espalier.graph.capture import TensorTable, map_tensors
+from espalier.graph.dims import axes_of, size_of
 from espalier.graph.solver import Reason
 from espalier.graph.topology import Topology
 
@@ -80,10 +82,16 @@ class SavedNetwork:
     limits: Mapping[str, Limits]
     followers: Sequence[Mapping[str, SavedTensor]]
     """The tensors of every copy that shares the edits, by its own names; `original` is not used."""
+    depth: tuple[tuple[Step, ...], ...]
+    """The plans in which layers came or went, in order."""
+    interface: Sequence[tuple[int, int, int]]
+    """Which input, which dimension, and the size that it has now: all those that edits may change."""
 
     def to_json(self) -> dict[str, Any]:
         """As JSON, with the versions that wrote it for whoever reads it."""
-        return {"espalier": _version(), "torch": str(torch.__version__), **asdict(self)}
+        depth = [[step.to_json() for step in steps] for steps in self.depth]
+        plain = replace(self, depth=())
+        return {"espalier": _version(), "torch": str(torch.__version__), **asdict(plain), "depth": depth}
 
     @classmethod
     def parsed(cls, data: Mapping[str, Any]) -> SavedNetwork:
@@ -97,8 +105,10 @@ class SavedNetwork:
                 [_attribute(one) for one in data["attributes"]],
                 {name: _limits(one) for name, one in data["limits"].items()},
                 [{name: SavedTensor.parsed(one) for name, one in found.items()} for found in data["followers"]],
+                tuple(tuple(Step.from_json(one) for one in steps) for steps in data["depth"]),
+                [(_typed(a, int), _typed(b, int), _units(c)) for a, b, c in data["interface"]],
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, PlanError) as error:
             raise CheckpointError(f"network.json is damaged: {type(error).__name__}: {error}.") from error
 
     def check_tensors(self, table: TensorTable) -> None:
@@ -108,7 +118,7 @@ class SavedNetwork:
             tensor = table.tensors.get(name)
             if tensor is None:
                 raise CheckpointError(f"the checkpoint is of another model: it has {name}, this model has not. {hint}")
-            if tuple(tensor.shape) != saved.original:
+            if tuple(tensor.shape) != saved.original and not self.depth:
                 raise CheckpointError(
                     f"{name}: expected the original shape {saved.original}, found {tuple(tensor.shape)}. {hint}"
                 )
@@ -127,7 +137,7 @@ class SavedNetwork:
         """Raise CheckpointError unless the axes of a freshly built model are those of the saved one."""
         for name, saved in self.axes.items():
             found = initial_sizes.get(name)
-            if found != saved.original:
+            if found != saved.original and not self.depth:
                 raise CheckpointError(
                     f"the checkpoint has an axis {name} of {saved.original} units originally, this model has "
                     f"{'no such axis' if found is None else found}; build the model, and give example inputs, as when "
@@ -136,6 +146,36 @@ class SavedNetwork:
         more = [name for name in initial_sizes if name not in self.axes]
         if more:
             raise CheckpointError(f"this model has an axis {more[0]} that the checkpoint does not know.")
+
+    def check_sizes(self, sizes: Mapping[str, int]) -> None:
+        """Raise CheckpointError unless these are the saved axes and their sizes."""
+        saved = {name: one.size for name, one in self.axes.items()}
+        for name in sorted(set(saved) | set(sizes)):
+            if saved.get(name) != sizes.get(name):
+                raise CheckpointError(
+                    f"axis {name}: expected {saved.get(name, 'no such axis')}, found {sizes.get(name, 'no such axis')}; "
+                    "build the model, and give example inputs, as when it was first attached to."
+                )
+
+    def resized(self, example: Any) -> Any:
+        """Example inputs of the original sizes in those that the saved network takes; new positions hold zeros."""
+        position = -1
+
+        def resize(tensor: Tensor) -> Tensor:
+            nonlocal position
+            position += 1
+            sizes = list(tensor.shape)
+            for number, dim, size in self.interface:
+                if number == position and dim < len(sizes):
+                    sizes[dim] = size
+            if sizes == list(tensor.shape):
+                return tensor
+            result = tensor.new_zeros(sizes)
+            common = tuple(slice(0, min(a, b)) for a, b in zip(tensor.shape, sizes, strict=True))
+            result[common] = tensor[common]
+            return result
+
+        return map_tensors(example, resize)
 
     def with_findings(self, topology: Topology) -> Topology:
         """The topology at the saved sizes with the reasons that were found, or given, since `attach`.
@@ -162,7 +202,7 @@ class SavedNetwork:
                 found = _plain(old)
             except (AttributeError, KeyError, TypeError):
                 raise CheckpointError(f"the checkpoint sets {place}, which is no number in this model.") from None
-            if found != saved.original:
+            if found != saved.original and not self.depth:
                 raise CheckpointError(f"{place}: expected the original value {saved.original!r}, found {old!r}.")
             new = tuple(saved.value) if isinstance(old, tuple) and isinstance(saved.value, list) else saved.value
             changes.append(AttributeChange(saved.module, saved.path, old, new))
@@ -175,6 +215,17 @@ def found_since_attach(topology: Topology) -> dict[str, list[Reason]]:
         record.name: [one for one in record.reasons if one.kind in _FOUND_LATER] for record in topology.axes.values()
     }
     return {name: reasons for name, reasons in found.items() if reasons}
+
+
+def interface_of(topology: Topology) -> list[tuple[int, int, int]]:
+    """See `SavedNetwork.interface`."""
+    prediction = topology.predictions[0]
+    return [
+        (number, dim, size_of(term, topology.sizes))
+        for number, value in enumerate(prediction.inputs.values())
+        for dim, term in enumerate(prediction.dims[value])
+        if any(axis in topology.axes for axis in axes_of(term))
+    ]
 
 
 def saved_attributes(model: nn.Module, changes: Sequence[AttributeChange]) -> list[SavedAttribute]:
@@ -255,5 +306,5 @@ def _typed(value: Any, kind: type) -> Any:
 
 __all__ = [
     "SavedAttribute", "SavedAxis", "SavedNetwork", "SavedTensor", "found_since_attach",
-    "saved_attributes",
+    "interface_of", "saved_attributes",
 ]  # fmt: skip

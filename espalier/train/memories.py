@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from espalier.graph.dims import IntArray
-from espalier.structure import Edit, Structure
+from espalier.record import Edit
+from espalier.structure import Structure
 
 
 class Follower(Protocol):

@@ -1,5 +1,1 @@
-"""What new layers are made by: every kind of recipe is one file, registered by being imported here."""
-
-from espalier.edit.recipes import copies
-
-__all__ = ["copies"]
+"""What new layers are built from: every kind of recipe is one file, named in `espalier.edit.recipes.kinds`."""

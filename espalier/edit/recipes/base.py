@@ -10,13 +10,15 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from torch import nn
 
-from espalier.edit.contract import Contract
 from espalier.errors import PlanError
-from espalier.graph.topology import Topology
+
+if TYPE_CHECKING:  # plans hold recipes, and contracts are about plans
+    from espalier.edit.contract import Contract
+    from espalier.graph.topology import Topology
 
 Lookup = Callable[[str], nn.Module]
 """The live module at a path. Raises PlanError if there is none."""
@@ -47,6 +49,10 @@ class Recipe(ABC):
     def origins(self) -> Mapping[str, str]:
         """Paths of modules in the new one (empty for itself) -> paths in the network that they are copies of."""
         return {}
+
+    def absorbed(self) -> tuple[str, ...]:
+        """Paths of modules whose work it does besides that of the one it replaces; they go in the same plan."""
+        return ()
 
     def __str__(self) -> str:
         fields = ", ".join(f"{one.name}={getattr(self, one.name)}" for one in dataclasses.fields(self))  # type: ignore[arg-type]

@@ -1,0 +1,92 @@
+"""What a plan does to whole layers and cells: a module comes, goes, or is replaced by another one.
+
+Like all of a plan, these name modules as they are before the plan and hold nothing that is live.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+from espalier.edit.recipes.base import Recipe, recipe_of
+from espalier.errors import PlanError
+
+Leaves: TypeAlias = Literal["entry", "zero"]
+
+
+@dataclass(frozen=True, slots=True)
+class Insert:
+    """A new layer right after a module, or right before it."""
+
+    at: str
+    """Path of the module."""
+    layer: Recipe
+    before: bool = False
+
+    def __str__(self) -> str:
+        return f"insert {self.layer} {'before' if self.before else 'after'} {self.at}"
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    """A module is left out."""
+
+    module: str
+    """Its path."""
+    leaves: Leaves = "entry"
+    """What takes the place of its result: what went into it, or zero for a branch that is added to others."""
+
+    def __post_init__(self) -> None:
+        if self.leaves not in get_args(Leaves):
+            raise PlanError(f"{self.module}: expected leaves='entry' or 'zero', found {self.leaves!r}.")
+
+    def __str__(self) -> str:
+        return f"remove {self.module}" + (", which leaves zero" if self.leaves == "zero" else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Replace:
+    """A new layer in place of a module, of which it takes over what it needs."""
+
+    module: str
+    """Its path."""
+    by: Recipe
+
+    def __str__(self) -> str:
+        return f"replace {self.module} by {self.by}"
+
+
+DepthEdit: TypeAlias = Insert | Remove | Replace
+
+
+def to_json(edit: DepthEdit) -> dict[str, Any]:
+    """An edit as what JSON can hold."""
+    match edit:
+        case Insert(at, layer, before):
+            return {"edit": "insert", "at": at, "layer": layer.to_json(), "before": before}
+        case Remove(module, leaves):
+            return {"edit": "remove", "module": module, "leaves": leaves}
+        case Replace(module, by):
+            return {"edit": "replace", "module": module, "by": by.to_json()}
+
+
+def from_json(data: Mapping[str, Any]) -> DepthEdit:
+    """What `to_json` gave. Raises PlanError, KeyError or TypeError for anything else."""
+    match data["edit"]:
+        case "insert":
+            return Insert(_text(data["at"]), recipe_of(data["layer"]), data["before"] is True)
+        case "remove":
+            return Remove(_text(data["module"]), data["leaves"])
+        case "replace":
+            return Replace(_text(data["module"]), recipe_of(data["by"]))
+    raise TypeError(f"expected an edit of layers, found {data['edit']!r}")
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected the path of a module, found {value!r}")
+    return value
+
+
+__all__ = ["DepthEdit", "Insert", "Leaves", "Remove", "Replace", "from_json", "to_json"]

@@ -1,0 +1,174 @@
+"""Edits of layers as changes to the tree of modules: first resolved against what is known of the network, then made.
+
+A resolved step says everything that making it needs, so that it can be made on copies of the model, and again on a
+freshly built one when a checkpoint is loaded.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from espalier.edit.depth_edits import DepthEdit, Insert, Remove, Replace, from_json, to_json
+from espalier.edit.journal import Journal
+from espalier.edit.layers import Bypass
+from espalier.edit.recipes.base import Lookup
+from espalier.edit.tree import Spot, insert, remove_entry, replace
+from espalier.errors import PlanError
+from espalier.graph.regions import Refusal, Region, region_of
+from espalier.graph.topology import Topology
+from espalier.graph.visits import Place
+
+
+@dataclass(frozen=True)
+class Step:
+    """One edit and how it is made."""
+
+    edit: DepthEdit
+    place: Place
+    """Where the tensor is that a new layer runs on, or that a removed one leaves: among the arguments of the module, or
+    its results if a layer comes after it."""
+    exit: Place = ()
+    """Where a removed module's result is among what it gives back."""
+    result: str = "tensor"
+    items: int = 1
+    copied: bool = False
+    """Whether what it leaves is written in place later, so that it must be a tensor of its own."""
+    runs_on: Place = (0,)
+    """Where a new layer finds that tensor among its own arguments."""
+    as_entry: bool = False
+    """Whether a module is inserted into, or deleted from, the list that it is in."""
+
+    @property
+    def module(self) -> str:
+        """The module which it is about."""
+        return self.edit.at if isinstance(self.edit, Insert) else self.edit.module
+
+    def to_json(self) -> dict[str, Any]:
+        """As what JSON can hold."""
+        return {
+            "edit": to_json(self.edit), "place": list(self.place), "exit": list(self.exit), "result": self.result,
+            "items": self.items, "copied": self.copied, "runs_on": list(self.runs_on), "as_entry": self.as_entry,
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Step:
+        """What `to_json` gave. Raises PlanError, KeyError or TypeError for anything else."""
+        place, exit, runs_on = (tuple(data[key]) for key in ("place", "exit", "runs_on"))
+        copied, as_entry = data["copied"] is True, data["as_entry"] is True
+        edit, result, items = from_json(data["edit"]), str(data["result"]), int(data["items"])
+        return cls(edit, place, exit, result, items, copied, runs_on, as_entry)
+
+
+def resolved(topology: Topology, model: nn.Module, edits: Sequence[DepthEdit], *, delete: bool) -> tuple[Step, ...]:
+    """How edits are made. Raises PlanError if one does not fit.
+
+    Args:
+        topology: what is known of the network.
+        model: the network.
+        edits: what is to be done to it.
+        delete: whether entries of lists are deleted where they are removed.
+    """
+    absorbed = {path for one in edits if isinstance(one, Replace) for path in one.by.absorbed()}
+    _check_apart(edits)
+    return tuple(_resolved(topology, model, one, absorbed, delete=delete) for one in edits)
+
+
+def _check_apart(edits: Sequence[DepthEdit]) -> None:
+    gone = [one.module for one in edits if not isinstance(one, Insert)]
+    for path in gone:
+        for other in gone:
+            if other.startswith(f"{path}.") or (other == path and gone.count(path) > 1):
+                raise PlanError(f"{other} is removed or replaced twice in one plan.")
+    for one in edits:
+        if isinstance(one, Insert):
+            lost = next((path for path in gone if f"{one.at}.".startswith(f"{path}.")), None)
+            if lost is not None:
+                raise PlanError(f"a layer is to come beside {one.at}, but {lost} goes in the same plan.")
+
+
+def _resolved(topology: Topology, model: nn.Module, edit: DepthEdit, absorbed: set[str], *, delete: bool) -> Step:
+    path = edit.at if isinstance(edit, Insert) else edit.module
+    spot, region = Spot.at(model, path), known_region(topology, path)
+    match edit:
+        case Insert(_, layer, before):
+            source = layer.origins().get("")
+            alike = source is not None and type(Spot.at(model, source).module) is type(spot.module)
+            entry = spot.is_sequential or (spot.is_list and alike)
+            if before and not region.takes:
+                raise PlanError(f"no layer can come before {path}: there is no single tensor that it takes.")
+            copied = None if source is None else known_region(topology, source)
+            runs_on = (0,) if copied is None or copied.entry is None else copied.entry
+            return Step(edit, region.takes[0] if before else region.exit, runs_on=runs_on, as_entry=entry)
+        case Remove(_, leaves):
+            start = next(iter(region.takes), None) if path in absorbed else region.entry
+            if start is None:
+                raise PlanError(f"{path} cannot be removed: it {region.closed}.")
+            entry = delete and leaves == "entry" and not region.written and (spot.is_sequential or spot.is_list)
+            return Step(edit, start, region.exit, region.result, region.items, region.written, as_entry=entry)
+        case Replace():
+            return Step(edit, (), region.exit, region.result, region.items)
+
+
+def known_region(topology: Topology, path: str) -> Region:
+    """What a module does. Raises PlanError if it is none whose work could be told from that of others."""
+    found = region_of(topology, path)
+    if isinstance(found, Refusal):
+        raise PlanError(f"{path or 'the model itself'} cannot change as a whole: it {found.reason}.")
+    return found
+
+
+def lookup(model: nn.Module) -> Lookup:
+    """The modules of a model as it is now, by path."""
+    modules = dict(model.named_modules())
+
+    def module(path: str) -> nn.Module:
+        if path not in modules:
+            raise PlanError(f"there is no module {path!r} in the model.")
+        return modules[path]
+
+    return module
+
+
+def make(
+    journal: Journal, model: nn.Module, steps: Sequence[Step], built: Sequence[nn.Module | None] | None = None
+) -> list[nn.Module | None]:
+    """Change the tree of modules; what each step put into it is returned.
+
+    Args:
+        journal: takes the changes.
+        model: whose tree; the steps were resolved on it or on a like one.
+        steps: what to do, all of one plan.
+        built: what they put into the original of a copy, of which this copy gets copies.
+    """
+    modules, spots = lookup(model), [Spot.at(model, step.module) for step in steps]
+    made: list[nn.Module | None] = []
+    for number, step in enumerate(steps):
+        if built is not None:
+            made.append(copy.deepcopy(built[number]))
+        elif isinstance(step.edit, Insert):
+            made.append(step.edit.layer.build(modules, step.module))
+        elif isinstance(step.edit, Replace):
+            made.append(step.edit.by.build(modules, step.module))
+        else:
+            made.append(None if step.as_entry else _left(spots[number], step, zero=step.edit.leaves == "zero"))
+    for step, spot, new in zip(steps, spots, made, strict=True):
+        if new is None:
+            remove_entry(journal, spot)
+        elif isinstance(step.edit, Insert):
+            insert(journal, spot, new, step.place, before=step.edit.before, as_entry=step.as_entry)
+        else:
+            replace(journal, spot, new)
+    return made
+
+
+def _left(spot: Spot, step: Step, *, zero: bool) -> nn.Module:
+    left = Bypass(step.place, step.exit, step.items, step.result, zero=zero, copied=step.copied)
+    return left.train(spot.module.training)
+
+
+__all__ = ["Step", "known_region", "lookup", "make", "resolved"]
