@@ -95,6 +95,19 @@ class Flow:
     def _root(self, index: int) -> int:
         return self._memory.get(index, index)
 
+    def uses(self, index: int, since: int) -> list[int]:
+        """The calls, from that one on, that read a value as it is then: a write in place reads it and ends it."""
+        until = next((at for at in self.writers.get(index, ()) if at >= since), len(self.calls))
+        return [at for at in self.readers.get(index, ()) if since <= at <= until]
+
+    def changes(self, index: int) -> Sequence[tuple[int, int]]:
+        """(call, value) for every write in place to the memory of a value."""
+        return self._changed.get(self._root(index), ())
+
+    def memory(self, index: int) -> int:
+        """A number that values have in common which are known to share memory."""
+        return self._root(index)
+
     def version(self, index: int, before: int) -> int:
         """How often a value was written before a call."""
         return bisect_left(self.writers.get(index, ()), before)

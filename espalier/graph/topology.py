@@ -93,6 +93,10 @@ class TracePrediction:
     """Which module ran when, in the order in which they ended."""
     decisions: Decisions = None
     """What values decided, where fake tensors alone could not be run."""
+    dtypes: tuple[torch.dtype, ...] = ()
+    """By value number."""
+    strides: tuple[Shape, ...] = ()
+    """By value number, at the sizes of the capture."""
 
     @cached_property
     def flow(self) -> Flow:
@@ -297,6 +301,8 @@ def _prediction(reading: Any, compiler: _Compiler) -> TracePrediction:
         tuple((one.call, one.factor, compiler.dims(one.terms)) for one in reading.costs),
         tuple(reading.trace.visits),
         reading.trace.decisions,
+        tuple(reading.trace.dtypes),
+        tuple(reading.trace.strides),
     )
 
 

@@ -38,6 +38,8 @@ class Visit:
     """The tensors among its results, at their versions before `last`."""
     result: str
     """``tensor``, ``tuple`` or ``list`` (of tensors and None), or ``other``."""
+    items: int = 1
+    """Number of items of that tuple or list."""
 
 
 def leaves(tree: Any, place: Place = ()) -> Iterator[tuple[Place, torch.Tensor]]:
@@ -77,7 +79,8 @@ class Visits:
         yield result
         for one in result:
             exits = self._leaves(one, -1)
-            self._found.append(Visit(module, first, self._calls(), entries, exits, result_kind(one)))
+            items = len(one) if isinstance(one, (tuple, list)) else 1
+            self._found.append(Visit(module, first, self._calls(), entries, exits, result_kind(one), items))
 
     def _leaves(self, tree: Any, keywords: int) -> tuple[Leaf, ...]:
         """The leaves of a tree; those of the mapping of keywords that is at some position go by keyword."""
