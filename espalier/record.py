@@ -12,6 +12,7 @@ from espalier.edit.changes import Changes
 from espalier.edit.contract import Contract
 from espalier.edit.known import Renamed
 from espalier.edit.plan import Plan
+from espalier.edit.promise import Promise, weakest
 from espalier.graph.dims import IntArray
 from espalier.graph.topology import Topology
 from espalier.measure.cost import Cost
@@ -48,11 +49,10 @@ class Edit:
         return cls(plan, "exact", "nothing changes", {}, cost, cost, (), {})
 
     def followed_by(
-        self, contract: Contract, attributes: tuple[AttributeChange, ...], renamed: Renamed, cost: Cost
+        self, promise: Promise, attributes: tuple[AttributeChange, ...], renamed: Renamed, cost: Cost
     ) -> Edit:
-        """The record with the part of the plan in which layers came or went: the weaker of both contracts holds."""
-        first = Contract(self.contract, self.why)
-        weaker = max((contract, first), key=lambda one: ("exact", "bounded", "changing").index(one.kind))
+        """The record with the part of the plan in which layers came or went: the weaker promise holds."""
+        weaker = weakest((promise, Promise(self.contract, self.why)))
         return replace(
             self,
             contract=weaker.kind,

@@ -16,7 +16,7 @@ from espalier.edit.attributes import AttributeChange
 from espalier.edit.births import Births, followed
 from espalier.edit.changes import Changes, Limits, blocking_reason, find_axis
 from espalier.edit.contract import Contract, contract_of
-from espalier.edit.depth import contract_of_depth, regrow
+from espalier.edit.depth import promise_of, regrow
 from espalier.edit.given import judged
 from espalier.edit.interrupt import uninterrupted
 from espalier.edit.journal import Journal, UndoStack
@@ -373,7 +373,7 @@ class Structure:
 
     def _regrown(self, journal: Journal, plan: Plan, known: Known, edit: Edit) -> tuple[Known, Edit]:
         """The part of a plan in which layers come or go, after its other parts."""
-        contract = contract_of_depth(known.topology, self.model, plan.depth)
+        promise = promise_of(known.topology, self.model, plan.depth)
         table = tensor_table(self.model)
         found = regrow(
             journal,
@@ -385,7 +385,7 @@ class Structure:
             [copy_of(table, module).root for module in self._follow],
         )
         after, renamed = regrown(known, found, self.step)
-        return after, edit.followed_by(contract, found.attributes, renamed, cost_of(after.topology))
+        return after, edit.followed_by(promise, found.attributes, renamed, cost_of(after.topology))
 
     def undo(self) -> Edit:
         """Take back the last edit, every byte of it; possible until the next optimizer step. Returns that edit.

@@ -284,7 +284,7 @@ def test_training_goes_on_to_the_same_bits_after_load(tmp_path: Path) -> None:
 def test_a_damaged_mask_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     structure = mlp("adamw")
     structure.mask(some_masks(structure))
-    structure._masks = {"0.weight": torch.ones(3, dtype=torch.bool)}
+    structure._known = structure._known.with_masks({"0.weight": torch.ones(3, dtype=torch.bool)})
     esp.save(structure, tmp_path)
     with pytest.raises(CheckpointError, match="fits no parameter"):
         _loaded(tmp_path)

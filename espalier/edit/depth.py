@@ -14,20 +14,18 @@ from torch import nn
 from torch.optim import Optimizer
 
 from espalier.edit.attributes import AttributeChange
-from espalier.edit.contract import Contract
 from espalier.edit.depth_attributes import following, lists_of
 from espalier.edit.depth_edits import DepthEdit, Insert, Remove, Replace
 from espalier.edit.elsewhere import Changed, difference, repeats
 from espalier.edit.journal import Journal
 from espalier.edit.membership import follow
+from espalier.edit.promise import Promise, weakest
 from espalier.edit.steps import Step, known_region, lookup, make, resolved
 from espalier.edit.verify import changed_attribute
 from espalier.errors import CaptureError, EspalierError, SurgeryError
 from espalier.graph.caches import drop_caches
 from espalier.graph.capture import TensorTable, tensor_table
 from espalier.graph.topology import Topology, infer
-
-_ORDER = ("exact", "bounded", "changing")
 
 
 @dataclass(frozen=True)
@@ -49,28 +47,28 @@ class Regrown:
     """Attributes that followed, at their paths now."""
 
 
-def contract_of_depth(topology: Topology, model: nn.Module, edits: Sequence[DepthEdit]) -> Contract:
+def promise_of(topology: Topology, model: nn.Module, edits: Sequence[DepthEdit]) -> Promise:
     """What edits of layers promise together: the weakest of what each does alone. Raises PlanError as `regrow`."""
     modules = lookup(model)
     absorbed = {path for one in edits if isinstance(one, Replace) for path in one.by.absorbed()}
-    found = [Contract("exact", "nothing changes")]
+    found = [Promise("exact", "nothing changes")]
     for edit in edits:
         if isinstance(edit, Insert):
-            found.append(edit.layer.contract(topology, modules, edit.at, before=edit.before))
+            found.append(edit.layer.promise(topology, modules, edit.at, before=edit.before))
         elif isinstance(edit, Replace):
-            found.append(edit.by.contract(topology, modules, edit.module, before=False))
+            found.append(edit.by.promise(topology, modules, edit.module, before=False))
         elif edit.module not in absorbed:
             found.append(_of_removal(topology, edit))
-    return max(reversed(found), key=lambda one: _ORDER.index(one.kind))
+    return weakest(reversed(found))
 
 
-def _of_removal(topology: Topology, edit: Remove) -> Contract:
+def _of_removal(topology: Topology, edit: Remove) -> Promise:
     region = known_region(topology, edit.module)
     visits = [one for each in topology.predictions for one in each.visits if one.module == edit.module]
     idle = all(one.first == one.last for one in visits)
     if edit.leaves == "entry" and region.entry is not None and idle:
-        return Contract("exact", f"{edit.module} gives back what it gets")
-    return Contract("changing", f"{edit.module} is left out")
+        return Promise("exact", f"{edit.module} gives back what it gets")
+    return Promise("changing", f"{edit.module} is left out")
 
 
 def regrow(
@@ -97,6 +95,7 @@ def regrow(
         PlanError: an edit does not fit the model.
         SurgeryError: the changed model would not run as before outside of what changed.
     """
+    present = infer(model, example)  # operators with the sizes that they have now among their arguments
     refused: SurgeryError | None = None
     for delete in (True, False):
         steps = resolved(topology, model, edits, delete=delete)
@@ -104,7 +103,7 @@ def regrow(
             break
         attempt = Journal()
         try:
-            found = _tried(attempt, model, example, topology, steps, optimizers, followers)
+            found = _tried(attempt, model, example, present, steps, optimizers, followers)
         except SurgeryError as problem:
             attempt.rollback()
             refused = refused or problem
@@ -178,7 +177,7 @@ def _tried(
     journal: Journal,
     model: nn.Module,
     example: Any,
-    topology: Topology,
+    present: Topology,
     steps: Sequence[Step],
     optimizers: Sequence[Optimizer],
     followers: Sequence[nn.Module],
@@ -195,12 +194,12 @@ def _tried(
     except CaptureError as problem:
         raise SurgeryError(f"the model would not run any more: {problem}") from problem
     back = {name: old for old, name in change.tensors.items()}
-    found = difference(topology, after, _changed(steps, change.made, change.here, back))
+    found = difference(present, after, _changed(steps, change.made, change.here, back))
     if found is not None:
         places = ", ".join(step.module for step in steps)
         raise SurgeryError(
-            f"the model would not run as before outside of {places}: {found}; nothing was changed. Its code treats this "
-            "place in a way of its own: choose another one."
+            f"the model would not run as before outside of {places}: {found}; nothing was changed. Its code treats "
+            "this place in a way of its own: choose another one."
         )
     for new, source in change.copied.items():
         if source in change.modules and not repeats(after, new, change.modules[source]):
@@ -223,7 +222,7 @@ def _changed(
 ) -> Changed:
     pairs = list(zip(steps, made, strict=True))
     return Changed(
-        {step.module: (step.place, step.exit) for step in steps if isinstance(step.edit, Remove)},
+        {step.module: (step.places[0], step.exit) for step in steps if isinstance(step.edit, Remove)},
         frozenset(
             step.module for step in steps if isinstance(step.edit, Remove) and step.edit.leaves == "zero"
         ),
@@ -259,4 +258,4 @@ def _beside(name: str, steps: Sequence[Step], made: Sequence[nn.Module | None], 
     return ""
 
 
-__all__ = ["Regrown", "contract_of_depth", "regrow"]
+__all__ = ["Regrown", "promise_of", "regrow"]

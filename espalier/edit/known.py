@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -34,7 +34,7 @@ class Known:
     """Axis -> its size when the network was attached, or when the layer came that it is in."""
     initial_shapes: Mapping[str, tuple[int, ...]]
     """Parameter or buffer -> likewise."""
-    masks: Masks = NO_MASKS
+    masks: Masks = field(default_factory=lambda: NO_MASKS)
     attributes: tuple[AttributeChange, ...] = ()
     """All changes of attributes by edits that hold, in order, at the present paths of the modules."""
     depth: tuple[tuple[Step, ...], ...] = ()

@@ -18,40 +18,52 @@ class Inserted(nn.Sequential):
     """Layers that run right after or right before the module that they are children of, on one tensor of its result or
     arguments; its own names stay as they are, for the code that uses them."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, places: tuple[Place, ...]) -> None:
         super().__init__()
-        self.place = place
+        self.places = places
+        """Where that tensor is; it may be several arguments at once."""
 
     def extra_repr(self) -> str:
         """Where they run, if that is not the only tensor there is."""
-        return f"place={self.place}" if self.place else ""
+        return f"places={self.places}" if self.places != ((),) else ""
+
+    def put_into(self, tree: Any) -> Any:
+        """Results or arguments with the outcome of these layers in place of what they run on."""
+        outcome = self(at(tree, self.places[0]))
+        for place in self.places:
+            tree = _with(tree, place, outcome)
+        return tree
 
 
 def run_after(module: nn.Module, args: tuple[Any, ...], result: Any) -> Any:
     """The forward hook of a module with layers inserted after it."""
     layers = module._modules[AFTER]
     assert isinstance(layers, Inserted)
-    return _changed(result, layers.place, layers)
+    return layers.put_into(result)
 
 
 def run_before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
     """The forward pre-hook of a module with layers inserted before it."""
     layers = module._modules[BEFORE]
     assert isinstance(layers, Inserted)
-    if isinstance(layers.place[0], str):
-        return args, _changed(kwargs, layers.place, layers)
-    return _changed(args, layers.place, layers), kwargs
+    found = layers.put_into({**dict(enumerate(args)), **kwargs})
+    return tuple(found[position] for position in range(len(args))), {key: found[key] for key in kwargs}
 
 
-def _changed(tree: Any, place: Place, layers: nn.Module) -> Any:
+def at(tree: Any, place: Place) -> Any:
+    """What is at a place among results or arguments."""
+    for key in place:
+        tree = tree[key]
+    return tree
+
+
+def _with(tree: Any, place: Place, outcome: Any) -> Any:
     if not place:
-        return layers(tree)
-    here, *inside = place
+        return outcome
+    here, inside = place[0], place[1:]
     if isinstance(tree, dict):
-        return {**tree, here: _changed(tree[here], tuple(inside), layers)}
-    items = list(tree)
-    assert isinstance(here, int)
-    items[here] = _changed(items[here], tuple(inside), layers)
+        return {**tree, here: _with(tree[here], inside, outcome)}
+    items = [_with(item, inside, outcome) if position == here else item for position, item in enumerate(tree)]
     return type(tree)(items)
 
 
@@ -59,19 +71,22 @@ class Bypass(nn.Module):
     """What is left of a removed module: it gives back, in the module's form, what went in, or zero."""
 
     def __init__(
-        self, entry: Place, exit: Place, items: int, kind: str, *, zero: bool = False, copied: bool = False
+        self, entry: Place, exit: Place, items: int, kind: str, order: tuple[int, ...], *, zero: bool, copied: bool
     ) -> None:
         super().__init__()
-        self.entry, self.exit, self.items, self.kind, self.zero, self.copied = entry, exit, items, kind, zero, copied
+        self.entry, self.exit, self.items, self.kind = entry, exit, items, kind
+        self.order, self.zero, self.copied = order, zero, copied
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The tensor at the place `entry` among the arguments, or zeros like it."""
-        found: Any = kwargs if isinstance(self.entry[0], str) else args
-        for key in self.entry:
-            found = found[key]
+        """The tensor at the place `entry` among the arguments, or zeros like it, laid out as the result was."""
+        found = at({**dict(enumerate(args)), **kwargs}, self.entry)
         if not isinstance(found, Tensor):
             raise SurgeryError(f"a removed module expected a tensor at {self.entry}, found {type(found).__name__}.")
-        result = torch.zeros_like(found) if self.zero else found.clone() if self.copied else found
+        if self.zero:
+            found = torch.zeros_like(found)
+        elif self.copied:
+            found = found.clone()
+        result = _laid_out(found, self.order)
         if self.kind == "tensor":
             return result
         items: list[Any] = [None] * self.items
@@ -84,4 +99,12 @@ class Bypass(nn.Module):
         return "zero" if self.zero else ""
 
 
-__all__ = ["AFTER", "BEFORE", "Bypass", "Inserted", "run_after", "run_before"]
+def _laid_out(tensor: Tensor, order: tuple[int, ...]) -> Tensor:
+    """A tensor with its dimensions in that order in memory, from the slowest to the fastest."""
+    if len(order) != tensor.dim():
+        return tensor
+    back = sorted(range(len(order)), key=order.__getitem__)
+    return tensor.permute(order).contiguous().permute(back)
+
+
+__all__ = ["AFTER", "BEFORE", "Bypass", "Inserted", "at", "run_after", "run_before"]

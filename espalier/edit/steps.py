@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import nn
@@ -29,19 +29,20 @@ class Step:
     """One edit and how it is made."""
 
     edit: DepthEdit
-    place: Place
+    places: tuple[Place, ...] = ()
     """Where the tensor is that a new layer runs on, or that a removed one leaves: among the arguments of the module, or
     its results if a layer comes after it."""
-    exit: Place = ()
-    """Where a removed module's result is among what it gives back."""
-    result: str = "tensor"
-    items: int = 1
-    copied: bool = False
-    """Whether what it leaves is written in place later, so that it must be a tensor of its own."""
     runs_on: Place = (0,)
     """Where a new layer finds that tensor among its own arguments."""
     as_entry: bool = False
     """Whether a module is inserted into, or deleted from, the list that it is in."""
+    exit: Place = ()
+    """Where a removed module's result is among what it gives back."""
+    result: str = "tensor"
+    items: int = 1
+    order: tuple[int, ...] = ()
+    copied: bool = False
+    """As in `Region`: the form of what a removed module gives back."""
 
     @property
     def module(self) -> str:
@@ -50,18 +51,16 @@ class Step:
 
     def to_json(self) -> dict[str, Any]:
         """As what JSON can hold."""
-        return {
-            "edit": to_json(self.edit), "place": list(self.place), "exit": list(self.exit), "result": self.result,
-            "items": self.items, "copied": self.copied, "runs_on": list(self.runs_on), "as_entry": self.as_entry,
-        }  # fmt: skip
+        return {**{one.name: getattr(self, one.name) for one in fields(self)}, "edit": to_json(self.edit)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Step:
         """What `to_json` gave. Raises PlanError, KeyError or TypeError for anything else."""
-        place, exit, runs_on = (tuple(data[key]) for key in ("place", "exit", "runs_on"))
-        copied, as_entry = data["copied"] is True, data["as_entry"] is True
-        edit, result, items = from_json(data["edit"]), str(data["result"]), int(data["items"])
-        return cls(edit, place, exit, result, items, copied, runs_on, as_entry)
+        places = tuple(tuple(one) for one in data["places"])
+        runs_on, exit, order = (tuple(data[key]) for key in ("runs_on", "exit", "order"))
+        as_entry, copied = data["as_entry"] is True, data["copied"] is True
+        items, result = int(data["items"]), str(data["result"])
+        return cls(from_json(data["edit"]), places, runs_on, as_entry, exit, result, items, order, copied)
 
 
 def resolved(topology: Topology, model: nn.Module, edits: Sequence[DepthEdit], *, delete: bool) -> tuple[Step, ...]:
@@ -100,18 +99,19 @@ def _resolved(topology: Topology, model: nn.Module, edit: DepthEdit, absorbed: s
             alike = source is not None and type(Spot.at(model, source).module) is type(spot.module)
             entry = spot.is_sequential or (spot.is_list and alike)
             if before and not region.takes:
-                raise PlanError(f"no layer can come before {path}: there is no single tensor that it takes.")
+                raise PlanError(f"no layer can come before {path}: it {region.no_layer_before}.")
             copied = None if source is None else known_region(topology, source)
             runs_on = (0,) if copied is None or copied.entry is None else copied.entry
-            return Step(edit, region.takes[0] if before else region.exit, runs_on=runs_on, as_entry=entry)
+            return Step(edit, region.takes if before else (region.exit,), runs_on, entry)
         case Remove(_, leaves):
             start = next(iter(region.takes), None) if path in absorbed else region.entry
             if start is None:
-                raise PlanError(f"{path} cannot be removed: it {region.closed}.")
+                raise PlanError(f"{path} cannot be removed: it {region.no_removal}.")
             entry = delete and leaves == "entry" and not region.written and (spot.is_sequential or spot.is_list)
-            return Step(edit, start, region.exit, region.result, region.items, region.written, as_entry=entry)
+            form = region.exit, region.result, region.items, region.order, region.written
+            return Step(edit, (start,), (0,), entry, *form)
         case Replace():
-            return Step(edit, (), region.exit, region.result, region.items)
+            return Step(edit)
 
 
 def known_region(topology: Topology, path: str) -> Region:
@@ -124,7 +124,7 @@ def known_region(topology: Topology, path: str) -> Region:
 
 def lookup(model: nn.Module) -> Lookup:
     """The modules of a model as it is now, by path."""
-    modules = dict(model.named_modules())
+    modules: dict[str, nn.Module] = dict(model.named_modules())
 
     def module(path: str) -> nn.Module:
         if path not in modules:
@@ -160,15 +160,16 @@ def make(
         if new is None:
             remove_entry(journal, spot)
         elif isinstance(step.edit, Insert):
-            insert(journal, spot, new, step.place, before=step.edit.before, as_entry=step.as_entry)
+            insert(journal, spot, new, step.places, before=step.edit.before, as_entry=step.as_entry)
         else:
             replace(journal, spot, new)
     return made
 
 
 def _left(spot: Spot, step: Step, *, zero: bool) -> nn.Module:
-    left = Bypass(step.place, step.exit, step.items, step.result, zero=zero, copied=step.copied)
-    return left.train(spot.module.training)
+    left = Bypass(step.places[0], step.exit, step.items, step.result, step.order, zero=zero, copied=step.copied)
+    left.train(spot.module.training)
+    return left
 
 
 __all__ = ["Step", "known_region", "lookup", "make", "resolved"]

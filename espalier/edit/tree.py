@@ -55,14 +55,16 @@ class Spot:
         return isinstance(self.parent, nn.Sequential) and type(self.parent).forward is nn.Sequential.forward
 
 
-def insert(journal: Journal, spot: Spot, new: nn.Module, place: Place, *, before: bool, as_entry: bool) -> None:
+def insert(
+    journal: Journal, spot: Spot, new: nn.Module, places: tuple[Place, ...], *, before: bool, as_entry: bool
+) -> None:
     """Put a new module right after (before) the one at a spot.
 
     Args:
         journal: takes the changes.
         spot: where.
         new: the module.
-        place: where the tensor that it runs on is, among the results (arguments) of the one at the spot.
+        places: where the tensor that it runs on is, among the results (arguments) of the one at the spot.
         before: whether it runs before it.
         as_entry: whether it becomes an entry of the list that the other one is in.
     """
@@ -72,13 +74,13 @@ def insert(journal: Journal, spot: Spot, new: nn.Module, place: Place, *, before
     name = BEFORE if before else AFTER
     present = spot.module._modules.get(name)
     if present is None:
-        present = Inserted(place)
+        present = Inserted(places)
         journal.set_modules(spot.module, {**spot.module._modules, name: present})
         if before:
             journal.keep_hook(spot.module.register_forward_pre_hook(run_before, with_kwargs=True))
         else:
             journal.keep_hook(spot.module.register_forward_hook(run_after))
-    if not isinstance(present, Inserted) or present.place != place:
+    if not isinstance(present, Inserted) or present.places != places:
         raise PlanError(f"{type(spot.module).__name__} has a child {name!r} already, which would run elsewhere.")
     entries = list(present._modules.values())
     entries = [*entries, new] if before else [new, *entries]

@@ -194,8 +194,8 @@ def _described_by(
             after = infer(model, network.resized(example), shapes=shapes)
         except CaptureError as problem:
             raise CheckpointError(
-                f"at the saved sizes the model would not run: {problem} Build the model with the code that it was saved "
-                "with."
+                f"at the saved sizes the model would not run: {problem} Build the model with the code that it was "
+                "saved with."
             ) from problem
     network.check_sizes({record.name: after.sizes[number] for number, record in after.axes.items()})
     structure = attached(

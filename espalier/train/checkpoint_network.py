@@ -153,8 +153,9 @@ class SavedNetwork:
         for name in sorted(set(saved) | set(sizes)):
             if saved.get(name) != sizes.get(name):
                 raise CheckpointError(
-                    f"axis {name}: expected {saved.get(name, 'no such axis')}, found {sizes.get(name, 'no such axis')}; "
-                    "build the model, and give example inputs, as when it was first attached to."
+                    f"axis {name}: expected {saved.get(name, 'no such axis')}, found "
+                    f"{sizes.get(name, 'no such axis')}; build the model, and give example inputs, as when it was first "
+                    "attached to."
                 )
 
     def resized(self, example: Any) -> Any:

@@ -10,15 +10,13 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import nn
 
+from espalier.edit.promise import Promise
 from espalier.errors import PlanError
-
-if TYPE_CHECKING:  # plans hold recipes, and contracts are about plans
-    from espalier.edit.contract import Contract
-    from espalier.graph.topology import Topology
+from espalier.graph.topology import Topology
 
 Lookup = Callable[[str], nn.Module]
 """The live module at a path. Raises PlanError if there is none."""
@@ -42,7 +40,7 @@ class Recipe(ABC):
         """
 
     @abstractmethod
-    def contract(self, topology: Topology, module: Lookup, at: str, *, before: bool) -> Contract:
+    def promise(self, topology: Topology, module: Lookup, at: str, *, before: bool) -> Promise:
         """What comes of the network's outputs if the layer comes after (`before`: before) the module `at`, or replaces
         it, according to the kind of recipe."""
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from espalier.edit.contract import Contract
+from espalier.edit.promise import Promise
 from espalier.edit.recipes.base import Lookup, Recipe, recipe
 from espalier.errors import PlanError
 from espalier.graph.topology import Topology
@@ -40,9 +40,9 @@ class CopyOf(Recipe):
                 parameters[name].zero_()
         return copied
 
-    def contract(self, topology: Topology, module: Lookup, at: str, *, before: bool) -> Contract:
+    def promise(self, topology: Topology, module: Lookup, at: str, *, before: bool) -> Promise:
         """Exact if what begins at zero leaves of the copy only its input."""
-        return Contract("changing", f"a second {self.source} computes something of its own")
+        return Promise("changing", f"a second {self.source} computes something of its own")
 
     def origins(self) -> Mapping[str, str]:
         """The copy itself."""
