@@ -154,8 +154,8 @@ class SavedNetwork:
             if saved.get(name) != sizes.get(name):
                 raise CheckpointError(
                     f"axis {name}: expected {saved.get(name, 'no such axis')}, found "
-                    f"{sizes.get(name, 'no such axis')}; build the model, and give example inputs, as when it was first "
-                    "attached to."
+                    f"{sizes.get(name, 'no such axis')}; build the model, and give example inputs, as when it was "
+                    "first attached to."
                 )
 
     def resized(self, example: Any) -> Any:
