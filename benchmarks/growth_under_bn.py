@@ -39,7 +39,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from paired import Record, append, interval, read, scaled
+from paired import Record, append, interval, origin, read, scaled
 from torch import Tensor, nn
 
 import espalier as esp
@@ -288,12 +288,12 @@ def measure(given: argparse.Namespace) -> None:
     names = [CONTROL, ROUNDING, *(given.methods or registered)]
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(given.model, load(given.data), given.pixels, given.cache or Path(scratch))
-        data = Path(given.data).stem
+        data, place = Path(given.data).stem, origin()
         for seed in range(given.seeds):
             for name in names:
                 if any((one["seed"], one["method"], one["data"]) == (seed, name, data) for one in read(path)):
                     continue
-                record = bench.run(seed, name) | {"data": data}
+                record = bench.run(seed, name) | {"data": data} | place
                 append(path, record)
                 losses = " ".join(f"{step}:{loss:.4f}" for step, loss in record["loss"].items())
                 print(f"{given.model} seed {seed} {name}: change {record['change']} loss {losses}", flush=True)

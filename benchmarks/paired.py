@@ -29,9 +29,9 @@ def read(path: Path) -> list[Record]:
 
 
 def append(path: Path, record: Record) -> None:
-    """Keep one more record, with the commit and the machine that it was measured at."""
+    """Keep one more record."""
     with path.open("a") as file:
-        file.write(json.dumps(record | {"commit": _commit(), "machine": _machine()}) + "\n")
+        file.write(json.dumps(record) + "\n")
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -49,10 +49,8 @@ def scaled(data: Dataset, pixels: int) -> Dataset:
     return data if by == 1 else replace(data, **parts)
 
 
-def _commit() -> str:
+def origin() -> Record:
+    """The commit and the machine that what follows is measured at."""
     found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
-
-
-def _machine() -> str:
-    return f"{os.cpu_count()} shared x86-64 cores, 1 thread, torch {torch.__version__}"
+    machine = f"{os.cpu_count()} shared x86-64 cores, 1 thread, torch {torch.__version__}"
+    return {"commit": found.stdout.strip() or "unknown", "machine": machine}

@@ -39,7 +39,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from paired import Record, append, interval, read, scaled
+from paired import Record, append, interval, origin, read, scaled
 from torch import Tensor, nn
 
 import espalier as esp
@@ -104,7 +104,7 @@ def of_the_bench(name: str, width: float, data: Dataset, seed: int) -> nn.Module
 
 
 SETUPS: Mapping[str, Setup] = {
-    "mnist": Setup("MLP 784-300-100-10", mlp, 28, 10, 128, 0.1, 1e-4, 100, 0.3),
+    "mnist": Setup("MLP 784-300-100-10", mlp, 28, 15, 128, 0.1, 1e-4, 100, 0.3),
     "cifar10-jpeg": Setup(
         "VGG-11 with batch norm, a quarter of the width",
         partial(of_the_bench, "vgg11-bn", 0.25),
@@ -354,14 +354,14 @@ def measure(file: Path, seeds: int, names: Sequence[str], folder: Path) -> None:
     """Run what was not run yet on one data set."""
     if file.stem not in SETUPS:
         raise SystemExit(f"{file}: expected data named {' or '.join(SETUPS)}")
-    setup, path = SETUPS[file.stem], folder / f"sparse_training-{file.stem}.jsonl"
+    place, setup, path = origin(), SETUPS[file.stem], folder / f"sparse_training-{file.stem}.jsonl"
     named = default_root() / f"{file.stem}.npz"
     data = scaled(load(file if file.suffix else named if named.exists() else file.stem), setup.pixels)
     for seed in range(seeds):
         for name in names:
             if any((one["seed"], one["method"]) == (seed, name) for one in read(path)):
                 continue
-            record = run(setup, data, name, seed)
+            record = run(setup, data, name, seed) | place
             append(path, record)
             print(f"{file.stem} seed {seed} {name}: {record['test']} in {record['seconds']} s", flush=True)
 
