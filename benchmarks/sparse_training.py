@@ -1,6 +1,6 @@
 """Sparse training on real images: RigL, SET and static random masks, and magnitude pruning, at a tenth of the weights.
 
-    python benchmarks/sparse_training.py --data mnist.npz cifar10-jpeg.npz [--seeds 5] [--methods NAME ...] [--out DIR]
+    python benchmarks/sparse_training.py --data mnist cifar10-jpeg [--seeds 5] [--methods NAME ...] [--out DIR]
     python benchmarks/sparse_training.py --table
 
 Five trainings per seed, of as many steps each, with the same initial weights and the same batches in the same order:
@@ -21,6 +21,8 @@ magnitude pruning several times as much, since it starts dense.
 
 One line of JSON per seed and method goes to `OUT/sparse_training-DATA.jsonl` (`OUT` is `benchmarks/results` by default)
 as soon as it is there, and what is there is not run again. All tables of the folder go to `OUT/sparse_training.md`.
+Data are looked for as `NAME.npz` in the folder that the environment variable ESPALIER_DATA names, then as
+`espalier.bench.data` does.
 """
 
 from __future__ import annotations
@@ -264,7 +266,7 @@ def table(path: Path) -> str:
     lines = [
         f"## {setup.network} on {data}, {setup.pixels}x{setup.pixels} pixels",
         "",
-        f"`python benchmarks/sparse_training.py --data {data}.npz --seeds {len({one['seed'] for one in records})}`, "
+        f"`python benchmarks/sparse_training.py --data {data} --seeds {len({one['seed'] for one in records})}`, "
         f"commit {commits}, {records[0]['machine']}. {setup.epochs} epochs, {records[0]['steps']:,} steps of "
         f"{setup.batch}, SGD with Nesterov momentum 0.9, {rate}, {decay}; events every {setup.every} steps until "
         f"{UNTIL:.0%} of them, fraction {setup.fraction:g}.",
@@ -336,7 +338,7 @@ def write_tables(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Sparse training on real images.")
-    parser.add_argument("--data", nargs="*", default=[], help=f".npz files, or their names: {', '.join(SETUPS)}")
+    parser.add_argument("--data", nargs="*", default=[], help=f"{', '.join(SETUPS)}, or files so named")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--methods", nargs="*", default=METHODS, choices=METHODS, help="all by default")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the folder of the results")
@@ -355,8 +357,8 @@ def measure(file: Path, seeds: int, names: Sequence[str], folder: Path) -> None:
     if file.stem not in SETUPS:
         raise SystemExit(f"{file}: expected data named {' or '.join(SETUPS)}")
     place, setup, path = origin(), SETUPS[file.stem], folder / f"sparse_training-{file.stem}.jsonl"
-    named = default_root() / f"{file.stem}.npz"
-    data = scaled(load(file if file.suffix else named if named.exists() else file.stem), setup.pixels)
+    files = (one for one in (file, default_root() / f"{file.stem}.npz") if one.is_file())
+    data = scaled(load(next(files, file.stem)), setup.pixels)
     for seed in range(seeds):
         for name in names:
             if any((one["seed"], one["method"]) == (seed, name) for one in read(path)):
