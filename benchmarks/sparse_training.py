@@ -111,7 +111,7 @@ SETUPS: Mapping[str, Setup] = {
         "VGG-11 with batch norm, a quarter of the width",
         partial(of_the_bench, "vgg11-bn", 0.25),
         16,
-        6,
+        8,
         128,
         0.1,
         5e-4,
