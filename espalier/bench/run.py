@@ -40,7 +40,7 @@ FEW_FLOPS = 100_000_000
 """Forward FLOPs of a batch below which several threads cost more than they give."""
 
 _NETWORK, _STATIC = "network", "static network"
-_RESULTS = {"test_accuracy", "test_loss", "parameters", "flops", "training_flops", "seconds"}
+_RESULTS = {"test_accuracy", "test_loss", "parameters", "flops", "weights", "training_flops", "seconds"}
 _Json = Mapping[str, Any]
 
 
