@@ -30,18 +30,16 @@ import json
 import math
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
+from paired import Record, append, interval, origin, read, scaled
 from torch import Tensor, nn
 
 import espalier as esp
@@ -59,11 +57,8 @@ BATCH, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 128, 0.05, 0.9, 5e-4
 LOOKED_AT, HELD_OUT, PROBE_BATCHES = 256, 2000, 4
 MARGIN = 0.01
 CONTROL, ROUNDING = "no growth", "no growth, 1e-6"
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
-"""The 97.5% quantile of Student's t by degrees of freedom, from 1."""
 
 Batch = tuple[Tensor, Tensor]
-Record = dict[str, Any]
 
 
 def loss_of(model: nn.Module, batch: Batch) -> Tensor:
@@ -74,7 +69,7 @@ class Bench:
     """One kind of network on one data set."""
 
     def __init__(self, model: str, data: Dataset, pixels: int, cache: Path) -> None:
-        data = _scaled(data, pixels)
+        data = scaled(data, pixels)
         self._name, self._data, self._cache = model, data, cache / f"{model}-{data.name}-{pixels}"
         self._augment = crop_and_flip(flip="mnist" not in data.name)
         held = [data.x_val, data.y_val]
@@ -165,13 +160,6 @@ class Bench:
         return total / HELD_OUT
 
 
-def _scaled(data: Dataset, pixels: int) -> Dataset:
-    """Images of that many pixels along each side, by averaging."""
-    by = data.input_shape[-1] // pixels
-    parts = {name: F.avg_pool2d(getattr(data, name), by) for name in ("x_train", "x_val", "x_test")}
-    return data if by == 1 else replace(data, **parts)
-
-
 def _live(structure: esp.Structure) -> float | None:
     """The part of new units that got a gradient in the last step; None if there are none."""
     parameters, found = dict(structure.model.named_parameters()), []
@@ -212,10 +200,6 @@ def _event(session: esp.Session) -> Record:
 
 
 # --- Records and tables ----------------------------------------------------------------------------------------------
-
-
-def read(path: Path) -> list[Record]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def drop(path: Path, names: Sequence[str]) -> None:
@@ -268,14 +252,6 @@ def row(name: str, found: Sequence[Record], control: Mapping[int, Mapping[str, f
     return f"| {' | '.join(cells)} |"
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half of the 95% interval."""
-    if len(values) < 2:
-        return values[0], math.nan
-    freedom = min(len(values) - 1, len(STUDENT))
-    return statistics.mean(values), STUDENT[freedom - 1] * statistics.stdev(values) / math.sqrt(len(values))
-
-
 def write_tables() -> None:
     parts = [table(path) for path in sorted(RESULTS.glob("growth_under_bn-*.jsonl")) if read(path)]
     head = (
@@ -312,25 +288,15 @@ def measure(given: argparse.Namespace) -> None:
     names = [CONTROL, ROUNDING, *(given.methods or registered)]
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(given.model, load(given.data), given.pixels, given.cache or Path(scratch))
-        data, commit = Path(given.data).stem, _commit()
+        data, place = Path(given.data).stem, origin()
         for seed in range(given.seeds):
             for name in names:
                 if any((one["seed"], one["method"], one["data"]) == (seed, name, data) for one in read(path)):
                     continue
-                record = bench.run(seed, name) | {"data": data, "commit": commit, "machine": _machine()}
-                with path.open("a") as file:
-                    file.write(json.dumps(record) + "\n")
+                record = bench.run(seed, name) | {"data": data} | place
+                append(path, record)
                 losses = " ".join(f"{step}:{loss:.4f}" for step, loss in record["loss"].items())
                 print(f"{given.model} seed {seed} {name}: change {record['change']} loss {losses}", flush=True)
-
-
-def _commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
-
-
-def _machine() -> str:
-    return f"{os.cpu_count()} shared x86-64 cores, 1 thread, torch {torch.__version__}"
 
 
 if __name__ == "__main__":

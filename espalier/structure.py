@@ -521,11 +521,19 @@ class Structure:
             size, live = (sum(int(one) for one in each) for each in zip(
                 *((mask.numel(), mask.sum()) for mask in self.masks.values()), strict=True
             ))  # fmt: skip
-            lines.append(f"masks hold {size - live:,} of {size:,} weights of {len(self.masks)} parameters at zero")
+            lines += ["", f"masks hold {size - live:,} of {size:,} weights of {len(self.masks)} parameters at zero"]
+            lines += _mask_table(self.masks)
         if self.topology.unknown:
             names = ", ".join(f"{name} ({count}x)" for name, count in self.topology.unknown.items())
             lines.append(f"unknown operators, which freeze what they touch: {names}")
         return "\n".join(lines)
+
+
+def _mask_table(masks: Masks) -> list[str]:
+    """A line for each parameter that has a mask."""
+    counts = [(name, mask.numel(), int(mask.sum())) for name, mask in masks.items()]
+    rows = [(name, f"{size:,}", f"{live:,}", f"{1 - live / max(size, 1):.1%}") for name, size, live in counts]
+    return text_table(("parameter", "weights", "live", "sparsity"), rows, right=(1, 2, 3))
 
 
 __all__ = ["Axes", "Structure"]

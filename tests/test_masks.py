@@ -356,4 +356,13 @@ def test_a_plan_whose_resize_is_refused_leaves_masks_alone() -> None:
     with pytest.raises(PlanError):
         structure.apply(Plan((Resize("2", (77,)),), masks=(Remask("0.weight"),)))
     assert structure.masks is masks
-    assert "masks hold" in str(structure)
+
+
+def test_printing_a_structure_lists_what_is_masked() -> None:
+    structure = mlp()
+    assert "masks hold" not in str(structure)
+    structure.mask("0.weight", torch.arange(48).view(8, 6) < 12)
+    *_, said, header, _, row = str(structure).splitlines()
+    assert said == "masks hold 36 of 48 weights of 1 parameters at zero"
+    assert header.split() == ["parameter", "weights", "live", "sparsity"]
+    assert row.split() == ["0.weight", "48", "12", "75.0%"]

@@ -128,6 +128,28 @@ def write_folder(folder: Path, records: list[dict[str, object]], tail: str = "")
     return folder
 
 
+def masked_records(dynamic: bool) -> list[dict[str, object]]:
+    """A made-up run with masks on two parameters: one event each ten steps, of growing too where it is dynamic."""
+    every = {"fc1.weight": 1000, "head.weight": 100}
+    live, records = dict(every), [{"kind": "start", "parameters": 1111, "flops": 2222, "axes": {}, "weights": {}}]
+
+    def event(step: int, action: str, goal: dict[str, int]) -> None:
+        masks = {name: [live[name], count] for name, count in goal.items()}
+        live.update(goal)
+        event = {"kind": "event", "step": step, "epoch": 1, "method": "m", "action": action, "axes": {}}
+        weights = {name: [live[name], every[name]] for name in live}
+        records.append({**event, "masks": masks, "weights": weights, "contract": "changing"})
+
+    for at, part in enumerate((0.5, 0.2, 0.1), start=1):
+        goal = {"fc1.weight": round(900 * part), "head.weight": round(100 * part)}
+        if dynamic:
+            event(10 * at, "prune", {"fc1.weight": 60, "head.weight": 5})
+            goal = {"fc1.weight": 100, "head.weight": 10}
+        event(10 * at, "grow" if dynamic else "prune", goal)
+    records.append({"kind": "epoch", "epoch": 1, "step": 50, "axes": {}, "weights": records[-1]["weights"]})
+    return records
+
+
 FEW = {"fc1": 32, "fc2": 24, "fc3": 16}
 MANY = {f"encoder.layer.{at}.{name}": 16 + 8 * (at % 5) for at in range(20) for name in ("q", "v", "up", "down")}
 
@@ -185,6 +207,8 @@ RUNS = {
     "nothing but the start": lambda: sample_records(FEW)[:1],
     "nothing but the end": lambda: sample_records(FEW)[-1:],
     "no events": lambda: [record for record in sample_records(FEW) if record["kind"] != "event"],
+    "masks": lambda: masked_records(dynamic=False),
+    "masks that move": lambda: masked_records(dynamic=True),
     "bare records": lambda: [{"kind": kind} for kind in ("start", "event", "epoch", "static_epoch", "end")],
 }
 
@@ -256,6 +280,68 @@ def test_a_steep_beginning_does_not_flatten_the_rest(tmp_path: Path) -> None:
     assert heights[0] > 270  # below the drawing, where the inner svg cuts it off
     assert page.words().count("The first values lie outside of the plot.") == 2
     assert "outside of the plot" not in render(tmp_path, records[2:]).words()
+
+
+def test_sparsity_by_parameter_and_over_time(tmp_path: Path) -> None:
+    page = render(tmp_path, masked_records(dynamic=False))
+    assert "Masks hold 90.9% of 1,100 weights at zero, in 2 parameters." in page.words()
+    for row in ("fc1.weight 1,000 90 91.0%", "head.weight 100 10 90.0%", "all of them 1,100 100 90.9%"):
+        assert row in page.words()
+    assert "just as many, 90.9% masked" in page.words()
+    assert "fc1.weight 1,000 → 450 live" in page.words()
+    strips = page.source[page.source.index("width of fc1.weight over time") :]
+    first, rest = strips[: strips.index("</svg>")], strips[strips.index("width of head.weight over time") :]
+    assert re.findall(r"steps (\d+) to (\d+): ([\d,]+)", first) == [
+        ("0", "10", "1,000"),
+        ("10", "20", "450"),
+        ("20", "30", "180"),
+        ("30", "50", "90"),
+    ]
+    assert re.findall(r": (\d+) \(", rest[: rest.index("</svg>")]) == ["100", "50", "20", "10"]
+    chart = page.source[page.source.index('aria-label="Sparsity;') :]
+    assert re.findall(r"held at zero: ([\d.]+%)", chart[: chart.index("</figure>")]) == [
+        "0%",
+        "54.55%",
+        "81.82%",
+        "90.91%",
+        "90.91%",
+    ]
+
+
+def test_what_one_step_takes_and_gives_back_is_no_change_of_sparsity(tmp_path: Path) -> None:
+    page = render(tmp_path, masked_records(dynamic=True))
+    assert "Masks hold 90.0% of 1,100 weights at zero" in page.words()
+    strip = page.source[page.source.index("width of fc1.weight over time") :]
+    assert re.findall(r"steps (\d+) to (\d+): ([\d,]+)", strip[: strip.index("</svg>")]) == [
+        ("0", "10", "1,000"),
+        ("10", "50", "100"),
+    ]
+    moves = page.source[page.source.index('aria-label="Weights per event;') :]
+    tips = moves[: moves.index("</figure>")]
+    assert re.findall(r"masked: ([\d.k]+)", tips) == ["1.03k", "45", "45"]
+    assert re.findall(r"made live: ([\d.k]+)", tips) == ["45", "45", "45"]
+
+
+def test_a_parameter_without_a_mask_is_live_as_a_whole(tmp_path: Path) -> None:
+    records = [
+        {"kind": "start", "axes": {}, "weights": {}},
+        {"kind": "epoch", "epoch": 1, "step": 10, "weights": {"a": [25, 100]}},
+        {"kind": "epoch", "epoch": 2, "step": 20, "weights": {"a": [25, 100], "b": [40, 300]}},
+        {"kind": "epoch", "epoch": 3, "step": 30, "weights": {"b": [40, 300], "": ["?", 3], "c": [5, 4], "d": 1}},
+    ]
+    page = render(tmp_path, records)
+    assert "Masks hold 65.0% of 400 weights at zero, in 2 parameters." in page.words()
+    assert "a 100 100 0.0%" in page.words()
+    assert "b 300 40 86.7%" in page.words()
+    chart = page.source[page.source.index('aria-label="Sparsity;') :]
+    found = re.findall(r"held at zero: ([\d.]+%)", chart[: chart.index("</figure>")])
+    assert found == ["0%", "18.75%", "83.75%", "65%"]
+
+
+def test_without_masks_nothing_is_said_of_sparsity(tmp_path: Path) -> None:
+    words = render(tmp_path, sample_records(FEW)).words()
+    assert "Sparsity" not in words
+    assert "masked" not in words
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 3, 7, 14, 15, 28, 77])

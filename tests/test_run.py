@@ -186,6 +186,40 @@ def test_other_settings_end_at_their_size(tmp_path: Path, setting: str, size: fl
     assert found[-1]["parameters"] / found[0]["parameters"] == pytest.approx(size, rel=0.06)
 
 
+def test_single_weights_are_recorded_and_the_twin_has_the_same_masks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Training] = []
+
+    class Watched(Training):
+        def __init__(self, *given: Any, **named: Any) -> None:
+            super().__init__(*given, **named)
+            made.append(self)
+
+    monkeypatch.setattr(run_module, "Training", Watched)
+    options = small(setting="constant", grow="rigl", prune="weights-magnitude", size=0.2, width=0.25)
+    start(options, tmp_path / "run", Silent())
+    ours, twin = (training.structure.masks for training in made)
+    assert ours
+    assert all(torch.equal(ours[name], mask) for name, mask in twin.items())
+    assert ours.keys() == twin.keys()
+    assert all(not bool(made[1].model.get_parameter(name)[~mask].any()) for name, mask in twin.items())
+    counted = {name: [int(mask.sum()), mask.numel()] for name, mask in ours.items()}
+    found = records(tmp_path / "run")
+    assert found[0]["weights"] == {}
+    assert found[-1]["weights"] == counted
+    assert next(record["weights"] for record in found if record["kind"] == "static_epoch") == counted
+    live, every = (sum(pair[at] for pair in counted.values()) for at in (0, 1))
+    assert live == round(0.2 * every)
+    events = [record for record in found if record["kind"] == "event"]
+    for event in events:
+        assert all(event["weights"][name][0] == after for name, (_, after) in event["masks"].items())
+    assert events[-1]["weights"] == counted
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "<h2>Sparsity</h2>" in page
+    assert "the final size and masks from the start" in page
+
+
 def test_images_from_an_npz_file_train_a_network_with_batch_norm(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     labels = draw.integers(0, 3, 150)

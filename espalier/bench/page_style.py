@@ -45,7 +45,7 @@ font-size:13px}
 .name{overflow:hidden;text-overflow:ellipsis;white-space:nowrap;direction:rtl;text-align:left}
 .size{font-variant-numeric:tabular-nums;white-space:nowrap;text-align:right}
 .up{color:var(--green)}.down{color:var(--orange)}
-.scroll{overflow:auto;max-height:560px;padding:0}
+.scroll{overflow:auto;max-height:560px;padding:0}.below{margin-top:16px}
 table{border-collapse:collapse;width:100%;font-size:13.5px}
 th{position:sticky;top:0;z-index:1;background:var(--card);box-shadow:0 1px var(--edge);font-weight:600;text-align:left;
 color:var(--muted);font-size:12.5px;white-space:nowrap}

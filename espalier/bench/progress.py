@@ -127,8 +127,8 @@ def epoch_text(record: Record) -> str:
 def event_text(record: Record) -> str:
     """What an event changed, in one line."""
     sizes = [f"{name} {before} → {after}" for name, (before, after) in record["axes"].items()]
-    if record.get("live"):
-        before, after = record["live"]
+    if record["masks"]:
+        before, after = (sum(live) for live in zip(*record["masks"].values(), strict=True))
         return f"{record['action']:<5} {whole(before)} → {whole(after)} live weights ({record['method']})"
     if not sizes:
         return f"{record['action']} ({record['method']}): {record['why']}"
@@ -147,8 +147,9 @@ def result_text(end: Record) -> str:
     seconds, static = end["seconds"], end["static"]
     if static is not None:
         seconds += static["seconds"]
+        same = "size and masks" if end["weights"] else "size"
         lines.append(
-            f"static twin   {100 * static['test_accuracy']:.2f}%  the same size from the start, trained with "
+            f"static twin   {100 * static['test_accuracy']:.2f}%  the same {same} from the start, trained with "
             f"{static['training_flops'] / end['training_flops']:.1%} of the FLOPs"
         )
     return "\n".join([*lines, f"training took {duration_text(seconds)}"])

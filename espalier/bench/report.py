@@ -17,6 +17,7 @@ from espalier.bench.charts import STYLE as CHART_STYLE
 from espalier.bench.page_style import LOGO, PAGE_STYLE
 from espalier.bench.records import Record, Run, as_mapping, as_number, count_of, latest, read_run
 from espalier.bench.report_plots import cost, learning, widths
+from espalier.bench.report_sparsity import held_text, sparsity
 from espalier.bench.report_tables import architecture, configuration, event_table
 from espalier.bench.wording import (
     accuracy_text,
@@ -44,7 +45,7 @@ def _page(run: Run) -> str:
     title = " · ".join(str(run.config[key]) for key in ("task", "model") if run.config.get(key)) or "Run"
     digest = b64encode(sha256(SCRIPT.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    sections = (_tiles, learning, cost, widths, architecture, event_table, configuration)
+    sections = (_tiles, learning, cost, sparsity, widths, architecture, event_table, configuration)
     return "\n".join(
         [
             '<!doctype html><html lang="en"><head><meta charset="utf-8">',
@@ -78,21 +79,23 @@ def _summary(run: Run) -> str:
     first = f"The network grew {grown} and was pruned {pruned} in {epochs} of training."
     parameters = relative_text(run.start.get("parameters"), latest(run, "parameters"))
     flops = relative_text(run.start.get("flops"), latest(run, "flops"))
+    held = f" Masks hold {held_text(run)} of the weights that have one at zero." if held_text(run) else ""
     if not parameters or not flops:
-        return first
+        return f"{first}{held}"
     verb = "ended with" if run.end is not None else "now has"
     second = f"Compared with its start it {verb} {parameters} parameters and {flops} FLOPs per inference."
-    return f"{first} {second}"
+    return f"{first} {second}{held}"
 
 
 def _tiles(run: Run) -> str:
+    masked = f", {held_text(run)} masked" if held_text(run) else ""
     costs = [
         _tile(
             name,
             f"{as_text(run.start.get(key), si)} <small>→</small> {as_text(latest(run, key), si)}",
-            relative_text(run.start.get(key), latest(run, key)),
+            relative_text(run.start.get(key), latest(run, key)) + more,
         )
-        for name, key in (("Parameters", "parameters"), ("FLOPs per inference", "flops"))
+        for name, key, more in (("Parameters", "parameters", masked), ("FLOPs per inference", "flops", ""))
     ]
     grown, pruned = count_of(run, "grow"), count_of(run, "prune")
     others = len(run.events) - grown - pruned
@@ -145,8 +148,9 @@ def _score(css: str, name: str, accuracy: object, details: Iterable[tuple[str, s
 
 def _comparison(ours: Record, twin: Record) -> str:
     mine, other = as_number(ours.get("test_accuracy")), as_number(twin.get("test_accuracy"))
+    final = "final size and masks" if as_mapping(ours.get("weights")) else "final size"
     if mine is None or other is None:
-        return "The static network had the final size from the start."
+        return f"The static network had the {final} from the start."
     gap = round(100 * (mine - other), 2)
     verdict = f"{abs(gap):.2f} points {'above' if gap > 0 else 'below'}" if gap else "Level with"
-    return f"{verdict} a static network that had the final size from the start."
+    return f"{verdict} a static network that had the {final} from the start."

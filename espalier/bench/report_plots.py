@@ -109,7 +109,8 @@ def _cost_history(run: Run, key: str) -> tuple[list[tuple[float, float]], list[M
 def _event_tip(event: Record) -> str:
     """Plain text (the chart escapes it)."""
     axes = [f"{name}: {plain_change(pair, whole)}" for name, pair in as_mapping(event.get("axes")).items()]
-    rest = [f"and {len(axes) - 6} more axes"] if len(axes) > 6 else []
+    axes += [f"{name}: {plain_change(pair, whole)} live" for name, pair in as_mapping(event.get("masks")).items()]
+    rest = [f"and {len(axes) - 6} more"] if len(axes) > 6 else []
     lines = [
         f"{event.get('action')} by {event.get('method')}, step {event.get('step')}, epoch {event.get('epoch')}",
         *axes[:6],

@@ -79,7 +79,7 @@ def _table(head: str, rows: Sequence[str]) -> str:
 def event_table(run: Run) -> str:
     """Every event with what it changed."""
     head = (
-        '<tr><th class="n">Step</th><th class="n">Epoch</th><th>Action</th><th>Method</th><th>Axes</th>'
+        '<tr><th class="n">Step</th><th class="n">Epoch</th><th>Action</th><th>Method</th><th>Axes and masks</th>'
         '<th class="n">Parameters</th><th class="n">FLOPs</th><th class="n">Loss, same batch</th><th>Contract</th></tr>'
     )
     if not run.events:
@@ -93,10 +93,11 @@ def _event_row(event: Record) -> str:
     css = action if action in ("grow", "prune") else "other"
     contract = as_text(event.get("contract"))
     pill = f'<span class="pill {contract if contract in ("exact", "changing") else ""}">{contract}</span>'
+    places = [*_places(event, "axes", ""), *_places(event, "masks", " live")]
     return (
         f'<tr><td class="n">{as_text(event.get("step"))}</td><td class="n">{as_text(event.get("epoch"))}</td>'
         f'<td><span class="act {css}">{event_icon(action)}{escape(action)}</span></td>'
-        f"<td>{as_text(event.get('method'))}</td><td>{_event_axes(as_mapping(event.get('axes')))}</td>"
+        f"<td>{as_text(event.get('method'))}</td><td>{_listed(places)}</td>"
         f'<td class="n">{change(*as_pair(event.get("parameters")), whole)}</td>'
         f'<td class="n">{change(*as_pair(event.get("flops")), si)}</td>'
         f'<td class="n">{_loss_change(event.get("loss"))}</td><td>{pill}</td></tr>'
@@ -111,11 +112,14 @@ def _loss_change(pair: object) -> str:
     )
 
 
-def _event_axes(axes: Record) -> str:
-    items = [
-        f'<span class="s"><code>{escape(str(name))}</code> {change(*as_pair(pair))}</span>'
-        for name, pair in axes.items()
+def _places(event: Record, key: str, unit: str) -> list[str]:
+    return [
+        f'<span class="s"><code>{escape(str(name))}</code> {change(*as_pair(pair))}{unit}</span>'
+        for name, pair in as_mapping(event.get(key)).items()
     ]
+
+
+def _listed(items: Sequence[str]) -> str:
     shown = "<br>".join(items[:NAMED_AXES])
     if len(items) <= NAMED_AXES:
         return shown

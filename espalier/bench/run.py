@@ -1,8 +1,8 @@
 """`espalier run`: train a network that grows and shrinks, then the static network of the size that it ended with.
 
-The *static twin* is the saved network with all of its weights drawn anew, trained from scratch on the same data in the
-same way for as many steps as make its training FLOPs equal, its learning-rate schedule stretched to these. Each of the
-two sees the test set once, after its last step.
+The *static twin* is the saved network with all of its weights drawn anew, under the same masks if it has any, trained
+from scratch on the same data in the same way for as many steps as make its training FLOPs equal, its learning-rate
+schedule stretched to these. Each of the two sees the test set once, after its last step.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ FEW_FLOPS = 100_000_000
 """Forward FLOPs of a batch below which several threads cost more than they give."""
 
 _NETWORK, _STATIC = "network", "static network"
-_RESULTS = {"test_accuracy", "test_loss", "parameters", "flops", "training_flops", "seconds"}
+_RESULTS = {"test_accuracy", "test_loss", "parameters", "flops", "weights", "training_flops", "seconds"}
 _Json = Mapping[str, Any]
 
 
@@ -174,13 +174,14 @@ class _Run:
     def _twin(self, folder: RunFolder, result: _Json, checkpoint: Checkpoint | None) -> Training:
         options, data = self._options, self._data
         model = self._fresh_model()
-        network_files.load(folder.network, model, example_inputs(data.input_shape, options.device))
+        ended = network_files.load(folder.network, model, example_inputs(data.input_shape, options.device))
         redraw(model, seed=options.seed)
         steps_per_epoch = -(-len(data.x_train) // options.batch_size)
         epoch_flops = FORWARD_AND_BACKWARD * result["flops"] * len(data.x_train)
         steps = max(1, round(result["training_flops"] / epoch_flops * steps_per_epoch))
         torch.manual_seed(options.seed)
-        return Training(Assignment(self._task, data, (), steps, options.seed), model, checkpoint=checkpoint)
+        assignment = Assignment(self._task, data, (), steps, options.seed)
+        return Training(assignment, model, checkpoint=checkpoint, masks=ended.masks)
 
     def _fresh_model(self) -> torch.nn.Module:
         options, data = self._options, self._data
@@ -231,7 +232,12 @@ class _Run:
 
 
 def _described(training: Training) -> dict[str, Any]:
-    return {**training.cost(), "axes": training.axes(), "architecture": architecture(training.model)}
+    return {
+        **training.cost(),
+        "axes": training.axes(),
+        "weights": training.weights(),
+        "architecture": architecture(training.model),
+    }
 
 
 def _config(options: Options, command: Sequence[str], threads: int) -> dict[str, Any]:

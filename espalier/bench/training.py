@@ -25,6 +25,7 @@ from espalier.attach import attach
 from espalier.bench.data import Dataset, batches
 from espalier.bench.models import example_inputs
 from espalier.bench.tasks import Task
+from espalier.edit.masks import NO_MASKS, Masks
 from espalier.errors import CheckpointError, RunError
 from espalier.graph.topology import Topology
 from espalier.method import Method
@@ -86,8 +87,9 @@ class Training:
         assignment: Assignment,
         model: nn.Module,
         checkpoint: Checkpoint | None = None,
+        masks: Masks = NO_MASKS,
     ) -> None:
-        """Train `model`, freshly built; or go on from what `state` and `write` kept of such a network.
+        """Train `model`, freshly built, under masks if there are any; or go on from what `state` and `write` kept.
 
         Raises:
             CheckpointError: the checkpoint is damaged or belongs to another network.
@@ -107,6 +109,8 @@ class Training:
         self._on_event: Callable[[Record], None] = _ignore
         if checkpoint is None:
             self.structure = attach(model, example, optimizer=optimizer)
+            if masks:
+                self.structure.mask(masks)
         else:
             self.structure = load(checkpoint[1] / _NETWORK, model, example, optimizer=optimizer)
         self._measured: Topology | None = None
@@ -147,6 +151,10 @@ class Training:
         """The size of every axis that may change."""
         topology = self.structure.topology
         return {record.name: topology.sizes[number] for number, record in topology.axes.items() if not record.reasons}
+
+    def weights(self) -> dict[str, list[int]]:
+        """Live and all weights of every parameter that has a mask."""
+        return {name: [int(mask.sum()), mask.numel()] for name, mask in self.structure.masks.items()}
 
     def run(
         self, after_step: Callable[[], None], on_epoch: Callable[[Record], None], on_event: Callable[[Record], None]
@@ -258,6 +266,7 @@ class Training:
             "learning_rate": self._optimizer.param_groups[0]["lr"],
             **self.cost(),
             "axes": self.axes(),
+            "weights": self.weights(),
             "training_flops": self.training_flops,
             "seconds": round(self.seconds, 3),
         }
@@ -271,7 +280,8 @@ class Training:
                 "method": event.method,
                 "action": event.action,
                 "axes": {name: list(sizes) for name, sizes in event.sizes.items()},
-                "live": [sum(live) for live in zip(*event.masks.values(), strict=True)],
+                "masks": {name: list(live) for name, live in event.masks.items()},
+                "weights": self.weights(),
                 "parameters": [before.parameters, after.parameters],
                 "flops": [before.flops // self._example_size, after.flops // self._example_size],
                 "loss": [event.loss_before, event.loss_after],
