@@ -1,5 +1,9 @@
 """All kinds of recipes that come with the package, registered by being imported here."""
 
 from espalier.edit.recipes.copies import CopyOf
+from espalier.edit.recipes.factorised import Factorised
+from espalier.edit.recipes.folded import Folded
+from espalier.edit.recipes.identity import Identity
+from espalier.edit.recipes.residual import ResidualLayer
 
-__all__ = ["CopyOf"]
+__all__ = ["CopyOf", "Factorised", "Folded", "Identity", "ResidualLayer"]
