@@ -6,18 +6,7 @@ from espalier.graph.capture import Call, Ref
 from espalier.graph.dims import size_of
 from espalier.graph.flow import Flow, operator_name
 from espalier.graph.topology import Topology, TracePrediction
-
-_ZERO_TO_ZERO = frozenset(
-    """
-    _reshape_alias _to_copy _unsafe_view abs adaptive_avg_pool2d _adaptive_avg_pool2d avg_pool1d avg_pool2d avg_pool3d
-    alias alpha_dropout_ celu chunk clone contiguous copy detach elu erf expand flatten flip gelu hardswish im2col
-    leaky_relu max_pool2d_with_indices mean mish movedim narrow native_dropout neg permute pixel_shuffle pixel_unshuffle
-    relu repeat reshape roll select selu sign silu sin slice split split_with_sizes sqrt squeeze sum t tan tanh
-    transpose unbind unfold unsafe_split unsqueeze upsample_bicubic2d upsample_bilinear2d upsample_nearest1d
-    upsample_nearest2d upsample_nearest3d view
-    """.split()
-)
-"""Operators whose results are zero where their first operand, the only one, is all zero."""
+from espalier.graph.zeros import zero_given
 
 _CONTRACTIONS = frozenset(
     """
@@ -30,31 +19,6 @@ _CONTRACTIONS = frozenset(
 
 _OF_SIZES = frozenset("empty_like new_empty new_full new_ones new_zeros ones_like rand_like zeros_like".split())
 """Operators that look at no value: what random masks are made of."""
-
-
-def keeps_zero(call: Call, value: int) -> bool:
-    """Whether a call gives nothing but zeros if one of its operands, by its number, is all zero."""
-    name, first = operator_name(call), call.args[0] if call.args else None
-    is_first = isinstance(first, Ref) and first.index == value
-    if name in _ZERO_TO_ZERO:
-        return is_first
-    if name == "mul":
-        return True
-    if name == "div":
-        other = call.args[1]
-        return is_first and not (isinstance(other, Ref) and other.index == value)
-    if name in ("hardtanh", "clamp"):
-        given = call.arguments()
-        names = ("min_val", "max_val") if name == "hardtanh" else ("min", "max")
-        return is_first and _spans_zero(*(given[one] for one in names))
-    if name == "constant_pad_nd":
-        return is_first and not call.arguments()["value"]
-    return False
-
-
-def _spans_zero(low: object, high: object) -> bool:
-    below = low is None or (isinstance(low, (int, float)) and low <= 0)
-    return below and (high is None or (isinstance(high, (int, float)) and high >= 0))
 
 
 def is_beside(topology: Topology, prediction: TracePrediction, entry: int, exit: int, first: int, last: int) -> bool:
@@ -90,7 +54,11 @@ def _addition(flow: Flow, outputs: tuple[int, ...], value: int, since: int) -> t
             if left.index == value:
                 return (call, right.index) if operator_name(call) == "add" else None
             return call, left.index
-        if not keeps_zero(call, value) or len(call.outputs) != 1 or call.outputs[0] is None:
+        if (
+            not any(needed <= {value} for needed in zero_given(call))
+            or len(call.outputs) != 1
+            or call.outputs[0] is None
+        ):
             return None
         value, since = call.outputs[0].index, call.index + 1
 
@@ -149,4 +117,4 @@ def _comes_from(flow: Flow, value: int, before: int, origins: set[int]) -> bool:
     return False
 
 
-__all__ = ["is_beside", "keeps_zero"]
+__all__ = ["is_beside"]

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from espalier.graph.bounds import Ranges
 from espalier.graph.branches import is_beside
 from espalier.graph.capture import Shape
 from espalier.graph.dims import size_of
@@ -191,6 +192,11 @@ class Pass:
             if self.flow.changes(value):
                 found[self.flow.memory(value)].append(value)
         return found
+
+    @cached_property
+    def ranges(self) -> Ranges:
+        """Between which numbers the values lie."""
+        return Ranges(self.flow)
 
     @cached_property
     def tensors(self) -> Mapping[str, Sequence[str]]:
