@@ -1,8 +1,8 @@
 """How a layer or cell can be made to hand on its input unchanged: which of its parameters have to be zero.
 
 A new copy of a residual block changes nothing as long as the end of its branch is zero. Which tensors that takes is
-read from the operators: from the entry on it is known of every value what has to be zero for it to be zero, and what for
-it to equal the entry.
+read from the operators: from the entry on it is known of every value what has to be zero for it to be zero, and what
+for it to equal the entry.
 """
 
 from __future__ import annotations
