@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -17,12 +17,15 @@ from espalier.edit.births import Births, followed
 from espalier.edit.changes import Changes, Limits, blocking_reason, find_axis
 from espalier.edit.contract import Contract, contract_of
 from espalier.edit.depth import promise_of, regrow
+from espalier.edit.depth_edits import Leaves
+from espalier.edit.depth_plans import addition, insertion, removal
 from espalier.edit.given import judged
 from espalier.edit.interrupt import uninterrupted
 from espalier.edit.journal import Journal, UndoStack
 from espalier.edit.known import Known, regrown
 from espalier.edit.masks import Enforcer, Masking, Masks, masking_of
 from espalier.edit.plan import Plan, grow_plan, mask_plan, prune_plan
+from espalier.edit.recipes.base import Recipe
 from espalier.edit.refresh import verified
 from espalier.edit.repair import UnrepairedError
 from espalier.edit.scales import Constant
@@ -259,6 +262,60 @@ class Structure:
             PlanError: one of the parameters has no mask.
         """
         return self.apply(mask_plan(dict.fromkeys(tensors)))
+
+    def insert_layer(self, layer: Recipe, *, after: str | None = None, before: str | None = None) -> Edit:
+        """Put a new layer right after, or right before, a module.
+
+        In an `nn.Sequential` it becomes an entry, and those that follow are renumbered; elsewhere it becomes a child of
+        the module and runs by a hook, so that all names stay. Its parameters join the groups of the optimizer in which
+        their neighbours are.
+
+        Args:
+            layer: what to insert, such as `Identity`, `ResidualLayer` or `CopyOf` (`espalier.layers`);
+                `espalier.layers.suggested` says what suits a place.
+            after: path of the module that it follows.
+            before: path of the module that it precedes.
+
+        Raises:
+            PlanError: there is no such place, or the layer does not fit it.
+            SurgeryError: the changed model would not run as before everywhere else; nothing was changed.
+        """
+        return self.apply(insertion(after, before, layer))
+
+    def remove_layer(self, path: str, *, leaves: Leaves | None = None) -> Edit:
+        """Leave out a module, a layer or a whole cell, whose result has the size of what goes in.
+
+        An entry of an `nn.Sequential` or `nn.ModuleList` is deleted, and those that follow are renumbered; elsewhere a
+        `Bypass` takes its place. Its parameters leave the optimizer. Attributes that count layers follow.
+
+        Args:
+            path: of the module.
+            leaves: what takes the place of its result: ``entry``, what went in, or ``zero``; by default ``zero`` for a
+                branch whose result is only added to something, else ``entry``.
+
+        Raises:
+            PlanError: it cannot be removed; the error says why.
+            SurgeryError: the changed model would not run as before everywhere else; nothing was changed.
+        """
+        return self.apply(removal(self.topology, path, leaves))
+
+    def add_cell(self, container: str, position: int | None = None, *, of: str | None = None,
+                 init: Literal["zero", "copy"] = "zero") -> Edit:  # fmt: skip
+        """Add a copy of a cell to an `nn.Sequential` or `nn.ModuleList` of cells.
+
+        Args:
+            container: path of the list.
+            position: that the copy will have; at the end by default.
+            of: path of the cell to copy; by default the nearest one whose result has the size of what goes in, which
+                those at the boundary of a stage have not.
+            init: ``zero`` sets those parameters of the copy to zero which let it hand on what it gets, so that the
+                network computes what it did; ``copy`` leaves it a copy.
+
+        Raises:
+            PlanError: no cell there can be copied, or not so that nothing changes; the error says why.
+            SurgeryError: the changed model would not run as before everywhere else; nothing was changed.
+        """
+        return self.apply(addition(self.topology, tensor_table(self.model).modules, container, position, of, init))
 
     def check(self, plan: Plan) -> tuple[Contract, tuple[AttributeChange, ...]]:
         """What applying a plan would promise and which attributes would follow; changes nothing.

@@ -6,7 +6,7 @@ import pytest
 import torch
 from snapshots import differences, snapshot
 from test_measure import _volume, counted
-from torch import nn
+from torch import Tensor, nn
 from zoo_small import ZOO
 
 import espalier as esp
@@ -155,3 +155,22 @@ def test_scores_of_data_and_of_nothing_are_refused() -> None:
         esp.scaled_plan(structure, esp.Parameters(0.5, of="initial"), score=GroupNorm())
     structure.apply(esp.scaled_plan(structure, esp.Parameters(0.5, of="initial"), score=Chance()))
     assert model[0].weight.shape[0] == 9
+
+
+class Auxiliary(nn.Module):
+    """A head that runs in train mode only costs no FLOPs of inference."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 20), nn.Linear(20, 3)
+        self.inner, self.outer = nn.Linear(20, 10), nn.Linear(10, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        x = torch.relu(self.first(x))
+        return self.last(x), self.outer(torch.relu(self.inner(x))) if self.training else None
+
+
+def test_an_axis_that_costs_nothing_grows_in_proportion_and_ends() -> None:
+    structure = esp.attach(Auxiliary(), torch.zeros(2, 6))
+    structure.apply(esp.scaled_plan(structure, esp.FLOPs(2.0, of="initial")))
+    assert {name: axis.size for name, axis in structure.axes.items() if axis.growable} == {"first": 40, "inner": 20}

@@ -102,6 +102,7 @@ def proportional(goal: Goal) -> dict[str, int]:
         return -max(size, then) / merged.reference[axis]
 
     start = _scaled(merged)
+    merged = _free_held(merged, start)
     sizes = _one_by_one(merged, dict(start), furthest_behind)
     held = _coarse_held(merged, start)
     if goal.direction == "prune" and held.fits(held.smallest()):
@@ -110,6 +111,17 @@ def proportional(goal: Goal) -> dict[str, int]:
         if merged.target.excess(other) > merged.target.excess(sizes) + _COARSE * merged.target.most:
             sizes = other
     return {axis: sizes[leader] for axis, leader in goal.leaders().items()}
+
+
+def _free_held(goal: Goal, sizes: Mapping[str, int]) -> Goal:
+    """The goal in which axes whose units cost nothing keep these sizes at most: no budget would ever end their growth.
+
+    Heads that run in train mode only cost no inference FLOPs.
+    """
+    if goal.direction == "prune":
+        return goal
+    free = [axis for axis, size in sizes.items() if not goal.target.cost.step(axis, sizes, 1)]
+    return replace(goal, most={**goal.most, **{axis: sizes[axis] for axis in free}})
 
 
 def _coarse_held(goal: Goal, sizes: Mapping[str, int]) -> Goal:

@@ -1,0 +1,95 @@
+"""What users ask of whole layers and cells, as plans. Pure: nothing is changed here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from espalier.edit.depth_edits import Insert, Leaves, Remove
+from espalier.edit.plan import Plan
+from espalier.edit.recipes.base import Recipe
+from espalier.edit.recipes.copies import CopyOf
+from espalier.edit.steps import known_region
+from espalier.errors import PlanError
+from espalier.graph.regions import Refusal, region_of
+from espalier.graph.silence import silencing
+from espalier.graph.topology import Topology
+
+Modules = Mapping[str, nn.Module]
+
+
+def removal(topology: Topology, path: str, leaves: Leaves | None) -> Plan:
+    """Leave a module out; what that leaves is found by whether its result is only added to something."""
+    region = known_region(topology, path)
+    return Plan((), depth=(Remove(path, leaves or ("zero" if region.beside else "entry")),))
+
+
+def insertion(after: str | None, before: str | None, layer: Recipe) -> Plan:
+    """Put a new layer right after, or right before, a module. Raises PlanError unless one of both is given."""
+    match after, before:
+        case str(), None:
+            return Plan((), depth=(Insert(after, layer),))
+        case None, str():
+            return Plan((), depth=(Insert(before, layer, before=True),))
+    raise PlanError("where does the layer come? Give the path of a module, either after=... or before=....")
+
+
+def addition(
+    topology: Topology, modules: Modules, container: str, position: int | None, of: str | None, init: str
+) -> Plan:
+    """Add a copy of one of the cells of a container to it.
+
+    Raises PlanError: there is no such list of cells, the position is not in it, or no cell in it can be copied.
+    """
+    if init not in ("zero", "copy"):
+        raise PlanError(f"init: expected 'zero' (changes nothing at first) or 'copy' (as it is), found {init!r}.")
+    entries = _entries(modules, container)
+    place = len(entries) if position is None else position
+    if not 0 <= place <= len(entries):
+        raise PlanError(
+            f"{container} has {len(entries)} cells: position is from 0 to {len(entries)}, found {position}."
+        )
+    source = _source(topology, entries, place, of)
+    layer = copied(topology, source, init)
+    return insertion(entries[place - 1], None, layer) if place else insertion(None, entries[0], layer)
+
+
+def copied(topology: Topology, path: str, init: str) -> CopyOf:
+    """A copy of a module; with init="zero" one that changes nothing at first. Raises PlanError if there is none."""
+    if init == "copy":
+        return CopyOf(path)
+    silence = silencing(topology, path)
+    if isinstance(silence, Refusal):
+        raise PlanError(
+            f"a copy of {path} cannot begin as one that changes nothing: it {silence.reason}. Ask for init='copy'."
+        )
+    return CopyOf(path, tuple(name.removeprefix(f"{path}.") for name in silence.tensors))
+
+
+def _entries(modules: Modules, container: str) -> list[str]:
+    found = modules.get(container)
+    if not isinstance(found, (nn.Sequential, nn.ModuleList)) or not len(found):
+        what = "no such module" if found is None else f"a {type(found).__name__} of {len([*found.children()])} modules"
+        raise PlanError(
+            f"{container}: expected an nn.Sequential or nn.ModuleList of cells, found {what}. For a cell with a name "
+            "of its own use insert_layer(CopyOf(name), after=name)."
+        )
+    return [f"{container}.{key}" if container else key for key in found._modules]
+
+
+def _source(topology: Topology, entries: list[str], place: int, of: str | None) -> str:
+    """The cell to copy: the one asked for, else the nearest that can be, those before the new one first."""
+    if of is not None:
+        return of
+    reasons: dict[str, str] = {}
+    for path in (*reversed(entries[:place]), *entries[place:]):
+        region = region_of(topology, path)
+        if not isinstance(region, Refusal) and region.entry is not None:
+            return path
+        reasons[path] = region.reason if isinstance(region, Refusal) else region.no_removal
+    shown = "; ".join(f"{path} {why}" for path, why in reasons.items())
+    raise PlanError(f"no cell here gives back what it gets in its own size, so none can be repeated: {shown}.")
+
+
+__all__ = ["addition", "copied", "insertion", "removal"]
