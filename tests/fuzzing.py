@@ -13,9 +13,9 @@ from snapshots import differences, snapshot
 from torch import Tensor, nn
 
 from espalier.attach import attach
+from espalier.axis import Axis
 from espalier.edit.plan import Plan, Resize
 from espalier.errors import EspalierError
-from espalier.axis import Axis
 from espalier.structure import Structure
 
 EXACT = 1e-9

@@ -19,11 +19,11 @@ from oracles import Comparison
 from torch import Tensor, nn
 
 from espalier.attach import attach
+from espalier.axis import Axis
 from espalier.edit import apply
 from espalier.edit.changes import Changes
 from espalier.edit.plan import Plan, Resize, grow_plan
 from espalier.graph.capture import tensor_table
-from espalier.axis import Axis
 from espalier.structure import Structure
 
 NUMBERS = st.integers(0, 2**16 - 1)

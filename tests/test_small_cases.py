@@ -15,9 +15,9 @@ from small_cases import CASES
 from torch import Tensor, nn
 
 from espalier.attach import attach
+from espalier.axis import Axis
 from espalier.graph.capture import tensor_table
 from espalier.graph.topology import INTERFACE, Slot
-from espalier.axis import Axis
 from espalier.record import Edit
 from espalier.structure import Structure
 
