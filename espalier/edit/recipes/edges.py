@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from espalier.errors import PlanError
-from espalier.graph.dims import axes_of, size_of
+from espalier.graph.dims import size_of
+from espalier.graph.regions import Refusal, region_of
 from espalier.graph.topology import Topology, TracePrediction
 from espalier.graph.visits import Visit
 
 
 @dataclass(frozen=True)
 class Edge:
-    """The first tensor among the arguments or the results of a module, in the first pass that runs it."""
+    """The tensor that a module takes, or gives, in the first pass that runs it."""
 
     at: str
     before: bool
@@ -20,8 +21,6 @@ class Edge:
     visit: Visit
     value: int
     shape: tuple[int, ...]
-    varying: tuple[int, ...]
-    """The dimensions that have axes: where features are."""
 
     @property
     def call(self) -> int:
@@ -33,23 +32,21 @@ class Edge:
 
 
 def edge(topology: Topology, at: str, *, before: bool) -> Edge:
-    """The edge before or after a module. Raises PlanError if it does not run, or on no tensor."""
+    """The edge before or after a module. Raises PlanError if it has none where a layer could come."""
+    region = region_of(topology, at)
+    if isinstance(region, Refusal):
+        raise PlanError(f"no layer can come beside {at or 'the model itself'}: it {region.reason}.")
+    if before and not region.takes:
+        raise PlanError(f"no layer can come before {at}: it {region.no_layer_before}.")
+    place = region.takes[0] if before else region.exit
     for prediction in topology.predictions:
         for visit in prediction.visits:
-            if visit.module != at:
-                continue
-            leaves = visit.entries if before else visit.exits
-            known = [leaf.value for leaf in leaves if leaf.value in prediction.dims]
-            if not known:
-                what = "gets" if before else "gives"
-                raise PlanError(f"{at} {what} no tensor that an operator reads or makes, so no layer fits there.")
-            dims = prediction.dims[known[0]]
-            shape = tuple(size_of(dim, topology.sizes) for dim in dims)
-            varying = tuple(
-                position for position, dim in enumerate(dims) if any(axis in topology.axes for axis in axes_of(dim))
-            )
-            return Edge(at, before, prediction, visit, known[0], shape, varying)
-    raise PlanError(f"{at} does not run in the forward pass, so nothing can come beside it.")
+            if visit.module == at:
+                value = next(leaf.value for leaf in (visit.entries if before else visit.exits) if leaf.place == place)
+                dims = prediction.dims[value]
+                shape = tuple(size_of(dim, topology.sizes) for dim in dims)
+                return Edge(at, before, prediction, visit, value, shape)
+    raise PlanError(f"{at} is never run by itself.")
 
 
 def check_features(found: Edge, features: int, kernel: tuple[int, ...] | None) -> None:

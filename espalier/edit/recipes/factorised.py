@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from torch import nn
 
-from espalier.edit.contract import Contract
 from espalier.edit.low_rank import factors, relative_error
+from espalier.edit.promise import Promise
 from espalier.edit.recipes.affine import Affine, Window, in_mode, made, read
 from espalier.edit.recipes.base import Lookup, Recipe, recipe
 from espalier.edit.recipes.wiring import check_own
@@ -45,7 +45,7 @@ class Factorised(Recipe):
         like = module(at)
         return in_mode(nn.Sequential(*(made(one, like) for one in pair)), like)
 
-    def contract(self, topology: Topology, module: Lookup, at: str, *, before: bool) -> Contract:
+    def promise(self, topology: Topology, module: Lookup, at: str, *, before: bool) -> Promise:
         """Exact at full rank.
 
         Raises PlanError if the layer cannot be taken apart: its class, its rank, or others that use its weight.
@@ -56,9 +56,9 @@ class Factorised(Recipe):
         if not 1 <= self.rank <= full:
             raise PlanError(f"{at}: expected a rank from 1 to {full}, found {self.rank}.")
         if self.rank == full:
-            return Contract("exact", f"rank {full} is the full one of {at}")
+            return Promise("exact", f"rank {full} is the full one of {at}")
         error = relative_error(weight, self.rank)
-        return Contract("changing", f"rank {self.rank} of {full} leaves a relative error of {error:.2g} in {at}")
+        return Promise("changing", f"rank {self.rank} of {full} leaves a relative error of {error:.2g} in {at}")
 
 
 def _layer(module: Lookup, at: str) -> Affine:

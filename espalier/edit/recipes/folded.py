@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from espalier.edit.contract import Contract
+from espalier.edit.promise import Promise
 from espalier.edit.recipes.affine import Affine, check_plain, made, read
 from espalier.edit.recipes.base import Lookup, Recipe, recipe
 from espalier.edit.recipes.wiring import check_connected, check_dimensions, check_own
@@ -43,7 +43,7 @@ class Folded(Recipe):
             raise PlanError(f"{at}: expected a linear layer or a convolution to fold into, found batch norms only.")
         return made(_fold(parts), like)
 
-    def contract(self, topology: Topology, module: Lookup, at: str, *, before: bool) -> Contract:
+    def promise(self, topology: Topology, module: Lookup, at: str, *, before: bool) -> Promise:
         """Exact, but for batch norms: what they are folded into is the same in eval mode only.
 
         Raises PlanError if the layers cannot be folded, or are not alone with each other.
@@ -61,8 +61,12 @@ class Folded(Recipe):
             check_dimensions(topology, path, len(kernel) + 2)
         if norms:
             why = f"in train mode {norms[0]} uses the batch's own statistics; in eval mode nothing changes"
-            return Contract("changing", why)
-        return Contract("exact", f"{' and '.join(paths)} are linear one after the other")
+            return Promise("changing", why)
+        return Promise("exact", f"{' and '.join(paths)} are linear one after the other")
+
+    def absorbed(self) -> tuple[str, ...]:
+        """The other one."""
+        return (self.other,) if self.other else ()
 
     def _parts(self, module: Lookup, at: str) -> dict[str, nn.Module]:
         """The layers that are folded, by path, in the order in which they run."""

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from espalier.edit.activations import IDEMPOTENT, activation
-from espalier.edit.contract import Contract
+from espalier.edit.promise import Promise
 from espalier.edit.recipes.base import Lookup, Recipe, recipe
 from espalier.edit.recipes.edges import check_features, edge
 from espalier.edit.recipes.placing import setting
@@ -49,12 +49,12 @@ class Identity(Recipe):
             for parameter in new.parameters():
                 parameter.zero_()
             kernels = new.get_parameter("weight").view(self.features, self.features, -1)
-            kernels[:, :, kernels.shape[2] // 2] = torch.eye(self.features, dtype=kernels.dtype)
+            kernels[:, :, kernels.shape[2] // 2] = torch.eye(self.features, dtype=kernels.dtype, device="cpu")
         if self.activation is not None:
             new = nn.Sequential(new, activation(self.activation))
         return setting(module, at).put(new)
 
-    def contract(self, topology: Topology, module: Lookup, at: str, *, before: bool) -> Contract:
+    def promise(self, topology: Topology, module: Lookup, at: str, *, before: bool) -> Promise:
         """Exact without activation, and with one under which what comes there is a fixed point.
 
         Raises PlanError if the layer does not fit there.
@@ -62,10 +62,10 @@ class Identity(Recipe):
         found = edge(topology, at, before=before)
         check_features(found, self.features, self.kernel)
         if self.activation is None:
-            return Contract("exact", "the new layer is an identity")
+            return Promise("exact", "the new layer is an identity")
         if self.activation not in IDEMPOTENT:
-            return Contract("changing", f"{self.activation} changes its own results")
-        return Contract("changing", f"what comes {found} is not known to be a result of {self.activation}")
+            return Promise("changing", f"{self.activation} changes its own results")
+        return Promise("changing", f"what comes {found} is not known to be a result of {self.activation}")
 
 
 __all__ = ["Identity"]

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from espalier.edit.contract import Contract
+from espalier.edit.promise import Promise
 from espalier.edit.recipes.base import Lookup, Recipe, recipe
 from espalier.edit.recipes.edges import check_features, edge
 from espalier.edit.recipes.placing import drawing, setting
@@ -48,7 +48,7 @@ class ResidualLayer(Recipe):
             )
         return setting(module, at).put(new)
 
-    def contract(self, topology: Topology, module: Lookup, at: str, *, before: bool) -> Contract:
+    def promise(self, topology: Topology, module: Lookup, at: str, *, before: bool) -> Promise:
         """Always exact. Raises PlanError if the layer does not fit there."""
         found = edge(topology, at, before=before)
         check_features(found, self.features, self.kernel)
@@ -57,7 +57,7 @@ class ResidualLayer(Recipe):
                 f"{found}: a batch norm beside linear layers takes values of shape [N, {self.features}], found "
                 f"{list(found.shape)}; take a layer norm."
             )
-        return Contract("exact", "the new branch adds zero at first")
+        return Promise("exact", "the new branch adds zero at first")
 
 
 __all__ = ["ResidualLayer"]
