@@ -413,6 +413,8 @@ class Structure:
             journal.rollback()
             self._enforcer.enforce(self._masks, table.tensors)
             raise
+        while self._undone and len(self._undone) >= len(self._undo):  # an optimizer step ended what was kept before
+            self._undone.popleft()
         self._undone.append((self._topology, self.example, self.births, self._masks))
         self._topology, self.example = changes.after, example
         self.births, self._masks = births, MappingProxyType(dict(masking.after))
