@@ -10,6 +10,7 @@ from espalier.edit.depth_edits import Insert, Leaves, Remove
 from espalier.edit.plan import Plan
 from espalier.edit.recipes.base import Recipe
 from espalier.edit.recipes.copies import CopyOf
+from espalier.edit.recipes.defaults import default_layer
 from espalier.edit.steps import known_region
 from espalier.errors import PlanError
 from espalier.graph.regions import Refusal, region_of
@@ -25,13 +26,14 @@ def removal(topology: Topology, path: str, leaves: Leaves | None) -> Plan:
     return Plan((), depth=(Remove(path, leaves or ("zero" if region.beside else "entry")),))
 
 
-def insertion(after: str | None, before: str | None, layer: Recipe) -> Plan:
+def insertion(topology: Topology, after: str | None, before: str | None, layer: Recipe | None) -> Plan:
     """Put a new layer right after, or right before, a module. Raises PlanError unless one of both is given."""
     match after, before:
         case str(), None:
-            return Plan((), depth=(Insert(after, layer),))
+            return Plan((), depth=(Insert(after, layer or default_layer(topology, after)),))
         case None, str():
-            return Plan((), depth=(Insert(before, layer, before=True),))
+            new = layer or default_layer(topology, before, before=True)
+            return Plan((), depth=(Insert(before, new, before=True),))
     raise PlanError("where does the layer come? Give the path of a module, either after=... or before=....")
 
 
@@ -52,7 +54,8 @@ def addition(
         )
     source = _source(topology, entries, place, of)
     layer = copied(topology, source, init)
-    return insertion(entries[place - 1], None, layer) if place else insertion(None, entries[0], layer)
+    after, before = (entries[place - 1], None) if place else (None, entries[0])
+    return insertion(topology, after, before, layer)
 
 
 def copied(topology: Topology, path: str, init: str) -> CopyOf:
