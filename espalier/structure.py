@@ -37,6 +37,7 @@ from espalier.edit.verify import Subject, Verification, resized_example, verify
 from espalier.errors import PlanError, SurgeryError
 from espalier.graph.caches import drop_caches
 from espalier.graph.capture import TensorTable, tensor_table
+from espalier.graph.sites import Site, site_table, sites
 from espalier.graph.topology import Topology
 from espalier.measure.cost import Cost, cost_of
 from espalier.record import Edit, Preview
@@ -80,11 +81,13 @@ class Structure:
         limits: Mapping[str, Limits],
         follow: Sequence[nn.Module],
         undo_limit: int,
+        cells: Sequence[str] = (),
     ) -> None:
         self.model = model
         self.optimizer = optimizer
         self._known = Known.first(topology, example, limits)
         self._follow = tuple(follow)
+        self._cells = tuple(cells)
         self._undo = UndoStack([optimizer] if optimizer is not None else [], undo_limit)
         self._undone: deque[Known] = deque(maxlen=undo_limit)
         self._enforcer = Enforcer(optimizer)
@@ -266,6 +269,14 @@ class Structure:
         """
         return self.apply(mask_plan(dict.fromkeys(tensors)))
 
+    def sites(self) -> tuple[Site, ...]:
+        """All layers and cells in the order in which they run, and what may be done to each; else why not.
+
+        They may be removed (`remove_layer`), copied (`add_cell`, or `insert_layer` of a `CopyOf`), have layers inserted
+        after or before them, be factorised or folded into a neighbour. Units of axes are in `axes`.
+        """
+        return sites(self.topology, tensor_table(self.model).modules, self._cells)
+
     def insert_layer(self, layer: Recipe | None = None, *, after: str | None = None, before: str | None = None) -> Edit:
         """Put a new layer right after, or right before, a module.
 
@@ -285,14 +296,14 @@ class Structure:
         """
         return self.apply(insertion(self.topology, after, before, layer))
 
-    def remove_layer(self, path: str, *, leaves: Leaves | None = None) -> Edit:
-        """Leave out a module, a layer or a whole cell, whose result has the size of what goes in.
+    def remove_layer(self, *paths: str, leaves: Leaves | None = None) -> Edit:
+        """Leave out a module, a layer or a whole cell, whose result has the size of what goes in; or a run of several.
 
         An entry of an `nn.Sequential` or `nn.ModuleList` is deleted, and those that follow are renumbered; elsewhere a
         `Bypass` takes its place. Its parameters leave the optimizer. Attributes that count layers follow.
 
         Args:
-            path: of the module.
+            paths: of the module, or of several that run one after the other.
             leaves: what takes the place of its result: ``entry``, what went in, or ``zero``; by default ``zero`` for a
                 branch whose result is only added to something, else ``entry``.
 
@@ -300,7 +311,7 @@ class Structure:
             PlanError: it cannot be removed; the error says why.
             SurgeryError: the changed model would not run as before everywhere else; nothing was changed.
         """
-        return self.apply(removal(self.topology, path, leaves))
+        return self.apply(removal(self.topology, paths, leaves))
 
     def add_cell(self, container: str, position: int | None = None, *, of: str | None = None,
                  init: Literal["zero", "copy"] = "zero") -> Edit:  # fmt: skip
@@ -606,6 +617,7 @@ class Structure:
         header = ("axis", "units", "may", "parameters per unit", "tensors", "why not")
         lines = [f"{type(self.model).__name__}: {self.cost()} for the example inputs", ""]
         lines += [*text_table(header, rows, right=(1, 3, 4)), *self.topology.notes]
+        lines += ["", *site_table(self.sites())]
         if self.masks:
             size, live = (sum(int(one) for one in each) for each in zip(
                 *((mask.numel(), mask.sum()) for mask in self.masks.values()), strict=True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -20,10 +20,12 @@ from espalier.graph.topology import Topology
 Modules = Mapping[str, nn.Module]
 
 
-def removal(topology: Topology, path: str, leaves: Leaves | None) -> Plan:
-    """Leave a module out; what that leaves is found by whether its result is only added to something."""
-    region = known_region(topology, path)
-    return Plan((), depth=(Remove(path, leaves or ("zero" if region.beside else "entry")),))
+def removal(topology: Topology, paths: Sequence[str], leaves: Leaves | None) -> Plan:
+    """Leave modules out; what that leaves is found by whether the result of the last one is only added to something."""
+    if not paths:
+        raise PlanError("which layer? Give the path of a module, or those of a run of them.")
+    last = leaves or ("zero" if known_region(topology, paths[-1]).beside else "entry")
+    return Plan((), depth=(*(Remove(path) for path in paths[:-1]), Remove(paths[-1], last)))
 
 
 def insertion(topology: Topology, after: str | None, before: str | None, layer: Recipe | None) -> Plan:
