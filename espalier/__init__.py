@@ -1,6 +1,7 @@
 """Espalier grows and prunes neural networks while they train."""
 
 from espalier import grow as grow
+from espalier import layers as layers
 from espalier import prune as prune
 from espalier.attach import attach as attach
 from espalier.edit.changes import Limits as Limits
@@ -19,6 +20,8 @@ from espalier.parts.goal import Goal as Goal
 from espalier.parts.goal import Scores as Scores
 from espalier.parts.keep import NM as NM
 from espalier.parts.keep import Blocks as Blocks
+from espalier.parts.rank import rank_by_energy as rank_by_energy
+from espalier.parts.rank import rank_by_error as rank_by_error
 from espalier.parts.recovery import Accept as Accept
 from espalier.parts.recovery import Recovery as Recovery
 from espalier.parts.scaled import scaled_plan as scaled_plan

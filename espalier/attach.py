@@ -15,6 +15,7 @@ from espalier.edit.interrupt import uninterrupted
 from espalier.edit.optimizer import check as check_optimizer
 from espalier.errors import PlanError
 from espalier.graph.capture import tensor_table
+from espalier.graph.cells import named_cells
 from espalier.graph.solver import Reason
 from espalier.graph.topology import Topology, infer
 from espalier.structure import Structure
@@ -31,6 +32,7 @@ def attach(
     limits: Mapping[str, LimitLike] | None = None,
     follow: Sequence[nn.Module] = (),
     undo_limit: int = 100,
+    cells: Sequence[str] = (),
 ) -> Structure:
     """Read the structure of a model. Changes nothing.
 
@@ -45,6 +47,7 @@ def attach(
         follow: copies of the model, such as an averaged one, that share every edit.
         undo_limit: how many edits can be undone between two optimizer steps. What they removed, and old gradients and
             buffers, are kept that long; 0 keeps nothing.
+        cells: patterns of paths, such as ``encoder.block*``, of modules that are cells besides those that are found.
 
     Raises:
         CaptureError: the model's forward failed.
@@ -60,7 +63,7 @@ def attach(
         topology = infer(model, example_inputs)
     return attached(
         model, example_inputs, topology, optimizer=optimizer, keep=keep, limits=limits, follow=follow,
-        undo_limit=undo_limit,
+        undo_limit=undo_limit, cells=cells,
     )  # fmt: skip
 
 
@@ -74,6 +77,7 @@ def attached(
     limits: Mapping[str, LimitLike] | None,
     follow: Sequence[nn.Module],
     undo_limit: int = 100,
+    cells: Sequence[str] = (),
 ) -> Structure:
     """The structure of a model of which the topology is known; otherwise as `attach`."""
     topology = topology.frozen(_kept(model, topology, keep))
@@ -83,7 +87,8 @@ def attached(
     table = tensor_table(model)
     for module in follow:
         copy_of(table, module)
-    return Structure(model, example_inputs, topology, optimizer, bounds, follow, undo_limit)
+    named_cells(table.modules, cells)
+    return Structure(model, example_inputs, topology, optimizer, bounds, follow, undo_limit, cells)
 
 
 def _limits(name: str, bounds: LimitLike) -> Limits:

@@ -17,7 +17,7 @@ from espalier.edit.births import Births, followed
 from espalier.edit.changes import Changes, Limits, blocking_reason, find_axis
 from espalier.edit.contract import Contract, contract_of
 from espalier.edit.depth import promise_of, regrow
-from espalier.edit.depth_edits import Leaves
+from espalier.edit.depth_edits import Leaves, Replace
 from espalier.edit.depth_plans import addition, insertion, removal
 from espalier.edit.given import judged
 from espalier.edit.interrupt import uninterrupted
@@ -26,14 +26,18 @@ from espalier.edit.known import Known, regrown
 from espalier.edit.masks import Enforcer, Masking, Masks, masking_of
 from espalier.edit.plan import Plan, grow_plan, mask_plan, prune_plan
 from espalier.edit.recipes.base import Recipe
+from espalier.edit.recipes.folding import fold_plan
+from espalier.edit.recipes.kinds import Factorised
 from espalier.edit.refresh import verified
 from espalier.edit.repair import UnrepairedError
 from espalier.edit.scales import Constant
 from espalier.edit.stage import Staged, settled, stage, with_refusal
+from espalier.edit.steps import lookup
 from espalier.edit.verify import Subject, Verification, resized_example, verify
 from espalier.errors import PlanError, SurgeryError
 from espalier.graph.caches import drop_caches
 from espalier.graph.capture import TensorTable, tensor_table
+from espalier.graph.sites import Site, site_table, sites
 from espalier.graph.topology import Topology
 from espalier.measure.cost import Cost, cost_of
 from espalier.record import Edit, Preview
@@ -77,11 +81,13 @@ class Structure:
         limits: Mapping[str, Limits],
         follow: Sequence[nn.Module],
         undo_limit: int,
+        cells: Sequence[str] = (),
     ) -> None:
         self.model = model
         self.optimizer = optimizer
         self._known = Known.first(topology, example, limits)
         self._follow = tuple(follow)
+        self._cells = tuple(cells)
         self._undo = UndoStack([optimizer] if optimizer is not None else [], undo_limit)
         self._undone: deque[Known] = deque(maxlen=undo_limit)
         self._enforcer = Enforcer(optimizer)
@@ -263,7 +269,15 @@ class Structure:
         """
         return self.apply(mask_plan(dict.fromkeys(tensors)))
 
-    def insert_layer(self, layer: Recipe, *, after: str | None = None, before: str | None = None) -> Edit:
+    def sites(self) -> tuple[Site, ...]:
+        """All layers and cells in the order in which they run, and what may be done to each; else why not.
+
+        They may be removed (`remove_layer`), copied (`add_cell`, or `insert_layer` of a `CopyOf`), have layers inserted
+        after or before them, be factorised or folded into a neighbour. Units of axes are in `axes`.
+        """
+        return sites(self.topology, tensor_table(self.model).modules, self._cells)
+
+    def insert_layer(self, layer: Recipe | None = None, *, after: str | None = None, before: str | None = None) -> Edit:
         """Put a new layer right after, or right before, a module.
 
         In an `nn.Sequential` it becomes an entry, and those that follow are renumbered; elsewhere it becomes a child of
@@ -271,8 +285,8 @@ class Structure:
         their neighbours are.
 
         Args:
-            layer: what to insert, such as `Identity`, `ResidualLayer` or `CopyOf` (`espalier.layers`);
-                `espalier.layers.suggested` says what suits a place.
+            layer: what to insert: an `Identity`, a `ResidualLayer` or a `CopyOf` (`espalier.layers`). None for one like
+                the layers around it, which changes nothing at first (`espalier.layers.default_layer`).
             after: path of the module that it follows.
             before: path of the module that it precedes.
 
@@ -280,16 +294,16 @@ class Structure:
             PlanError: there is no such place, or the layer does not fit it.
             SurgeryError: the changed model would not run as before everywhere else; nothing was changed.
         """
-        return self.apply(insertion(after, before, layer))
+        return self.apply(insertion(self.topology, after, before, layer))
 
-    def remove_layer(self, path: str, *, leaves: Leaves | None = None) -> Edit:
-        """Leave out a module, a layer or a whole cell, whose result has the size of what goes in.
+    def remove_layer(self, *paths: str, leaves: Leaves | None = None) -> Edit:
+        """Leave out a module, a layer or a whole cell, whose result has the size of what goes in; or a run of several.
 
         An entry of an `nn.Sequential` or `nn.ModuleList` is deleted, and those that follow are renumbered; elsewhere a
         `Bypass` takes its place. Its parameters leave the optimizer. Attributes that count layers follow.
 
         Args:
-            path: of the module.
+            paths: of the module, or of several that run one after the other.
             leaves: what takes the place of its result: ``entry``, what went in, or ``zero``; by default ``zero`` for a
                 branch whose result is only added to something, else ``entry``.
 
@@ -297,7 +311,7 @@ class Structure:
             PlanError: it cannot be removed; the error says why.
             SurgeryError: the changed model would not run as before everywhere else; nothing was changed.
         """
-        return self.apply(removal(self.topology, path, leaves))
+        return self.apply(removal(self.topology, paths, leaves))
 
     def add_cell(self, container: str, position: int | None = None, *, of: str | None = None,
                  init: Literal["zero", "copy"] = "zero") -> Edit:  # fmt: skip
@@ -316,6 +330,33 @@ class Structure:
             SurgeryError: the changed model would not run as before everywhere else; nothing was changed.
         """
         return self.apply(addition(self.topology, tensor_table(self.model).modules, container, position, of, init))
+
+    def factorise(self, path: str, rank: int) -> Edit:
+        """Replace a linear layer or convolution by two thinner ones, of the best approximation of that rank.
+
+        `espalier.rank_by_energy` and `espalier.rank_by_error` find ranks. Undone by `fold`.
+
+        Raises:
+            PlanError: it is no plain linear layer or convolution.
+            SurgeryError: code uses the layer by its attributes; nothing was changed.
+        """
+        return self.apply(Plan((), depth=(Replace(path, Factorised(rank)),)))
+
+    def fold(self, path: str, into: str | None = None) -> Edit:
+        """Make a linear layer, convolution or batch norm a part of the one next to it; or an `nn.Sequential` of them
+        one layer.
+
+        Exact for linear layers one after the other, and in eval mode for batch norms.
+
+        Args:
+            path: of the layer that goes.
+            into: path of the one that takes it in; by default the one before it or else the one after it.
+
+        Raises:
+            PlanError: it cannot be folded; the error says why.
+            SurgeryError: code uses the layer by its attributes; nothing was changed.
+        """
+        return self.apply(Plan((), depth=fold_plan(self.topology, lookup(self.model), path, into)))
 
     def check(self, plan: Plan) -> tuple[Contract, tuple[AttributeChange, ...]]:
         """What applying a plan would promise and which attributes would follow; changes nothing.
@@ -375,6 +416,8 @@ class Structure:
             journal.rollback()
             self._enforcer.enforce(self._known.masks, tensor_table(self.model).tensors)
             raise
+        while self._undone and len(self._undone) >= len(self._undo):  # an optimizer step ended what was kept before
+            self._undone.popleft()
         self._undone.append(self._known)
         self._known = known
         self._history.append(edit)
@@ -574,6 +617,7 @@ class Structure:
         header = ("axis", "units", "may", "parameters per unit", "tensors", "why not")
         lines = [f"{type(self.model).__name__}: {self.cost()} for the example inputs", ""]
         lines += [*text_table(header, rows, right=(1, 3, 4)), *self.topology.notes]
+        lines += ["", *site_table(self.sites())]
         if self.masks:
             size, live = (sum(int(one) for one in each) for each in zip(
                 *((mask.numel(), mask.sum()) for mask in self.masks.values()), strict=True

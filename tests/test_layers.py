@@ -15,6 +15,7 @@ LAYERS = [
     "graph",
     "edit",
     "measure",
+    "layers",
     "axis",
     "record",
     "structure",

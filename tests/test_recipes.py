@@ -170,6 +170,9 @@ def test_identities_with_an_activation_keep_its_results(shape: tuple[int, ...], 
     assert not torch.equal(changed(x), x)
     assert promised(Identity(8, kernel, "relu"), model, x, "0") == "changing"
     assert promised(Identity(8, kernel, "gelu"), model, x, "1") == "changing"
+    assert promised(Identity(8, kernel, "relu6"), model, x, "1") == "changing"
+    for at, before in (("1", False), ("2", True)):
+        assert promised(Identity(8, kernel, "relu"), model, x, at, before=before) == "exact"
 
 
 @pytest.mark.parametrize(
@@ -691,6 +694,66 @@ def test_a_sequential_is_folded_as_one() -> None:
         fold_plan(infer(nn.Linear(3, 4), x), lookup(nn.Sequential(nn.Linear(3, 4))), "0")
 
 
+# --- Copies ----------------------------------------------------------------------------------------------------------
+
+
+class Cells(nn.Module):
+    """A residual block that ends in a ReLU, after values that a ReLU has made or not, and a layer after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.relu, self.block = nn.Linear(3, 4), nn.ReLU(), Block()
+        self.end = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.end(self.block(self.relu(self.stem(x))))
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(4, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.fc2(F.relu(self.fc1(x))))
+
+
+@pytest.mark.parametrize(
+    ("zero", "at", "before", "kind"),
+    [
+        (("fc2.weight", "fc2.bias"), "block", False, "exact"),
+        (("fc2.weight", "fc2.bias", "fc1.bias"), "block", True, "exact"),
+        (("fc2.weight",), "block", False, "changing"),
+        ((), "block", False, "changing"),
+        # what comes there may be negative
+        (("fc2.weight", "fc2.bias"), "end", False, "changing"),
+        (("fc2.weight", "fc2.bias"), "relu", False, "exact"),
+    ],
+)
+def test_copies_are_exact_where_only_their_input_is_left(
+    zero: tuple[str, ...], at: str, before: bool, kind: str
+) -> None:
+    model, x = randomised(Cells()), torch.randn(5, 3)
+    recipe = CopyOf("block", zero)
+    assert promised(recipe, model, x, at, before=before) == kind
+    expected = model(x)
+    new = recipe.build(lookup(model), at)
+    assert type(new) is Block
+    assert new.fc1.weight.grad is None
+    assert torch.equal(new.fc1.weight, model.block.fc1.weight)
+    module = model.get_submodule(at)
+    if before:
+        module.register_forward_pre_hook(lambda module, args: new(*args))
+    else:
+        module.register_forward_hook(lambda module, args, result: new(result))
+    assert torch.allclose(model(x), expected, rtol=1e-12) is (kind == "exact")
+
+
+def test_copies_name_what_they_have_not() -> None:
+    with pytest.raises(PlanError, match=r"block has no parameter 'fc3\.weight'"):
+        CopyOf("block", ("fc3.weight",)).build(lookup(Cells()), "block")
+
+
 # --- Like the neighbours ---------------------------------------------------------------------------------------------
 
 
@@ -711,6 +774,8 @@ def default(name: str, at: str) -> Recipe:
         ("hf_gpt2", "transformer.h.0", ResidualLayer(16, 24, None, "layer", "gelu_tanh")),
         ("hf_llama", "model.layers.0", ResidualLayer(16, 24, None, "rms", "silu", eps=1e-6)),
         ("mobilenet", "stem", ResidualLayer(8, 8, (3, 3), "batch", "relu6")),
+        ("mlp", "0", ResidualLayer(12, 12, None, None, "relu")),
+        ("mlp", "1", Identity(12, None, "relu")),
     ],
 )
 def test_default_layers_are_like_those_around_them(network: str, at: str, expected: Recipe) -> None:

@@ -226,7 +226,11 @@ def _changed(
         frozenset(
             step.module for step in steps if isinstance(step.edit, Remove) and step.edit.leaves == "zero"
         ),
-        frozenset(here[id(one)] for step, one in pairs if isinstance(step.edit, Remove) and one is not None),
+        {
+            here[id(one)]: None if step.edit.leaves == "zero" else step.places[0]
+            for step, one in pairs
+            if isinstance(step.edit, Remove) and one is not None
+        },
         {here[id(one)]: step.runs_on for step, one in pairs if isinstance(step.edit, Insert)},
         {step.module: here[id(one)] for step, one in pairs if isinstance(step.edit, Replace)},
         tensors,

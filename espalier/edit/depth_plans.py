@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -10,6 +10,7 @@ from espalier.edit.depth_edits import Insert, Leaves, Remove
 from espalier.edit.plan import Plan
 from espalier.edit.recipes.base import Recipe
 from espalier.edit.recipes.copies import CopyOf
+from espalier.edit.recipes.defaults import default_layer
 from espalier.edit.steps import known_region
 from espalier.errors import PlanError
 from espalier.graph.regions import Refusal, region_of
@@ -19,19 +20,22 @@ from espalier.graph.topology import Topology
 Modules = Mapping[str, nn.Module]
 
 
-def removal(topology: Topology, path: str, leaves: Leaves | None) -> Plan:
-    """Leave a module out; what that leaves is found by whether its result is only added to something."""
-    region = known_region(topology, path)
-    return Plan((), depth=(Remove(path, leaves or ("zero" if region.beside else "entry")),))
+def removal(topology: Topology, paths: Sequence[str], leaves: Leaves | None) -> Plan:
+    """Leave modules out; what that leaves is found by whether the result of the last one is only added to something."""
+    if not paths:
+        raise PlanError("which layer? Give the path of a module, or those of a run of them.")
+    last = leaves or ("zero" if known_region(topology, paths[-1]).beside else "entry")
+    return Plan((), depth=(*(Remove(path) for path in paths[:-1]), Remove(paths[-1], last)))
 
 
-def insertion(after: str | None, before: str | None, layer: Recipe) -> Plan:
+def insertion(topology: Topology, after: str | None, before: str | None, layer: Recipe | None) -> Plan:
     """Put a new layer right after, or right before, a module. Raises PlanError unless one of both is given."""
     match after, before:
         case str(), None:
-            return Plan((), depth=(Insert(after, layer),))
+            return Plan((), depth=(Insert(after, layer or default_layer(topology, after)),))
         case None, str():
-            return Plan((), depth=(Insert(before, layer, before=True),))
+            new = layer or default_layer(topology, before, before=True)
+            return Plan((), depth=(Insert(before, new, before=True),))
     raise PlanError("where does the layer come? Give the path of a module, either after=... or before=....")
 
 
@@ -52,7 +56,8 @@ def addition(
         )
     source = _source(topology, entries, place, of)
     layer = copied(topology, source, init)
-    return insertion(entries[place - 1], None, layer) if place else insertion(None, entries[0], layer)
+    after, before = (entries[place - 1], None) if place else (None, entries[0])
+    return insertion(topology, after, before, layer)
 
 
 def copied(topology: Topology, path: str, init: str) -> CopyOf:

@@ -27,8 +27,8 @@ class Changed:
     """What was there before and is not: where among its arguments is what went in, among its results what came out."""
     zero: frozenset[str] = frozenset()
     """Those of them that leave zero."""
-    left: frozenset[str] = frozenset()
-    """What stands in the place of removed modules."""
+    left: Mapping[str, Place | None] = field(default_factory=dict)
+    """What stands in the place of removed modules, and where among its arguments is what it gives back; None: zero."""
     inserted: Mapping[str, Place] = field(default_factory=dict)
     """New modules that run between others, and where among their arguments is what they run on."""
     replaced: Mapping[str, str] = field(default_factory=dict)
@@ -117,8 +117,14 @@ def _new(prediction: TracePrediction, topology: Topology, changed: Changed) -> _
     for visit in prediction.visits:
         if visit.module in changed.left:
             inside.append((visit.first, visit.last))
-            stands_for.update({side.boundary(one.value, visit.last): ("zero",) for one in visit.exits}
-                              if visit.first < visit.last else {})  # fmt: skip
+            place = changed.left[visit.module]
+            start = _at(visit.entries, place, side, visit)
+            for leaf in visit.exits:
+                end = side.boundary(leaf.value, visit.last)
+                if place is None:
+                    stands_for[end] = ("zero",)
+                elif start is not None and start != end:
+                    stands_for[end] = start
         elif visit.module in changed.inserted:
             inside.append((visit.first, visit.last))
             start = _at(visit.entries, changed.inserted[visit.module], side, visit)

@@ -72,9 +72,12 @@ def resolved(topology: Topology, model: nn.Module, edits: Sequence[DepthEdit], *
         edits: what is to be done to it.
         delete: whether entries of lists are deleted where they are removed.
     """
-    absorbed = {path for one in edits if isinstance(one, Replace) for path in one.by.absorbed()}
+    together = {path for one in edits if isinstance(one, Replace) for path in one.by.absorbed()}
+    removed = [one.module for one in edits if isinstance(one, Remove)]
+    if len(removed) > 1:
+        together.update(removed)  # a run that only together gives back what it gets, which is seen when it is tried
     _check_apart(edits)
-    return tuple(_resolved(topology, model, one, absorbed, delete=delete) for one in edits)
+    return tuple(_resolved(topology, model, one, together, delete=delete) for one in edits)
 
 
 def _check_apart(edits: Sequence[DepthEdit]) -> None:
@@ -90,7 +93,7 @@ def _check_apart(edits: Sequence[DepthEdit]) -> None:
                 raise PlanError(f"a layer is to come beside {one.at}, but {lost} goes in the same plan.")
 
 
-def _resolved(topology: Topology, model: nn.Module, edit: DepthEdit, absorbed: set[str], *, delete: bool) -> Step:
+def _resolved(topology: Topology, model: nn.Module, edit: DepthEdit, together: set[str], *, delete: bool) -> Step:
     path = edit.at if isinstance(edit, Insert) else edit.module
     spot, region = Spot.at(model, path), known_region(topology, path)
     match edit:
@@ -104,7 +107,9 @@ def _resolved(topology: Topology, model: nn.Module, edit: DepthEdit, absorbed: s
             runs_on = (0,) if copied is None or copied.entry is None else copied.entry
             return Step(edit, region.takes if before else (region.exit,), runs_on, entry)
         case Remove(_, leaves):
-            start = next(iter(region.takes), None) if path in absorbed else region.entry
+            start = region.entry
+            if start is None and path in together:
+                start = next(iter(region.takes), None)
             if start is None:
                 raise PlanError(f"{path} cannot be removed: it {region.no_removal}.")
             entry = delete and leaves == "entry" and not region.written and (spot.is_sequential or spot.is_list)

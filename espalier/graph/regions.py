@@ -11,6 +11,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
+
 from espalier.graph.bounds import Ranges
 from espalier.graph.branches import is_beside
 from espalier.graph.capture import Shape
@@ -167,10 +169,9 @@ class Pass:
             self._shapes[value] = found
         return found
 
-    def unify(self, left: int, right: int) -> bool:
-        """Whether two values have the same shape and type."""
-        dtypes = self.prediction.dtypes
-        return dtypes[left] == dtypes[right] and self.shape(left) == self.shape(right)
+    def kind(self, value: int) -> tuple[Shape, torch.dtype]:
+        """Shape and type: values that have the same can take each other's place."""
+        return self.shape(value), self.prediction.dtypes[value]
 
     def is_read(self, value: int, since: int) -> bool:
         """Whether a call, from that one on, or the model's caller gets a value."""
@@ -225,7 +226,7 @@ def _seen(one: Pass, visit: Visit) -> _Seen | Refusal:
         return Refusal("gives back a sparse tensor")
     entries = [leaf for leaf in visit.entries if leaf.value >= 0 and leaf.value not in one.flow.of_weights]
     takes = _same(entries)
-    matching = [leaf for leaf in entries if one.unify(leaf.value, exit.value)]
+    matching = [leaf for leaf in entries if one.kind(leaf.value) == one.kind(exit.value)]
     unifying, no_removal = _same(matching), ""
     if not matching:
         no_removal = _turning(one, entries, exit)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from espalier.edit.activations import IDEMPOTENT
 from espalier.edit.recipes.base import Recipe
 from espalier.edit.recipes.edges import Edge, edge
+from espalier.edit.recipes.identity import Identity
 from espalier.edit.recipes.residual import ResidualLayer
 from espalier.errors import PlanError
 from espalier.graph.capture import Call, Ref
@@ -30,10 +32,11 @@ _FAR = 4
 def default_layer(topology: Topology, at: str, *, before: bool = False) -> Recipe:
     """A layer that fits after (`before`: before) a module and changes nothing at first.
 
-    Where an activation that leaves its own results as they are has just run, and no norm is near, it is an identity
-    with that activation; else a residual branch with the norm and the activation of its neighbours, as wide inside as
-    the nearest branch that comes back to its own width, or as its input. Where features are dimension 1 it is a
-    convolution with the kernel of the nearest one without groups, where they are the last one a linear layer.
+    Where an activation would leave what comes there as it is, as a ReLU does after a ReLU, and no norm is near, it is
+    an identity with that activation. Elsewhere it is a residual branch with the norm and the activation of its
+    neighbours, as wide inside as the nearest branch that comes back to its own width, or as its input. Where features
+    are dimension 1 it is a convolution with the kernel of the nearest one without groups, where they are the last
+    dimension a linear layer.
 
     Raises:
         PlanError: no dimension of what comes there is known to be its features.
@@ -42,6 +45,9 @@ def default_layer(topology: Topology, at: str, *, before: bool = False) -> Recip
     around = _Around(topology, found)
     features, kernel = around.features, around.kernel()
     norm, groups, eps = around.norm(kernel)
+    settled = [name for name in found.settled if name in IDEMPOTENT]
+    if settled and norm is None:
+        return Identity(features, kernel, settled[0])
     return ResidualLayer(features, around.hidden(), kernel, norm, around.activation(), groups, eps)
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from espalier.errors import PlanError
 from espalier.graph.dims import size_of
-from espalier.graph.regions import Refusal, region_of
+from espalier.graph.regions import Boundaries, Refusal
+from espalier.graph.silence import settled
 from espalier.graph.topology import Topology, TracePrediction
 from espalier.graph.visits import Visit
 
@@ -21,6 +22,8 @@ class Edge:
     visit: Visit
     value: int
     shape: tuple[int, ...]
+    settled: tuple[str, ...]
+    """Activations of which it is a fixed point in every pass, by name."""
 
     @property
     def call(self) -> int:
@@ -33,11 +36,13 @@ class Edge:
 
 def edge(topology: Topology, at: str, *, before: bool) -> Edge:
     """The edge before or after a module. Raises PlanError if it has none where a layer could come."""
-    region = region_of(topology, at)
+    boundaries = Boundaries(topology)
+    region = boundaries.region(at)
     if isinstance(region, Refusal):
         raise PlanError(f"no layer can come beside {at or 'the model itself'}: it {region.reason}.")
     if before and not region.takes:
         raise PlanError(f"no layer can come before {at}: it {region.no_layer_before}.")
+    names = settled(boundaries, at, "entry" if before else "exit")
     place = region.takes[0] if before else region.exit
     for prediction in topology.predictions:
         for visit in prediction.visits:
@@ -45,7 +50,7 @@ def edge(topology: Topology, at: str, *, before: bool) -> Edge:
                 value = next(leaf.value for leaf in (visit.entries if before else visit.exits) if leaf.place == place)
                 dims = prediction.dims[value]
                 shape = tuple(size_of(dim, topology.sizes) for dim in dims)
-                return Edge(at, before, prediction, visit, value, shape)
+                return Edge(at, before, prediction, visit, value, shape, names)
     raise PlanError(f"{at} is never run by itself.")
 
 

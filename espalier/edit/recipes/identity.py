@@ -65,7 +65,11 @@ class Identity(Recipe):
             return Promise("exact", "the new layer is an identity")
         if self.activation not in IDEMPOTENT:
             return Promise("changing", f"{self.activation} changes its own results")
-        return Promise("changing", f"what comes {found} is not known to be a result of {self.activation}")
+        if self.activation in found.settled:
+            return Promise(
+                "exact", f"the new layer is an identity, and what comes {found} a fixed point of its activation"
+            )
+        return Promise("changing", f"what comes {found} is not known to be a fixed point of {self.activation}")
 
 
 __all__ = ["Identity"]

@@ -1,0 +1,73 @@
+"""Layers that can take another form: two thinner ones in place of one, or one in place of two."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from espalier.graph.regions import Refusal
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_AFFINE = (nn.Linear, *_CONVOLUTIONS)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+def factorisable(module: nn.Module) -> str:
+    """Why a module cannot be two of lower rank, in words that follow its name; empty if it can."""
+    if type(module) not in _AFFINE or not isinstance(module, _AFFINE):
+        return "is no linear layer and no convolution"
+    if isinstance(module, _CONVOLUTIONS) and module.groups != 1:
+        return f"is a convolution of {module.groups} groups, which is not one matrix"
+    weight = module.weight
+    if min(weight.shape[0], weight[0].numel()) < 2:
+        return "has rank 1 already"
+    return ""
+
+
+def folding(modules: Mapping[str, nn.Module], path: str, before: str | None, after: str | None) -> str | Refusal:
+    """The neighbour with which a layer can be one: for a batch norm the one before it, else the one after it.
+
+    `before` and `after` are the modules of its chain on either side, None where there is none: see `following`.
+    """
+    module = modules[path]
+    if type(module) in _BATCH_NORMS:
+        if before is None or type(modules[before]) not in _AFFINE:
+            return Refusal("comes after no linear layer or convolution that hands its result to it alone")
+        return before if getattr(module, "track_running_stats", False) else Refusal("keeps no running statistics")
+    if type(module) not in _AFFINE:
+        return Refusal("is no linear layer, no convolution and no batch norm")
+    if after is None or type(modules[after]) is not type(module):
+        return Refusal("does not hand its result to a layer of its own kind alone")
+    if isinstance(module, nn.Linear):
+        return after
+    problem = _of_convolutions(module, modules[after])
+    return Refusal(problem) if problem else after
+
+
+def _of_convolutions(first: nn.Module, second: nn.Module) -> str:
+    assert isinstance(first, _CONVOLUTIONS)
+    assert isinstance(second, _CONVOLUTIONS)
+    if first.groups != 1 or second.groups != 1:
+        return "is one of two convolutions of which one has groups"
+    if _is_pointwise(second) and not _pads(second):
+        return ""
+    if not _is_pointwise(first) or _pads(first) or any(step != 1 for step in first.stride):
+        return "is one of two convolutions of which neither is 1 x 1"
+    if first.bias is not None and _pads(second):
+        return "has a bias, which the padding of the next convolution does not get"
+    return ""
+
+
+def _is_pointwise(layer: nn.Module) -> bool:
+    return isinstance(layer, _CONVOLUTIONS) and all(size == 1 for size in layer.kernel_size)
+
+
+def _pads(layer: nn.Module) -> bool:
+    assert isinstance(layer, _CONVOLUTIONS)
+    if isinstance(layer.padding, str):
+        return layer.padding != "valid" and not _is_pointwise(layer)
+    return any(layer.padding)
+
+
+__all__ = ["factorisable", "folding"]
