@@ -4,6 +4,7 @@ from espalier.edit.recipes.copies import CopyOf
 from espalier.edit.recipes.factorised import Factorised
 from espalier.edit.recipes.folded import Folded
 from espalier.edit.recipes.identity import Identity
+from espalier.edit.recipes.redrawn import Redrawn
 from espalier.edit.recipes.residual import ResidualLayer
 
-__all__ = ["CopyOf", "Factorised", "Folded", "Identity", "ResidualLayer"]
+__all__ = ["CopyOf", "Factorised", "Folded", "Identity", "Redrawn", "ResidualLayer"]
