@@ -19,6 +19,7 @@ from espalier.edit.layers import Bypass
 from espalier.edit.recipes.base import Lookup
 from espalier.edit.tree import Spot, insert, remove_entry, replace
 from espalier.errors import PlanError
+from espalier.graph.fused import LOOKED_INTO, looks_inside
 from espalier.graph.regions import Refusal, Region, region_of
 from espalier.graph.topology import Topology
 from espalier.graph.visits import Place
@@ -96,6 +97,8 @@ def _check_apart(edits: Sequence[DepthEdit]) -> None:
 def _resolved(topology: Topology, model: nn.Module, edit: DepthEdit, together: set[str], *, delete: bool) -> Step:
     path = edit.at if isinstance(edit, Insert) else edit.module
     spot, region = Spot.at(model, path), known_region(topology, path)
+    if not isinstance(edit, Insert) and looks_inside(spot.parent):
+        raise PlanError(f"{path} cannot be removed or replaced: it {LOOKED_INTO}.")
     match edit:
         case Insert(_, layer, before):
             source = layer.origins().get("")
@@ -174,6 +177,7 @@ def make(
 def _left(spot: Spot, step: Step, *, zero: bool) -> nn.Module:
     left = Bypass(step.places[0], step.exit, step.items, step.result, step.order, zero=zero, copied=step.copied)
     left.train(spot.module.training)
+    left.remember(spot.module)
     return left
 
 

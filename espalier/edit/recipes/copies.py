@@ -31,8 +31,14 @@ class CopyOf(Recipe):
     """Parameters of the copy, by their names in it, that begin at zero."""
 
     def build(self, module: Lookup, at: str) -> nn.Module:
-        """A deep copy, without gradients. Raises PlanError if a tensor to set to zero is none of its parameters."""
+        """A deep copy, without gradients, of which no module writes its result into what it gets: that may be needed.
+
+        Raises PlanError if a tensor to set to zero is none of its parameters.
+        """
         copied = copy.deepcopy(module(self.source))
+        for inner in copied.modules():
+            if inner.__dict__.get("inplace") is True:
+                inner.__dict__["inplace"] = False
         parameters = dict(copied.named_parameters())
         with torch.no_grad():
             for parameter in parameters.values():
