@@ -121,10 +121,8 @@ class _Survey:
         silence = self._silence(path, why) if copyable else None
         why.setdefault("silence", why["copyable"])
         refused = region.reason if isinstance(region, Refusal) else ""
-        no_layer_before = region.no_layer_before if isinstance(region, Region) else refused
-        for key, reason in (("insert_after", refused), ("insert_before", no_layer_before)):
-            if reason:
-                why[key] = reason
+        why["insert_after"] = region.no_layer_after if isinstance(region, Region) else refused
+        why["insert_before"] = region.no_layer_before if isinstance(region, Region) else refused
         why["factorisable"] = refused or factorisable(self._modules[path])
         fold = folding(self._modules, path, self._before.get(path), self._after.get(path))
         if isinstance(fold, Refusal):
@@ -136,8 +134,8 @@ class _Survey:
             parameters=self._parameters[path],
             flops=self._flops[path],
             removal=removal,
-            insert_after=not refused,
-            insert_before=not no_layer_before,
+            insert_after=not why["insert_after"],
+            insert_before=not why["insert_before"],
             copyable=copyable,
             silence=silence,
             factorisable=not why["factorisable"],
@@ -158,12 +156,14 @@ class _Survey:
 
     def _alone(self, path: str, region: Region | Refusal) -> str:
         """Why its result would not do for a copy to run on; empty if it would, or if code goes through a list."""
-        in_list = isinstance(self._modules.get(path.rpartition(".")[0]), nn.ModuleList)
-        takes = region.takes if isinstance(region, Region) else ()
-        return "" if in_list or takes == ((0,),) else "gets more than its first tensor, which is all a copy would get"
+        if isinstance(region, Refusal) or isinstance(self._modules.get(path.rpartition(".")[0]), nn.ModuleList):
+            return ""
+        if not region.lone:
+            return "gets more than its first tensor, which is all that a copy after it would get"
+        return "" if region.result == "tensor" else f"gives back a {region.result}, of which a copy would get one item"
 
     def _silence(self, path: str, why: dict[str, str]) -> tuple[str, ...] | None:
-        found = silenced(self._boundaries, path)
+        found = silenced(self._boundaries, path, copied_after=path)
         if isinstance(found, Refusal):
             why["silence"] = found.reason
             return None
@@ -206,6 +206,8 @@ class _Survey:
         parent = run[0].rpartition(".")[0]
         region, first = self._boundaries.region(parent), self._boundaries.region(run[0])
         if not isinstance(region, Region) or region.entry is None or not isinstance(first, Region):
+            return False
+        if parent in self._other_names:
             return False
         return all(
             _values(whole.entries, region.entry) == _values(begin.entries, first.takes[0])
