@@ -773,7 +773,7 @@ def default(name: str, at: str) -> Recipe:
         ("mlp_batch_norm", "2", ResidualLayer(16, 16, None, "batch", "relu")),
         ("hf_gpt2", "transformer.h.0", ResidualLayer(16, 24, None, "layer", "gelu_tanh")),
         ("hf_llama", "model.layers.0", ResidualLayer(16, 24, None, "rms", "silu", eps=1e-6)),
-        ("mobilenet", "stem", ResidualLayer(8, 8, (3, 3), "batch", "relu6")),
+        ("mobilenet", "stem", ResidualLayer(8, 16, (1, 1), "batch", "relu6")),
         ("mlp", "0", ResidualLayer(12, 12, None, None, "relu")),
         ("mlp", "1", Identity(12, None, "relu")),
     ],
@@ -809,6 +809,12 @@ def test_default_layers_change_nothing(network: str) -> None:
             assert torch.equal(found[0], found[1])
         inserted += 1
     assert inserted > 3
+
+
+def test_layers_are_for_numbers_with_a_fraction() -> None:
+    model = nn.Sequential(nn.Identity(), nn.Embedding(5, 4))
+    with pytest.raises(PlanError, match=r"after 0: the layer takes floating-point numbers, found torch.int64"):
+        promised(Identity(3), model, torch.zeros(2, 3, dtype=torch.int64), "0")
 
 
 def test_places_without_features_have_no_default_layer() -> None:

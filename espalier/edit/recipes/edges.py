@@ -57,6 +57,9 @@ def edge(topology: Topology, at: str, *, before: bool) -> Edge:
 def check_features(found: Edge, features: int, kernel: tuple[int, ...] | None) -> None:
     """Raises PlanError unless a layer of so many features fits there: last for linear layers, else dimension 1."""
     shape = found.shape
+    dtype = found.prediction.dtypes[found.value]
+    if not (dtype.is_floating_point or dtype.is_complex):
+        raise PlanError(f"{found}: the layer takes floating-point numbers, found {dtype}.")
     fits = (
         len(shape) == len(kernel) + 2 and shape[1] == features if kernel else len(shape) > 1 and shape[-1] == features
     )
