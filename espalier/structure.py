@@ -318,6 +318,8 @@ class Structure:
             journal.rollback()
             self._enforcer.enforce(self._known.masks, tensor_table(self.model).tensors)
             raise
+        while self._undone and len(self._undone) >= len(self._undo):  # an optimizer step ended what was kept before
+            self._undone.popleft()
         self._undone.append(self._known)
         self._known = known
         self._history.append(edit)

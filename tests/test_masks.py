@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import random
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -356,6 +358,19 @@ def test_a_plan_whose_resize_is_refused_leaves_masks_alone() -> None:
     with pytest.raises(PlanError):
         structure.apply(Plan((Resize("2", (77,)),), masks=(Remask("0.weight"),)))
     assert structure.masks is masks
+
+
+def test_masks_that_cannot_come_back_are_freed() -> None:
+    structure = mlp()
+    kept = []
+    for _ in range(4):
+        train(structure, 1)
+        structure.mask(some_masks(structure))
+        kept.append(weakref.ref(structure.masks["0.weight"]))
+    gc.collect()
+    assert [one() is None for one in kept] == [True, True, False, False]
+    structure.undo()
+    assert structure.masks["0.weight"] is kept[2]()
 
 
 def test_printing_a_structure_lists_what_is_masked() -> None:
