@@ -291,12 +291,13 @@ def table(path: Path) -> str:
 def _row(name: str, runs: Mapping[int, Record], found: _Found) -> str:
     accuracy, half = interval([100 * one["test"]["accuracy"] for one in runs.values()])
     loss, loss_half = interval([one["test"]["loss"] for one in runs.values()])
-    live, all_of = (sum(pair[at] for one in runs.values() for pair in one["weights"].values()) for at in (0, 1))
+    sizes = _sizes(found)
+    held = sum(pair[1] - pair[0] for one in runs.values() for pair in one["weights"].values()) / len(runs)
     result = statistics.mean(one["flops"][0] / one["flops"][1] for one in runs.values())
     spent = [f"{_times(runs, found[other]):.3f}" if other in found else "" for other in ("dense", "static")]
     return (
         f"| {name} | {len(runs)} | {accuracy:.2f} ± {half:.2f} | {loss:.4f} ± {loss_half:.4f} "
-        f"| {1 - live / all_of if all_of else 0:.2%} | {result:.3f} | {' | '.join(spent)} |"
+        f"| {held / max(sum(sizes.values()), 1):.2%} | {result:.3f} | {' | '.join(spent)} |"
     )
 
 
@@ -318,12 +319,17 @@ def _difference(name: str, other: str, found: _Found) -> str:
 def _layers(found: _Found) -> list[str]:
     """Sparsity by parameter, of the first seed."""
     masked = {name: runs[min(runs)]["weights"] for name, runs in found.items() if runs[min(runs)]["weights"]}
-    names = list(dict.fromkeys(key for weights in masked.values() for key in weights))
     rows = [f"| parameter | weights | {' | '.join(masked)} |", f"| --- | --- |{' --- |' * len(masked)}"]
-    for key in names:
-        pairs = [weights[key] for weights in masked.values()]
-        rows.append(f"| {key} | {pairs[0][1]:,} | {' | '.join(f'{1 - live / many:.1%}' for live, many in pairs)} |")
+    for key, many in _sizes(found).items():
+        held = [1 - weights.get(key, [many])[0] / many for weights in masked.values()]
+        rows.append(f"| {key} | {many:,} | {' | '.join(f'{one:.1%}' for one in held)} |")
     return ["Sparsity by parameter (first seed):", "", *rows]
+
+
+def _sizes(found: _Found) -> dict[str, int]:
+    """Parameters that any method masks -> all their weights."""
+    weights = [one["weights"] for runs in found.values() for one in runs.values()]
+    return {key: each[key][1] for each in weights for key in each}
 
 
 def write_tables(folder: Path) -> None:
