@@ -42,6 +42,8 @@ class Edit:
     """Axes whose names the plan changed -> their names since; None for those that went with a layer."""
     paths: Mapping[str, str | None] = field(default_factory=dict, repr=False)
     """Parameters and buffers whose names the plan changed -> their names since; None for those that went."""
+    modules: Mapping[str, str | None] = field(default_factory=dict, repr=False)
+    """Modules, of those that run, likewise."""
 
     @classmethod
     def nothing(cls, plan: Plan, cost: Cost) -> Edit:
@@ -60,6 +62,7 @@ class Edit:
             attributes=(*self.attributes, *attributes),
             renamed=renamed.axes,
             paths=renamed.tensors,
+            modules=renamed.modules,
             cost_after=cost,
         )
 

@@ -15,6 +15,7 @@ from espalier.edit.births import followed, from_json, to_json
 from espalier.errors import CheckpointError
 from espalier.graph.dims import IntArray
 from espalier.method import Method
+from espalier.parts.names import Names, carried
 from espalier.parts.score import Context
 
 
@@ -28,6 +29,9 @@ class Marks:
         for axis, origins in units.items():
             old = self.marks.get(axis, [0] * (int(origins.max()) + 1))
             self.marks[axis] = [0 if one < 0 else old[one] for one in origins]
+
+    def rename(self, names: Names, /) -> None:
+        self.marks = carried(self.marks, names.axes)
 
     def after_step(self, context: Context, /) -> None:
         assert context.memory is self

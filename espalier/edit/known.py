@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
@@ -63,6 +63,8 @@ class Renamed:
     """Axis before -> axis now, where that is another one; None if it went."""
     tensors: Mapping[str, str | None]
     """Parameter or buffer likewise."""
+    modules: Mapping[str, str | None]
+    """Path of a module, of those that run, likewise."""
 
 
 def regrown(known: Known, found: Regrown, now: int) -> tuple[Known, Renamed]:
@@ -97,10 +99,13 @@ def regrown(known: Known, found: Regrown, now: int) -> tuple[Known, Renamed]:
         (*standing, *copied, *found.attributes),
         (*known.depth, found.steps),
     )
-    return result, Renamed(_moved(before.by_name, axes), _moved(before.tensors, found.tensors))
+    ran = dict.fromkeys(visit.module for one in before.predictions for visit in one.visits)
+    return result, Renamed(
+        _moved(before.by_name, axes), _moved(before.tensors, found.tensors), _moved(ran, found.modules)
+    )
 
 
-def _moved(names: Mapping[str, object], now: Mapping[str, str]) -> dict[str, str | None]:
+def _moved(names: Iterable[str], now: Mapping[str, str]) -> dict[str, str | None]:
     return {name: now.get(name) for name in names if now.get(name) != name}
 
 

@@ -39,6 +39,7 @@ from torch import Tensor
 
 from espalier.errors import MethodError
 from espalier.graph.dims import IntArray
+from espalier.parts.names import Names, carried
 from espalier.parts.scales import LiveTensor, Place, Scales, holders
 from espalier.parts.score import Context
 
@@ -132,6 +133,12 @@ class FoldedScales:
             for axis in table.keys() & units.keys():
                 old = torch.from_numpy(units[axis]).to(table[axis].device)
                 table[axis] = torch.where(old >= 0, table[axis][old.clamp_min(0)], fresh)
+
+    def rename(self, names: Names, /) -> None:
+        """Scales stay with their axes; new axes start as all did. An axis that begins to share another one's units
+        goes by that one's."""
+        self._scales = self._expected = None
+        self._scale, self._velocity = (carried(table, names.axes) for table in (self._scale, self._velocity))
 
     def state(self) -> dict[str, Any]:
         """Scales and velocities."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from espalier.graph.dims import IntArray
+from espalier.parts.names import Names
 from espalier.parts.score import Context
 
 
@@ -22,6 +23,10 @@ class Memory(Protocol):
         `units`: every axis that changed -> for each unit after the edit the old unit that it was; -1 for a new one. An
         edit that is undone is undone here too, through `state` and `restore`.
         """
+
+    def rename(self, names: Names, /) -> None:
+        """Called after `follow` for an edit in which layers came or went: axes, parameters and modules have other names
+        since, and some are gone. What is new has no name before; the memory meets it later."""
 
     def after_step(self, context: Context, /) -> None:
         """Called after every optimizer step, before events."""

@@ -23,6 +23,7 @@ from espalier.errors import MethodError
 from espalier.graph.dims import IntArray, axes_of, source
 from espalier.graph.topology import Topology
 from espalier.parts.goal import Goal, Scores
+from espalier.parts.names import Names, carried
 from espalier.parts.score import Context
 
 
@@ -37,6 +38,18 @@ class Movement:
     def follow(self, units: Mapping[str, IntArray], /) -> None:
         """Remember the edit until the network is at hand, which says where its axes lie in each parameter."""
         self._edits.append(dict(units))
+
+    def rename(self, names: Names, /) -> None:
+        """S stays with its weights, and starts at zero in those that are new; everywhere, if axes that changed since
+        the last step are no more, since nobody knows then where they were."""
+        now = names.axes
+        changed = {axis for units in self._edits for axis in units}
+        apart = [now.get(axis, axis) for axis in self._sizes]
+        if any(now.get(axis, axis) is None or apart.count(now.get(axis, axis)) > 1 for axis in changed):
+            self._sums, self._sizes, self._edits = {}, {}, []
+            return
+        self._sums, self._sizes = carried(self._sums, names.tensors), carried(self._sizes, now)
+        self._edits = [carried(units, now) for units in self._edits]
 
     def after_step(self, context: Context, /) -> None:
         """Add what this step says."""
@@ -57,7 +70,7 @@ class Movement:
         for units in self._edits:
             self._resize(topology, units)
         self._edits = []
-        if not self._sizes:
+        if self._sizes.keys() != topology.by_name.keys():
             self._sizes = {name: topology.sizes[record.number] for name, record in topology.by_name.items()}
         return self._sums
 

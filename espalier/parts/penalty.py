@@ -18,6 +18,7 @@ from espalier.errors import MethodError
 from espalier.graph.dims import IntArray
 from espalier.graph.topology import Topology
 from espalier.parts.folded import FoldedScales
+from espalier.parts.names import Names
 from espalier.parts.polarization import polarization, polarization_gradient
 from espalier.parts.scales import LiveTensor, place_of
 from espalier.parts.score import Context
@@ -70,6 +71,10 @@ class WeightsOfUnits:
 
     def follow(self, units: Mapping[str, IntArray], /) -> None:
         """What is where is looked up again."""
+        self._topology = None
+
+    def rename(self, names: Names, /) -> None:
+        """Likewise."""
         self._topology = None
 
     def after_step(self, context: Context, /) -> None:

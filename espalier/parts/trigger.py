@@ -18,6 +18,7 @@ from espalier.graph.topology import Topology
 from espalier.parts.checks import check_count
 from espalier.parts.clock import Clock, Last
 from espalier.parts.goal import Direction, Scores
+from espalier.parts.names import Names, carried, renamed
 from espalier.parts.score import Context, Score
 
 State = Any
@@ -89,6 +90,11 @@ class Trigger(ABC):
         """What is remembered after an edit, given as in `Memory.follow`."""
         return state
 
+    def rename(self, names: Names, state: State, /) -> State:
+        """What is remembered after layers came or went, given as in `Memory.rename`: nothing, unless a trigger says
+        so, since names of axes may mean others now."""
+        return None
+
     def held(self, looks: int) -> Held:
         """This trigger, once it has held at so many looks in a row."""
         return Held(self, looks)
@@ -133,6 +139,10 @@ class _Several(Trigger):
     def follow(self, units: Mapping[str, IntArray], state: State, /) -> State:
         """Every part for itself."""
         return [one.follow(units, its) for one, its in zip(self.triggers, self._states(state), strict=True)]
+
+    def rename(self, names: Names, state: State, /) -> State:
+        """Every part for itself."""
+        return [one.rename(names, its) for one, its in zip(self.triggers, self._states(state), strict=True)]
 
     def _answers(self, view: View, state: State) -> tuple[list[frozenset[str]], list[State]]:
         answers = [one.look(view, its) for one, its in zip(self.triggers, self._states(state), strict=True)]
@@ -186,6 +196,10 @@ class No(Trigger):
         """As it does."""
         return self.trigger.follow(units, state)
 
+    def rename(self, names: Names, state: State, /) -> State:
+        """As it does."""
+        return self.trigger.rename(names, state)
+
 
 @dataclass(frozen=True)
 class Held(Trigger):
@@ -219,6 +233,13 @@ class Held(Trigger):
         """As the trigger does; counts stay."""
         return None if state is None else [self.trigger.follow(units, state[0]), *state[1:]]
 
+    def rename(self, names: Names, state: State, /) -> State:
+        """As the trigger does; counts stay with their axes."""
+        if state is None:
+            return None
+        inner, counts, then = state
+        return [self.trigger.rename(names, inner), carried(counts, names.axes), then]
+
 
 @dataclass(frozen=True)
 class Between(Trigger):
@@ -249,6 +270,13 @@ class Between(Trigger):
     def follow(self, units: Mapping[str, IntArray], state: State, /) -> State:
         """As both do."""
         return None if state is None else [self.on.follow(units, state[0]), self.off.follow(units, state[1]), state[2]]
+
+    def rename(self, names: Names, state: State, /) -> State:
+        """As both do; what holds stays with its axes."""
+        if state is None:
+            return None
+        on, off, held = state
+        return [self.on.rename(names, on), self.off.rename(names, off), sorted(renamed(held, names.axes))]
 
 
 __all__ = [

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 from espalier.errors import MethodError
 from espalier.measure.stats import eval_loss
 from espalier.parts.checks import check_count
+from espalier.parts.names import Names
 from espalier.parts.score import Context
 from espalier.parts.trigger import Answer, Need, State, Trigger, View
 
@@ -42,6 +43,10 @@ class _Curve(Trigger):
     def needs(self) -> frozenset[Need]:
         """What its measure needs."""
         return frozenset[Need]() if self.measure == "metric" else frozenset({self.measure})
+
+    def rename(self, names: Names, state: State, /) -> State:
+        """Losses have no names."""
+        return state
 
     def _new(self, view: View, seen: int) -> list[float]:
         """The values since the epoch `seen`, so turned that smaller ones are better; what is no number is left out."""

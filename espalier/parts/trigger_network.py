@@ -14,6 +14,7 @@ from espalier.measure.activations import check_read, effective_rank, grams
 from espalier.parts.budget import Budget, Latency, Sparsity, Units
 from espalier.parts.checks import check_count
 from espalier.parts.goal import Direction
+from espalier.parts.names import Names, carried
 from espalier.parts.score import Score
 from espalier.parts.trigger import Answer, Need, State, Trigger, View
 
@@ -56,6 +57,10 @@ class EffectiveRank(Trigger):
         ranks = {axis: effective_rank(gram) / len(gram) for axis, gram in found.items()}
         holds = frozenset(axis for axis, rank in ranks.items() if rank > self.gamma * references.get(axis, math.inf))
         return holds, {**ranks, **references}
+
+    def rename(self, names: Names, state: State, /) -> State:
+        """First ranks stay with their axes; new axes have theirs from the next look on."""
+        return None if state is None else carried(state, names.axes)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from espalier.structure import Structure
 
 _HEAD_SIZE_ROLES = frozenset({"bilinear", "scale_of_size"})
 _HEAD_SIZE_HINTS = frozenset({"head_dim", "value_dim"})
+_WILD = frozenset("*?[")
 
 
 def choose_axes(structure: Structure, direction: Direction, asked: Sequence[str] | None) -> dict[str, str | None]:
@@ -40,6 +41,21 @@ def choose_axes(structure: Structure, direction: Direction, asked: Sequence[str]
         elif found[name] is not None and asked is not None and name in asked:
             raise MethodError(f"{name} cannot {'grow' if direction == 'grow' else 'shrink'}: {found[name]}.")
     return found
+
+
+def able_axes(structure: Structure, direction: Direction, names: Iterable[str], *, asked: bool) -> tuple[str, ...]:
+    """Those of these axes that a method may change; `asked`: whether they were asked for, as in `choose_axes`."""
+    axes = [structure.axes[name] for name in names]
+    may = [axis for axis in axes if axis.reason is None]
+    return tuple(axis.name for axis in may if asked or _better_not(structure, axis, direction) is None)
+
+
+def fits_pattern(name: str, asked: Sequence[str] | None) -> bool:
+    """Whether something that is new is meant by what a method was asked to change: all, or names by patterns.
+
+    A name without `*`, `?` or `[` means one thing that was there when it was given.
+    """
+    return asked is None or any(_WILD & set(pattern) and fnmatchcase(name, pattern) for pattern in asked)
 
 
 def alike(structure: Structure, axes: Iterable[str]) -> tuple[tuple[str, ...], ...]:
@@ -68,7 +84,7 @@ def _matching(structure: Structure, asked: Sequence[str]) -> list[str]:
     for pattern in asked:
         matched = [name for name in structure.axes if name == pattern or fnmatchcase(name, pattern)]
         if not matched:
-            if not set("*?[") & set(pattern):
+            if not _WILD & set(pattern):
                 find_axis(structure.topology, pattern)  # its error knows similar names
             raise MethodError(f"axes: no axis fits the pattern {pattern!r}; see print(structure) for all axes.")
         found.update(dict.fromkeys(matched))
@@ -86,4 +102,4 @@ def _better_not(structure: Structure, axis: Axis, direction: Direction) -> str |
     return None
 
 
-__all__ = ["alike", "choose_axes", "holds_head_size"]
+__all__ = ["able_axes", "alike", "choose_axes", "fits_pattern", "holds_head_size"]

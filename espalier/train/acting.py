@@ -220,6 +220,7 @@ class Acting:
                 why,
                 time.perf_counter() - started,
                 {} if edit is None else dict(edit.masks),
+                () if edit is None else tuple(map(str, edit.plan.depth)),
             )
         )
 

@@ -41,11 +41,14 @@ class Event:
     seconds: float
     masks: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """Parameter -> (live weights before, after), of those whose mask was set."""
+    layers: tuple[str, ...] = ()
+    """What came and went of layers and cells, in words."""
 
     def __str__(self) -> str:
         where = f"step {self.step}: {self.method}"
         sizes = [f"{axis} {before} -> {after}" for axis, (before, after) in self.sizes.items()]
         sizes += [f"{name} {before:,} -> {after:,} live" for name, (before, after) in self.masks.items()]
+        sizes += self.layers
         return f"{where} ({self.action}) {', '.join(sizes)}" if sizes else f"{where} {self.action}: {self.why}"
 
     def to_json(self) -> dict[str, Any]:
@@ -63,6 +66,7 @@ class Event:
             "why": self.why,
             "seconds": self.seconds,
             "masks": {name: list(pair) for name, pair in self.masks.items()},
+            "layers": list(self.layers),
         }
 
     @classmethod
@@ -86,6 +90,7 @@ class Event:
                 str(data["why"]),
                 float(data["seconds"]),
                 {str(name): (int(pair[0]), int(pair[1])) for name, pair in data.get("masks", {}).items()},
+                tuple(map(str, data.get("layers", ()))),
             )
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"this is no event of a session: {type(error).__name__}: {error}.") from error

@@ -33,6 +33,7 @@ from espalier.structure import Structure
 from espalier.train.acting import Acting
 from espalier.train.controller import Controller, Running
 from espalier.train.events import Event, finite
+from espalier.train.members import Members
 from espalier.train.memories import Follower, Memories
 from espalier.train.slowing import Slowing
 from espalier.train.state import State
@@ -122,8 +123,7 @@ class Session:
     def loss(self, batch: Batch) -> Tensor:
         """The loss of a batch, the penalties of methods included; the batch is remembered for the next event."""
         self._batch = batch
-        if self._remembering:
-            self._memories.catch_up()
+        self._memories.catch_up()
         total = self._loss(self.model, batch)
         if self._listening and total.requires_grad:  # not where the user only evaluates
             for one in self._listening:
@@ -142,8 +142,10 @@ class Session:
         """
         self._step += 1
         self.structure.step = self._step
-        if self._remembering:
-            self._remember()
+        self._memories.catch_up()
+        for one in self._remembering:
+            assert one.memory is not None
+            one.memory.after_step(self._context(one))
         if self._step >= self._wake:
             self._act()
 
@@ -203,7 +205,8 @@ class Session:
         self._remembering = [one for one in running if one.memory is not None]
         followers: list[Follower] = [one.memory for one in running if one.memory is not None]
         followers += [one.watch for one in running if one.method.schedule.triggers]
-        self._memories = Memories(self.structure, followers)
+        members = [Members(self.structure, one) for one in running]
+        self._memories = Memories(self.structure, [*followers, self._slowing], members)
         self._acting = Acting(
             self.structure, self._controller, self._memories, self._slowing, self._context, self._record
         )
@@ -222,12 +225,6 @@ class Session:
             raise MethodError(
                 f"{method.name}: accept= and Latency undo what they reject; attach with undo_limit above 0."
             )
-
-    def _remember(self) -> None:
-        self._memories.catch_up()
-        for one in self._remembering:
-            assert one.memory is not None
-            one.memory.after_step(self._context(one))
 
     def _clock(self) -> Clock:
         return Clock(self._step, self._epoch, self._boundary, self._total_steps)

@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from espalier.edit.births import Births
 from espalier.graph.capture import tensor_table
 from espalier.graph.dims import IntArray, axes_of, labels
+from espalier.parts.names import Names, renamed
 from espalier.parts.recovery import Recovery
 from espalier.structure import Structure
 
@@ -103,6 +104,26 @@ class Slowing:
             merged = sorted({*other.axes, *stage.axes}), sorted({*other.normed, *stage.normed})
             stage = Stage(stage.step, tuple(merged[0]), max(other.warm, stage.warm), tuple(merged[1]))
         self._stages.append(stage)
+        self.refresh()
+
+    def follow(self, units: Mapping[str, IntArray], /) -> None:
+        """`Structure.births` follows."""
+
+    def rename(self, names: Names, /) -> None:
+        """Go on with the names of now. Layers that came whole learn at their full rate."""
+        self._stages = [
+            replace(one, axes=renamed(one.axes, names.axes), normed=renamed(one.normed, names.tensors))
+            for one in self._stages
+        ]
+        self._births = None
+
+    def state(self) -> dict[str, Any]:
+        """All stages."""
+        return {"stages": tuple(self._stages)}
+
+    def restore(self, state: Mapping[str, Any], /) -> None:
+        """Become what `state` gave."""
+        self._stages = list(state["stages"])
         self.refresh()
 
     def refresh(self) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from espalier.graph.dims import IntArray
+from espalier.parts.names import Names
 from espalier.parts.schedule import Schedule
 from espalier.parts.trigger import State, View
 
@@ -55,6 +56,11 @@ class Watch:
         """Have the triggers follow an edit."""
         pairs = zip(self._triggers, self._states, strict=True)
         self._states = [one.follow(units, state) for one, state in pairs]
+
+    def rename(self, names: Names, /) -> None:
+        """Have the triggers go on with other names."""
+        pairs = zip(self._triggers, self._states, strict=True)
+        self._states = [one.rename(names, state) for one, state in pairs]
 
     def state(self) -> dict[str, Any]:
         """All of it as what JSON can hold."""
