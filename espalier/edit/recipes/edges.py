@@ -40,8 +40,9 @@ def edge(topology: Topology, at: str, *, before: bool) -> Edge:
     region = boundaries.region(at)
     if isinstance(region, Refusal):
         raise PlanError(f"no layer can come beside {at or 'the model itself'}: it {region.reason}.")
-    if before and not region.takes:
-        raise PlanError(f"no layer can come before {at}: it {region.no_layer_before}.")
+    refused = region.no_layer_before if before else region.no_layer_after
+    if refused:
+        raise PlanError(f"no layer can come {'before' if before else 'after'} {at}: it {refused}.")
     names = settled(boundaries, at, "entry" if before else "exit")
     place = region.takes[0] if before else region.exit
     for prediction in topology.predictions:
