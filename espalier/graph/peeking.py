@@ -20,7 +20,8 @@ def read_attributes(parent: nn.Module) -> dict[str, str]:
     Read from the source of the forward and of the methods of the same class that it calls; what is written in another
     way, by `getattr` or through other variables, is not seen.
     """
-    return {child: attribute for child, attribute in _reads(type(parent)) if child in parent._modules}
+    kind: Any = type(parent)
+    return {child: attribute for child, attribute in _reads(kind) if child in parent._modules}
 
 
 @cache
