@@ -13,6 +13,8 @@ make more steps for the same operations. The new block comes after the last one 
 - `fresh, silent`: drawn at random as at the start, but the second batch norm is 0 (like LLaMA-Pro, Wu et al. 2024),
 - `fresh`: drawn at random as at the start (AutoGrow, Wen et al. 2020).
 
+`one block` does not grow, and makes as many steps as take the same operations: what more steps do by themselves.
+
 The first block of stages 2 and 3 halves the image and cannot be repeated; where it is the last one, a copy takes both
 of its convolutions from the second one of that block, and both batch norms likewise. Every insertion is one plan, given
 to `Structure.apply`; the optimizer goes on with what it knows of the old parameters.
@@ -57,11 +59,11 @@ from espalier.graph.topology import Topology
 from espalier.measure.stats import without_a_trace
 
 RESULTS = Path(__file__).parent / "results"
-SCRATCH = "scratch"
-WAYS = (SCRATCH, "copy, silent", "copy", "fresh, silent", "fresh")
+SCRATCH, SHALLOW = "scratch", "one block"
+WAYS = (SCRATCH, "copy, silent", "copy", "fresh, silent", "fresh", SHALLOW)
 STAGES, BLOCKS, WIDTH, PIXELS = ("layer1", "layer2", "layer3"), 3, 0.5, 16
-STEPS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 1400, 128, 0.1, 5e-4
-GROWN_AT = (0.2, 0.4)
+STEPS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 1056, 128, 0.2, 5e-4
+GROWN_AT = (0.25, 0.5)
 SILENT = ("bn2.weight", "bn2.bias")
 LOOKED_AT, EVALUATED_AT_ONCE = 256, 1000
 
@@ -136,7 +138,7 @@ def steps_of(way: str, costs: Sequence[int], grown_at: Sequence[float]) -> int:
     """As many as take the operations of STEPS with the final network."""
     if way == SCRATCH:
         return STEPS
-    shares = [grown_at[0], grown_at[1] - grown_at[0], 1 - grown_at[1]]
+    shares = [1, 0, 0] if way == SHALLOW else [grown_at[0], grown_at[1] - grown_at[0], 1 - grown_at[1]]
     return round(STEPS * costs[-1] / sum(share * cost for share, cost in zip(shares, costs, strict=True)))
 
 
@@ -147,7 +149,7 @@ def run(
     started = time.perf_counter()
     costs = operations(data)
     steps = steps_of(way, costs, grown_at)
-    events = [] if way == SCRATCH else [round(share * steps) for share in grown_at]
+    events = [] if way in (SCRATCH, SHALLOW) else [round(share * steps) for share in grown_at]
     model = made(data, seed, BLOCKS if way == SCRATCH else 1)
     optimizer = sgd_momentum(model.parameters(), rate, WEIGHT_DECAY)
     structure = esp.attach(model, example_inputs(data.input_shape), optimizer=optimizer)
