@@ -16,7 +16,6 @@ from espalier.graph.cells import cells, named_cells
 from espalier.graph.chains import following, prime_runs
 from espalier.graph.dims import size_of
 from espalier.graph.forms import factorisable, folding
-from espalier.graph.fused import LOOKED_INTO, looks_inside
 from espalier.graph.peeking import read_attributes
 from espalier.graph.regions import Boundaries, Refusal, Region
 from espalier.graph.silence import silenced
@@ -159,8 +158,6 @@ class _Survey:
     def _read(self, path: str) -> str:
         """Whether code reads what only this very module has; empty if it is not known to."""
         parent, _, key = path.rpartition(".")
-        if looks_inside(self._modules[parent]):
-            return LOOKED_INTO
         attribute = read_attributes(self._modules[parent]).get(key)
         return "" if attribute is None else f"has its {attribute} read by the code of {parent or 'the model'}"
 
