@@ -56,7 +56,7 @@ def resnet50() -> tuple[nn.Module, Example]:
 def inception_v3() -> tuple[nn.Module, Example]:
     from torchvision.models import inception_v3 as make
 
-    return make(weights=None, init_weights=False), (torch.randn(2, 3, 128, 128),)
+    return make(weights=None, init_weights=False), (torch.randn(2, 3, 299, 299),)
 
 
 def vit() -> tuple[nn.Module, Example]:
