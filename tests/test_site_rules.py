@@ -80,7 +80,7 @@ REASONS: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "dictionary": (lambda: Taking(WithExtras(square(), "dict")), "inner",
                    "gives back something else than a tensor or a tuple or list of tensors"),
     "weight": (lambda: ByWeight(4, runs=True), "layer", "has its tensor layer.weight read by others"),
-    "attribute": (lambda: Scaled(), "inner", "has its factor read by the code of the model"),
+    "attribute": (lambda: Scaled(), "inner", "has its attribute factor read by the code of the model"),
     "unused": (lambda: Unheard(square(), square()), "unheard", "computes nothing that is used"),
     "two names": (lambda: Unheard(square(), square()), "layer", "is known as again too"),
     "memory": (lambda: InPlace(nn.ReLU(inplace=True), half=True), "act",

@@ -159,7 +159,7 @@ class _Survey:
         """Whether code reads what only this very module has; empty if it is not known to."""
         parent, _, key = path.rpartition(".")
         attribute = read_attributes(self._modules[parent]).get(key)
-        return "" if attribute is None else f"has its {attribute} read by the code of {parent or 'the model'}"
+        return "" if attribute is None else f"has its attribute {attribute} read by the code of {parent or 'the model'}"
 
     def _not_alone(self, path: str, region: Region | Refusal) -> str:
         """Why its result would not do for a copy to run on; empty if it would, or if code goes through a list."""
