@@ -55,8 +55,9 @@ def _neighbours(topology: Topology, module: Lookup, path: str) -> list[tuple[str
         (own, other)
         for prediction in topology.predictions
         for own in prediction.visits
+        if own.module == path
         for other in prediction.visits
-        if own.module == path and other.module != path and not isinstance(module(other.module), BATCH_NORMS)
+        if other.module != path and not isinstance(module(other.module), BATCH_NORMS)
     ]
     found = [
         (other.module, True) for own, other in pairs if other.last <= own.first and _meet(other.exits, own.entries)
