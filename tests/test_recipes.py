@@ -683,6 +683,8 @@ def test_plans_fold_batch_norms_into_the_convolution_before() -> None:
         Replace("layers.0.0.conv1", Folded("layers.0.0.bn1", after=True)),
         Remove("layers.0.0.bn1"),
     )
+    with pytest.raises(PlanError, match="conv1 cannot be folded away"):
+        fold_plan(topology, lookup(model), "layers.0.0.conv1")
 
 
 def test_a_sequential_is_folded_as_one() -> None:
@@ -691,7 +693,7 @@ def test_a_sequential_is_folded_as_one() -> None:
         torch.randn(2, 3),
     )
     assert fold_plan(infer(model, x), lookup(model), "0") == (Replace("0", Folded()),)
-    with pytest.raises(PlanError, match="nothing runs right before or after"):
+    with pytest.raises(PlanError, match="no layer runs right before or after"):
         fold_plan(infer(nn.Linear(3, 4), x), lookup(nn.Sequential(nn.Linear(3, 4))), "0")
 
 
