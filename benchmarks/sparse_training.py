@@ -281,7 +281,7 @@ def table(path: Path) -> str:
         "",
         "Differences of the test accuracy, in points:",
         "",
-        "| difference | seeds | mean ± 95% | by seed | |",
+        "| difference | seeds | mean ± 95% | by seed | verdict |",
         "| --- | --- | --- | --- | --- |",
     ]
     lines += [_difference(one, other, found) for one, other in PAIRS if one in found and other in found]

@@ -280,9 +280,9 @@ class Structure:
     def insert_layer(self, layer: Recipe | None = None, *, after: str | None = None, before: str | None = None) -> Edit:
         """Put a new layer right after, or right before, a module.
 
-        In an `nn.Sequential` it becomes an entry, and those that follow are renumbered; elsewhere it becomes a child of
-        the module and runs by a hook, so that all names stay. Its parameters join the groups of the optimizer in which
-        their neighbours are.
+        In an `nn.Sequential`, or at either end of one, it becomes an entry, and those that follow are renumbered;
+        elsewhere it becomes a child of the module and runs by a hook, so that all names stay. Its parameters join the
+        groups of the optimizer in which their neighbours are.
 
         Args:
             layer: what to insert: an `Identity`, a `ResidualLayer` or a `CopyOf` (`espalier.layers`). None for one like

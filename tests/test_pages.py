@@ -4,6 +4,7 @@ import re
 import warnings
 from pathlib import Path
 
+import pytest
 import torch
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -28,3 +29,10 @@ def test_schedules() -> None:
     scope = run_blocks(DOCS / "schedules.md")
     session = scope["session"]
     assert {"grow", "prune", "rejected"} <= {event.action for event in session.events}  # type: ignore[attr-defined]
+
+
+def test_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    scope = run_blocks(DOCS / "layers.md")
+    structure = scope["structure"]
+    assert len(structure.history) == 10  # type: ignore[attr-defined]

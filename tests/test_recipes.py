@@ -180,8 +180,9 @@ def test_identities_with_an_activation_keep_its_results(shape: tuple[int, ...], 
     [
         (Identity(8, (2, 3)), "odd kernel sizes, found \\(2, 3\\)"),
         (Identity(8, (3, 3), "relux"), "no activation 'relux'; known are elu"),
-        (Identity(0), "expected at least 1"),
-        (ResidualLayer(8, 0), "expected at least 1 each"),
+        (Identity(0), "features of at least 1, found 0"),
+        (Identity(8.0), "features of at least 1, found 8.0"),
+        (ResidualLayer(8, 0), "features of at least 1, found 0"),
         (ResidualLayer(8, 4, None, "group"), "expected batch or layer or rms"),
         (ResidualLayer(8, 4, (3,), "layer"), "expected batch or group"),
         (ResidualLayer(8, 4, (3,), "group", groups=3), "3 groups does not divide 8"),
@@ -682,6 +683,8 @@ def test_plans_fold_batch_norms_into_the_convolution_before() -> None:
         Replace("layers.0.0.conv1", Folded("layers.0.0.bn1", after=True)),
         Remove("layers.0.0.bn1"),
     )
+    with pytest.raises(PlanError, match="conv1 cannot be folded away"):
+        fold_plan(topology, lookup(model), "layers.0.0.conv1")
 
 
 def test_a_sequential_is_folded_as_one() -> None:
@@ -690,7 +693,7 @@ def test_a_sequential_is_folded_as_one() -> None:
         torch.randn(2, 3),
     )
     assert fold_plan(infer(model, x), lookup(model), "0") == (Replace("0", Folded()),)
-    with pytest.raises(PlanError, match="nothing runs right before or after"):
+    with pytest.raises(PlanError, match="no layer runs right before or after"):
         fold_plan(infer(nn.Linear(3, 4), x), lookup(nn.Sequential(nn.Linear(3, 4))), "0")
 
 
@@ -773,7 +776,7 @@ def default(name: str, at: str) -> Recipe:
         ("mlp_batch_norm", "2", ResidualLayer(16, 16, None, "batch", "relu")),
         ("hf_gpt2", "transformer.h.0", ResidualLayer(16, 24, None, "layer", "gelu_tanh")),
         ("hf_llama", "model.layers.0", ResidualLayer(16, 24, None, "rms", "silu", eps=1e-6)),
-        ("mobilenet", "stem", ResidualLayer(8, 8, (3, 3), "batch", "relu6")),
+        ("mobilenet", "stem", ResidualLayer(8, 16, (1, 1), "batch", "relu6")),
         ("mlp", "0", ResidualLayer(12, 12, None, None, "relu")),
         ("mlp", "1", Identity(12, None, "relu")),
     ],
@@ -809,6 +812,12 @@ def test_default_layers_change_nothing(network: str) -> None:
             assert torch.equal(found[0], found[1])
         inserted += 1
     assert inserted > 3
+
+
+def test_layers_are_for_numbers_with_a_fraction() -> None:
+    model = nn.Sequential(nn.Identity(), nn.Embedding(5, 4))
+    with pytest.raises(PlanError, match=r"after 0: the layer takes floating-point numbers, found torch.int64"):
+        promised(Identity(3), model, torch.zeros(2, 3, dtype=torch.int64), "0")
 
 
 def test_places_without_features_have_no_default_layer() -> None:

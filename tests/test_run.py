@@ -198,7 +198,7 @@ def test_single_weights_are_recorded_and_the_twin_has_the_same_masks(
 
     monkeypatch.setattr(run_module, "Training", Watched)
     options = small(setting="constant", grow="rigl", prune="weights-magnitude", size=0.2, width=0.25)
-    start(options, tmp_path / "run", Silent())
+    said = start(options, tmp_path / "run", Silent())
     ours, twin = (training.structure.masks for training in made)
     assert ours
     assert all(torch.equal(ours[name], mask) for name, mask in twin.items())
@@ -211,6 +211,8 @@ def test_single_weights_are_recorded_and_the_twin_has_the_same_masks(
     assert next(record["weights"] for record in found if record["kind"] == "static_epoch") == counted
     live, every = (sum(pair[at] for pair in counted.values()) for at in (0, 1))
     assert live == round(0.2 * every)
+    assert f"{live:,} of {every:,} weights live" in said
+    assert "the same size and masks from the start" in said
     events = [record for record in found if record["kind"] == "event"]
     for event in events:
         assert all(event["weights"][name][0] == after for name, (_, after) in event["masks"].items())

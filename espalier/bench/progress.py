@@ -144,6 +144,9 @@ def result_text(end: Record) -> str:
         f"test accuracy {100 * end['test_accuracy']:.2f}%  "
         f"{whole(end['parameters'])} parameters, {si(end['flops'])} FLOPs per inference"
     ]
+    if end["weights"]:
+        live, every = (sum(counts) for counts in zip(*end["weights"].values(), strict=True))
+        lines[0] += f", {whole(live)} of {whole(every)} weights live"
     seconds, static = end["seconds"], end["static"]
     if static is not None:
         seconds += static["seconds"]

@@ -23,8 +23,10 @@ from espalier.edit.promise import Promise, weakest
 from espalier.edit.steps import Step, known_region, lookup, make, resolved
 from espalier.edit.verify import changed_attribute
 from espalier.errors import CaptureError, EspalierError, SurgeryError
+from espalier.graph.backward import backward_problem
 from espalier.graph.caches import drop_caches
 from espalier.graph.capture import TensorTable, tensor_table
+from espalier.graph.flow import operator_name
 from espalier.graph.topology import Topology, infer
 
 
@@ -95,7 +97,9 @@ def regrow(
         PlanError: an edit does not fit the model.
         SurgeryError: the changed model would not run as before outside of what changed.
     """
-    present = infer(model, example)  # operators with the sizes that they have now among their arguments
+    table = tensor_table(model)
+    present = infer(model, example, table)  # operators with the sizes that they have now among their arguments
+    trains = not _writes_in_place(present) or backward_problem(model, example, table) is None
     refused: SurgeryError | None = None
     for delete in (True, False):
         steps = resolved(topology, model, edits, delete=delete)
@@ -104,6 +108,8 @@ def regrow(
         attempt = Journal()
         try:
             found = _tried(attempt, model, example, present, steps, optimizers, followers)
+            if trains and _writes_in_place(found.topology):
+                _check_backward(model, example)
         except SurgeryError as problem:
             attempt.rollback()
             refused = refused or problem
@@ -117,6 +123,21 @@ def regrow(
             return found
     assert refused is not None
     raise refused
+
+
+def _writes_in_place(topology: Topology) -> bool:
+    return any(
+        operator_name(call) != call.name.removeprefix("aten::") for one in topology.predictions for call in one.calls
+    )
+
+
+def _check_backward(model: nn.Module, example: Any) -> None:
+    problem = backward_problem(model, example, tensor_table(model))
+    if problem is not None:
+        raise SurgeryError(
+            f"the model could not be trained any more: {problem} Set inplace=False in the activation next to this "
+            "place."
+        )
 
 
 def replay(
@@ -202,7 +223,7 @@ def _tried(
             "this place in a way of its own: choose another one."
         )
     for new, source in change.copied.items():
-        if source in change.modules and not repeats(after, new, change.modules[source]):
+        if not repeats(present, source, after, new):
             raise SurgeryError(f"a copy of {source} would not run as {source} does; nothing was changed.")
     return Regrown(
         after, tuple(steps), change.modules, change.tensors, change.copies, change.copied, tuple(attributes)

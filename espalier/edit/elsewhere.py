@@ -13,6 +13,7 @@ from typing import Any
 
 from espalier.graph.capture import Call, Ref
 from espalier.graph.dims import size_of
+from espalier.graph.flow import operator_name
 from espalier.graph.topology import Topology, TracePrediction
 from espalier.graph.visits import Leaf, Place, Visit
 
@@ -227,21 +228,25 @@ def _compared(old: _Side, new: _Side) -> str | None:
     return None if ends[0] == ends[1] else "it gives back something else than before"
 
 
-def repeats(topology: Topology, copy: str, original: str) -> bool:
-    """Whether a copy of a module runs the same operators, of the same sizes, as its original."""
-    for prediction in topology.predictions:
-        runs = [
-            [
-                (call.op, [None if out is None else _shape(topology, prediction, out.index) for out in call.outputs])
-                for call in prediction.calls[visit.first : visit.last]
-            ]
-            for path in (copy, original)
-            for visit in prediction.visits
-            if visit.module == path
-        ]
-        if any(one != runs[0] for one in runs):
+def repeats(before: Topology, original: str, after: Topology, copy: str) -> bool:
+    """Whether a copy of a module runs the same operators, in place or not, of the same sizes, as its original did."""
+    for prediction in after.predictions:
+        old = _like(prediction, before)
+        if old is None or _run(before, old, original) != _run(after, prediction, copy):
             return False
     return True
+
+
+def _run(topology: Topology, prediction: TracePrediction, path: str) -> list[object]:
+    return [
+        (
+            operator_name(call),
+            [None if out is None else _shape(topology, prediction, out.index) for out in call.outputs],
+        )
+        for visit in prediction.visits
+        if visit.module == path
+        for call in prediction.calls[visit.first : visit.last]
+    ]
 
 
 def _shape(topology: Topology, prediction: TracePrediction, value: int) -> tuple[int, ...]:

@@ -134,6 +134,8 @@ class GroupRecord:
     group: dict[str, Any]
     old: list[Any]
     state: Mapping[Tensor, Any]
+    order: list[Tensor]
+    """Of all states, as they were."""
 
     def restore(self) -> None:
         present = set(map(id, self.old))
@@ -141,7 +143,10 @@ class GroupRecord:
             if id(parameter) not in present:
                 self.optimizer.state.pop(parameter, None)
         self.group["params"][:] = self.old
-        self.optimizer.state.update(self.state)
+        known = {**self.optimizer.state, **self.state}
+        in_order = {one: known[one] for one in self.order if one in known}
+        self.optimizer.state.clear()
+        self.optimizer.state.update({**in_order, **known})
 
 
 class Journal:
@@ -197,7 +202,7 @@ class Journal:
         staying = set(map(id, parameters))
         leaving = [one for one in group["params"] if id(one) not in staying and one in optimizer.state]
         state = {one: optimizer.state[one] for one in leaving}
-        self._records.append(GroupRecord(optimizer, group, list(group["params"]), state))
+        self._records.append(GroupRecord(optimizer, group, list(group["params"]), state, list(optimizer.state)))
         group["params"][:] = parameters
         for one in leaving:
             del optimizer.state[one]

@@ -68,8 +68,14 @@ def put(tree: Any, place: Place, outcome: Any) -> Any:
     return type(tree)(items)
 
 
+_PLAIN = (bool, int, float, str, type(None))
+
+
 class Bypass(nn.Module):
-    """What is left of a removed module: it gives back, in the module's form, what went in, or zero."""
+    """What is left of a removed module: it gives back, in the module's form, what went in, or zero.
+
+    It has the plain attributes of the module, which code around it may ask for.
+    """
 
     def __init__(
         self, entry: Place, exit: Place, items: int, kind: str, order: tuple[int, ...], *, zero: bool, copied: bool
@@ -77,6 +83,12 @@ class Bypass(nn.Module):
         super().__init__()
         self.entry, self.exit, self.items, self.kind = entry, exit, items, kind
         self.order, self.zero, self.copied = order, zero, copied
+
+    def remember(self, module: nn.Module) -> None:
+        """Take over the plain attributes of the module whose place it takes."""
+        for name, value in vars(module).items():
+            if isinstance(value, _PLAIN) and name not in self.__dict__:
+                self.__dict__[name] = value
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The tensor at the place `entry` among the arguments, or zeros like it, laid out as the result was."""

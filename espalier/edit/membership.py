@@ -20,9 +20,9 @@ def follow(
 ) -> None:
     """Have an optimizer hold the parameters that there are now, in the groups that it has.
 
-    A new parameter goes right after the one that decides its group: the one that it is a copy of, else the nearest one,
-    outwards from where it was inserted, that is a matrix (or more) as it is, or a vector as it is. If the optimizer
-    does not hold that one, which is frozen or belongs to another optimizer, it does not hold the new one.
+    A new parameter goes right after the one that decides its group: the one that it is a copy of, else the nearest that
+    the optimizer holds, outwards from where it was inserted, and that is a matrix (or more) as it is, or a vector as it
+    is. A copy of one that the optimizer does not hold, which is frozen or belongs to another one, is not held either.
 
     Args:
         journal: takes the changes.
@@ -57,16 +57,10 @@ def _nearest(tensor: Tensor, at: str, before: Mapping[str, Tensor], held: Mappin
     """The parameter whose group a new one shares."""
     path = at
     while True:
-        inside = [
-            one
-            for name, one in before.items()
-            if isinstance(one, nn.Parameter) and (not path or name.startswith(f"{path}."))
-        ]
-        alike = _of_kind(inside, tensor)
-        if alike:
-            return next((one for one in alike if id(one) in held), alike[0])
-        if not path:
-            return next((one for one in inside if id(one) in held), None)
+        inside = [one for name, one in before.items() if id(one) in held and (not path or name.startswith(f"{path}."))]
+        alike = _of_kind(inside, tensor) or (inside if not path else [])
+        if alike or not path:
+            return next(iter(alike), None)
         path = path.rpartition(".")[0]
 
 

@@ -62,8 +62,6 @@ class Residual(nn.Module):
             PlanError: no layer can be made of these.
         """
         super().__init__()
-        if features < 1 or hidden < 1:
-            raise PlanError(f"a residual layer of {features} features with {hidden} inside: expected at least 1 each.")
         self.norm = _norm(norm, features, kernel, groups, eps)
         self.mid = layer(features, hidden, kernel)
         self.act = activation_named(activation)
@@ -78,7 +76,10 @@ class Residual(nn.Module):
 
 
 def layer(features: int, out: int, kernel: tuple[int, ...] | None, *, bias: bool = True) -> nn.Module:
-    """A linear layer, or a convolution that keeps the size of its input. Raises PlanError for other kernels."""
+    """A linear layer, or a convolution that keeps the size of its input. Raises PlanError if there is none such."""
+    for size in (features, out):
+        if type(size) is not int or size < 1:
+            raise PlanError(f"expected a number of features of at least 1, found {size!r}.")
     if kernel is None:
         return nn.Linear(features, out, bias=bias)
     make = CONVOLUTIONS.get(len(kernel))

@@ -19,6 +19,7 @@ from espalier.edit.layers import Bypass
 from espalier.edit.recipes.base import Lookup
 from espalier.edit.tree import Spot, insert, remove_entry, replace
 from espalier.errors import PlanError
+from espalier.graph.peeking import read_attributes
 from espalier.graph.regions import Refusal, Region, region_of
 from espalier.graph.topology import Topology
 from espalier.graph.visits import Place
@@ -96,13 +97,17 @@ def _check_apart(edits: Sequence[DepthEdit]) -> None:
 def _resolved(topology: Topology, model: nn.Module, edit: DepthEdit, together: set[str], *, delete: bool) -> Step:
     path = edit.at if isinstance(edit, Insert) else edit.module
     spot, region = Spot.at(model, path), known_region(topology, path)
+    attribute = read_attributes(spot.parent).get(spot.key)
+    if attribute is not None and not isinstance(edit, Insert):
+        raise PlanError(f"{path} cannot be removed or replaced: the code around it reads its {attribute}.")
     match edit:
         case Insert(_, layer, before):
             source = layer.origins().get("")
             alike = source is not None and type(Spot.at(model, source).module) is type(spot.module)
             entry = spot.is_sequential or (spot.is_list and alike)
-            if before and not region.takes:
-                raise PlanError(f"no layer can come before {path}: it {region.no_layer_before}.")
+            reason = region.no_layer_before if before else region.no_layer_after
+            if reason:
+                raise PlanError(f"no layer can come {'before' if before else 'after'} {path}: it {reason}.")
             copied = None if source is None else known_region(topology, source)
             runs_on = (0,) if copied is None or copied.entry is None else copied.entry
             return Step(edit, region.takes if before else (region.exit,), runs_on, entry)
@@ -174,6 +179,7 @@ def make(
 def _left(spot: Spot, step: Step, *, zero: bool) -> nn.Module:
     left = Bypass(step.places[0], step.exit, step.items, step.result, step.order, zero=zero, copied=step.copied)
     left.train(spot.module.training)
+    left.remember(spot.module)
     return left
 
 

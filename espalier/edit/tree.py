@@ -52,7 +52,12 @@ class Spot:
     @property
     def is_sequential(self) -> bool:
         """Whether the parent runs its entries one after the other."""
-        return isinstance(self.parent, nn.Sequential) and type(self.parent).forward is nn.Sequential.forward
+        return is_sequential(self.parent)
+
+
+def is_sequential(module: nn.Module) -> bool:
+    """Whether a module runs its children one after the other, and does nothing else."""
+    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
 
 
 def insert(
@@ -70,6 +75,12 @@ def insert(
     """
     if as_entry:
         _insert_entry(journal, spot, new, before=before)
+        return
+    if is_sequential(spot.module):
+        children = spot.module._modules
+        key = _unused(str(len(children)), spot.module)
+        added = {key: new, **children} if before else {**children, key: new}
+        journal.set_modules(spot.module, _renumbered(added, list(children)))
         return
     name = BEFORE if before else AFTER
     present = spot.module._modules.get(name)

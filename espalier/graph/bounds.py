@@ -33,6 +33,7 @@ _POSITIVE = frozenset(
 _RANGES: dict[str, Bounds] = {
     "_softmax": (0.0, math.inf),
     "abs": (0.0, math.inf),
+    "bernoulli": (0.0, 1.0),
     "exp": (0.0, math.inf),
     "hardsigmoid": (0.0, 1.0),
     "relu": (0.0, math.inf),
@@ -96,10 +97,10 @@ def _results(call: Call, of: Callable[[Ref], Bounds]) -> Iterator[tuple[int, Bou
 
 def _bounds(call: Call, name: str, of: Callable[[Ref], Bounds]) -> Bounds:
     first = call.args[0] if call.args else None
+    if name == "relu" and isinstance(first, Ref):
+        return _clamped(of(first), _RANGES[name])
     if name in _RANGES:
-        return (
-            _clamped(of(first) if isinstance(first, Ref) else ANY, _RANGES[name]) if name == "relu" else _RANGES[name]
-        )
+        return _RANGES[name]
     if name in ("cat", "stack"):
         parts = [of(one) for one in call.args[0]]
         return min(low for low, _ in parts), max(high for _, high in parts)
@@ -113,7 +114,7 @@ def _bounds(call: Call, name: str, of: Callable[[Ref], Bounds]) -> Bounds:
         return _clamped(of(first), (_number(low, -math.inf), _number(high, math.inf)))
     if name in _POSITIVE:
         return _not_negative(of(first))
-    if name in ("add", "mul") and call.arguments().get("alpha", 1) == 1:
+    if name in ("add", "div", "mul") and call.arguments().get("alpha", 1) == 1:
         return _not_negative(of(first), _operand(call.args[1], of))
     return ANY
 

@@ -208,7 +208,7 @@ def call_arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (example,), {}
 
 
-class _StandIns:
+class StandIns:
     """Fake tensors in place of real ones, the same for the same; those of parameters and buffers are put into place."""
 
     def __init__(self, table: TensorTable, shapes: Mapping[str, Shape]) -> None:
@@ -252,7 +252,7 @@ class _StandIns:
 
 class _Recorder(TorchDispatchMode):
     def __init__(
-        self, trace: Trace, stand_ins: _StandIns, observer: Observer | None, evaluator: Evaluator | None
+        self, trace: Trace, stand_ins: StandIns, observer: Observer | None, evaluator: Evaluator | None
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.trace = trace
@@ -484,7 +484,7 @@ def capture(
     paths = {id(module): path for path, module in table.modules.items()}
     with ExitStack() as context:
         context.enter_context(undisturbed(table.modules.values(), training))
-        stand_ins = _StandIns(table, shapes or {})
+        stand_ins = StandIns(table, shapes or {})
         drop_caches(table.modules.values())
         args, kwargs = map_tensors(call_arguments(example), stand_ins.of_input)
         if evaluator is not None:

@@ -112,9 +112,13 @@ class _Signature:
         numbers = tuple(one for one in call.args if isinstance(one, (float, bool)))
         return operator_name(call), operands, numbers, outputs
 
-    def _value(self, index: int) -> tuple[Any, ...]:
-        number = self._values.setdefault(index, len(self._values))
-        return number, tuple(map(self._dim, self._dims[index]))
+    def _value(self, index: int) -> Any:
+        """The number of a value; where it is new, its dimensions as well."""
+        known = self._values.get(index)
+        if known is not None:
+            return known
+        number = self._values[index] = len(self._values)
+        return number, tuple([self._dim(dim) for dim in self._dims[index]])
 
     def _dim(self, dim: Dim) -> Any:
         match dim:

@@ -40,6 +40,8 @@ class Region:
     takes: tuple[Place, ...]
     """Every place, among its arguments, of the value that a layer before the module is to be run on; empty if there is
     no single such."""
+    lone: bool
+    """Whether its first argument is the only tensor that it gets."""
     written: bool
     """Whether its result or its entry is written in place later: what stands in for it must give a copy of its own."""
     order: tuple[int, ...]
@@ -47,8 +49,9 @@ class Region:
     that order as well, since a `view` may follow."""
     no_removal: str
     """Why `entry` is None, in words that follow the module's name; empty if it is not."""
+    no_layer_after: str
+    """Why no layer can come after the module, in such words; empty if one can."""
     no_layer_before: str
-    """Why no layer can come before the module, in such words; empty if one can."""
 
 
 @dataclass(frozen=True)
@@ -110,9 +113,11 @@ class _Seen:
     takes: tuple[Place, ...]
     beside: bool | None
     """None: its result is its argument, and what uses it cannot be told from what uses the argument."""
+    lone: bool
     written: bool
     order: tuple[int, ...]
     no_removal: str
+    no_layer_after: str
     no_layer_before: str
 
 
@@ -141,9 +146,11 @@ def _joined(found: Sequence[_Seen], visit: Visit) -> Region | Refusal:
         items=visit.items,
         beside=not no_removal and bool(asked) and all(asked),
         takes=first.takes,
+        lone=all(one.lone for one in used),
         written=any(one.written for one in used),
         order=first.order,
         no_removal=no_removal,
+        no_layer_after=next((one.no_layer_after for one in used if one.no_layer_after), ""),
         no_layer_before=next((one.no_layer_before for one in used if one.no_layer_before), ""),
     )
 
@@ -220,7 +227,7 @@ def _seen(one: Pass, visit: Visit) -> _Seen | Refusal:
     if escaping:
         return Refusal(escaping)
     if not used:
-        return _Seen(None, (), (), None, False, (), "", "")
+        return _Seen(None, (), (), None, False, False, (), "", "", "")
     exit = used[0]
     if not one.prediction.strides[exit.value] and one.shape(exit.value):
         return Refusal("gives back a sparse tensor")
@@ -241,15 +248,18 @@ def _seen(one: Pass, visit: Visit) -> _Seen | Refusal:
         entry = next(leaf.value for leaf in matching)
         beside = is_beside(one.topology, one.prediction, entry, exit.value, visit.first, visit.last)
     strides = one.prediction.strides[exit.value]
+    shared_memory = _hands_on(one, visit, exit.value)
     return _Seen(
         exit=exit.place,
         entries=unifying,
         takes=takes,
         beside=beside,
+        lone=[leaf.place for leaf in visit.entries] == [(0,)],
         written=any(_is_written(one, leaf.value, visit.last) for leaf in (exit, *matching)),
         order=tuple(sorted(range(len(strides)), key=lambda dim: -strides[dim])),
         no_removal=no_removal,
-        no_layer_before=_no_layer_before(one, visit, takes),
+        no_layer_after=shared_memory,
+        no_layer_before=shared_memory or _no_layer_before(one, visit, takes),
     )
 
 
@@ -260,6 +270,12 @@ def _same(leaves: Sequence[Leaf]) -> tuple[Place, ...]:
 
 def _is_written(one: Pass, value: int, since: int) -> bool:
     return any(at >= since for at, _ in one.flow.changes(value))
+
+
+def _hands_on(one: Pass, visit: Visit, value: int) -> str:
+    """Whether a write to the result, later, is one to older memory: a copy in its place would leave that as it was."""
+    is_older = _is_older(one, one.flow.memory(value), visit)
+    return "hands on memory that is written to later" if is_older and _is_written(one, value, visit.last) else ""
 
 
 def _no_layer_before(one: Pass, visit: Visit, takes: Sequence[Place]) -> str:

@@ -19,8 +19,16 @@ from espalier.graph.topology import Topology
 from espalier.graph.visits import Visit
 from espalier.graph.zeros import gives_all, zero_given
 
-Needed = frozenset[str]
-"""Parameters that have to be zero."""
+
+@dataclass(frozen=True, slots=True)
+class _Settled:
+    """That an activation function leaves the entry as it is."""
+
+    by: str
+
+
+Needed = frozenset[str | _Settled]
+"""Parameters that have to be zero, and activation functions that must not change the entry."""
 
 
 @dataclass(frozen=True)
@@ -30,18 +38,37 @@ class Silence:
     tensors: tuple[str, ...]
     """Qualified names of parameters of the module: with these set to zero its result equals its entry, in eval and in
     train mode, whatever its other parameters are."""
+    settled: tuple[str, ...] = ()
+    """Activation functions at its end, which leave what it gets at its place as it is (see `settled`): a copy at
+    another place hands on its input if they do so there as well."""
 
 
-def silencing(topology: Topology, path: str) -> Silence | Refusal:
+def silencing(topology: Topology, path: str, copied_after: str | None = None) -> Silence | Refusal:
     """Which parameters of a module to set to zero for its result to equal its entry exactly, or why there are none.
 
     Exactly means entry for entry, as long as what is multiplied by zero is finite.
+
+    Args:
+        topology: what is known of the network.
+        path: the module.
+        copied_after: ask for a copy of it that runs on the result of the module of that path; else it is asked for the
+            module itself, at its place.
     """
-    return silenced(Boundaries(topology), path)
+    return silenced(Boundaries(topology), path, copied_after)
 
 
-def silenced(boundaries: Boundaries, path: str) -> Silence | Refusal:
+def silenced(boundaries: Boundaries, path: str, copied_after: str | None = None) -> Silence | Refusal:
     """`silencing`, with the boundaries at hand."""
+    found = _silenced(boundaries, path)
+    if isinstance(found, Silence) and copied_after is not None:
+        known = settled(boundaries, copied_after, "exit")
+        lost = next((name for name in found.settled if name not in known), None)
+        if lost is not None:
+            return Refusal(f"ends in {lost}, which would change what comes out of {copied_after}")
+    return found
+
+
+def _silenced(boundaries: Boundaries, path: str) -> Silence | Refusal:
     region = boundaries.region(path)
     if isinstance(region, Refusal):
         return region
@@ -54,7 +81,10 @@ def silenced(boundaries: Boundaries, path: str) -> Silence | Refusal:
             if isinstance(found, Refusal):
                 return found
             needed |= found
-    return Silence(tuple(sorted(needed)))
+    return Silence(
+        tuple(sorted(one for one in needed if isinstance(one, str))),
+        tuple(sorted(one.by for one in needed if isinstance(one, _Settled))),
+    )
 
 
 def settled_by(topology: Topology, path: str, side: Literal["entry", "exit"]) -> str | None:
@@ -140,8 +170,11 @@ class _Walk:
             or self._one.prediction.dtypes[out.index] != self._one.prediction.dtypes[self._entry]
         ):
             return None
-        if name in _SAME or (activation(call) or "") in self._settled:
+        if name in _SAME:
             return self._equalled(operands[0], call.index)
+        function = activation(call)
+        if function in self._settled:
+            return _union([self._equalled(operands[0], call.index), frozenset({_Settled(function)})])
         if name not in ("add", "sub") or len(operands) < 2:
             return None
         left, right = operands

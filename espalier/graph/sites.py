@@ -16,6 +16,7 @@ from espalier.graph.cells import cells, named_cells
 from espalier.graph.chains import following, prime_runs
 from espalier.graph.dims import size_of
 from espalier.graph.forms import factorisable, folding
+from espalier.graph.peeking import read_attributes
 from espalier.graph.regions import Boundaries, Refusal, Region
 from espalier.graph.silence import silenced
 from espalier.graph.topology import Topology
@@ -106,7 +107,9 @@ class _Survey:
     def found(self) -> tuple[Site, ...]:
         """All sites."""
         found = [self._single(path) for path in self._paths]
-        found += [self._run(run) for run in prime_runs(self._boundaries, self._after) if not self._is_parent(run)]
+        for run in prime_runs(self._boundaries, self._after):
+            if not any(map(self._read, run)) and not self._is_parent(run):
+                found.append(self._run(run))
         return tuple(sorted(found, key=lambda site: site.position))
 
     def _single(self, path: str) -> Site:
@@ -114,60 +117,57 @@ class _Survey:
         if isinstance(region, Region) and path in self._other_names:
             region = Refusal(f"is known as {self._other_names[path]} too")
         is_cell = path in self._alike or path in self._named
-        why: dict[str, str] = {}
-        removal = self._removal(region, is_cell, why)
-        why["copyable"] = why.get("removal", "") or self._alone(path, region)
-        copyable = not why["copyable"]
-        silence = self._silence(path, why) if copyable else None
-        why.setdefault("silence", why["copyable"])
         refused = region.reason if isinstance(region, Refusal) else ""
-        no_layer_before = region.no_layer_before if isinstance(region, Region) else refused
-        for key, reason in (("insert_after", refused), ("insert_before", no_layer_before)):
-            if reason:
-                why[key] = reason
-        why["factorisable"] = refused or factorisable(self._modules[path])
+        read, closed = self._read(path), self._closed(region, is_cell)
+        not_copyable = closed or self._not_alone(path, region)
+        silence = Refusal(not_copyable) if not_copyable else silenced(self._boundaries, path, copied_after=path)
         fold = folding(self._modules, path, self._before.get(path), self._after.get(path))
-        if isinstance(fold, Refusal):
-            why["folds_into"] = fold.reason
+        why = {
+            "removal": closed or read,
+            "insert_after": region.no_layer_after if isinstance(region, Region) else refused,
+            "insert_before": region.no_layer_before if isinstance(region, Region) else refused,
+            "copyable": not_copyable,
+            "silence": silence.reason if isinstance(silence, Refusal) else "",
+            "factorisable": refused or read or factorisable(self._modules[path]),
+            "folds_into": refused or read or (fold.reason if isinstance(fold, Refusal) else ""),
+        }
         return Site(
             modules=(path,),
             kind="cell" if is_cell else "layer",
             position=self._positions.get(path, len(self._topology.predictions[0].calls)),
             parameters=self._parameters[path],
             flops=self._flops[path],
-            removal=removal,
-            insert_after=not refused,
-            insert_before=not no_layer_before,
-            copyable=copyable,
-            silence=silence,
+            removal=None if why["removal"] else "zero" if isinstance(region, Region) and region.beside else "entry",
+            insert_after=not why["insert_after"],
+            insert_before=not why["insert_before"],
+            copyable=not not_copyable,
+            silence=None if isinstance(silence, Refusal) else silence.tensors,
             factorisable=not why["factorisable"],
-            folds_into=None if isinstance(fold, Refusal) else fold,
+            folds_into=None if why["folds_into"] or isinstance(fold, Refusal) else fold,
             alike=self._alike.get(path, ()),
             why_not={key: reason for key, reason in why.items() if reason},
         )
 
-    def _removal(self, region: Region | Refusal, is_cell: bool, why: dict[str, str]) -> Removal | None:
+    def _closed(self, region: Region | Refusal, is_cell: bool) -> str:
+        """Why nothing that goes in could take the place of what comes out; empty if something could."""
         if isinstance(region, Refusal):
-            why["removal"] = region.reason
-            return None
-        if region.entry is None:
-            boundary = ": a boundary between stages" if is_cell and region.no_removal.startswith("turns") else ""
-            why["removal"] = region.no_removal + boundary
-            return None
-        return "zero" if region.beside else "entry"
+            return region.reason
+        is_boundary = is_cell and region.no_removal.startswith("turns")
+        return f"{region.no_removal}: a boundary between stages" if is_boundary else region.no_removal
 
-    def _alone(self, path: str, region: Region | Refusal) -> str:
+    def _read(self, path: str) -> str:
+        """Whether code reads what only this very module has; empty if it is not known to."""
+        parent, _, key = path.rpartition(".")
+        attribute = read_attributes(self._modules[parent]).get(key)
+        return "" if attribute is None else f"has its attribute {attribute} read by the code of {parent or 'the model'}"
+
+    def _not_alone(self, path: str, region: Region | Refusal) -> str:
         """Why its result would not do for a copy to run on; empty if it would, or if code goes through a list."""
-        in_list = isinstance(self._modules.get(path.rpartition(".")[0]), nn.ModuleList)
-        takes = region.takes if isinstance(region, Region) else ()
-        return "" if in_list or takes == ((0,),) else "gets more than its first tensor, which is all a copy would get"
-
-    def _silence(self, path: str, why: dict[str, str]) -> tuple[str, ...] | None:
-        found = silenced(self._boundaries, path)
-        if isinstance(found, Refusal):
-            why["silence"] = found.reason
-            return None
-        return found.tensors
+        if isinstance(region, Refusal) or isinstance(self._modules.get(path.rpartition(".")[0]), nn.ModuleList):
+            return ""
+        if not region.lone:
+            return "gets more than its first tensor, which is all that a copy after it would get"
+        return "" if region.result == "tensor" else f"gives back a {region.result}, of which a copy would get one item"
 
     def _run(self, run: tuple[str, ...]) -> Site:
         together = "is a run of several modules"
@@ -206,6 +206,8 @@ class _Survey:
         parent = run[0].rpartition(".")[0]
         region, first = self._boundaries.region(parent), self._boundaries.region(run[0])
         if not isinstance(region, Region) or region.entry is None or not isinstance(first, Region):
+            return False
+        if parent in self._other_names:
             return False
         return all(
             _values(whole.entries, region.entry) == _values(begin.entries, first.takes[0])

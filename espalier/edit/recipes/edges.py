@@ -40,8 +40,9 @@ def edge(topology: Topology, at: str, *, before: bool) -> Edge:
     region = boundaries.region(at)
     if isinstance(region, Refusal):
         raise PlanError(f"no layer can come beside {at or 'the model itself'}: it {region.reason}.")
-    if before and not region.takes:
-        raise PlanError(f"no layer can come before {at}: it {region.no_layer_before}.")
+    refused = region.no_layer_before if before else region.no_layer_after
+    if refused:
+        raise PlanError(f"no layer can come {'before' if before else 'after'} {at}: it {refused}.")
     names = settled(boundaries, at, "entry" if before else "exit")
     place = region.takes[0] if before else region.exit
     for prediction in topology.predictions:
@@ -57,6 +58,9 @@ def edge(topology: Topology, at: str, *, before: bool) -> Edge:
 def check_features(found: Edge, features: int, kernel: tuple[int, ...] | None) -> None:
     """Raises PlanError unless a layer of so many features fits there: last for linear layers, else dimension 1."""
     shape = found.shape
+    dtype = found.prediction.dtypes[found.value]
+    if not (dtype.is_floating_point or dtype.is_complex):
+        raise PlanError(f"{found}: the layer takes floating-point numbers, found {dtype}.")
     fits = (
         len(shape) == len(kernel) + 2 and shape[1] == features if kernel else len(shape) > 1 and shape[-1] == features
     )

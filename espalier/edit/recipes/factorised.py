@@ -53,7 +53,7 @@ class Factorised(Recipe):
         weight = _layer(module, at).weight
         check_own(topology, module(at), at)
         full = min(weight.shape[0], weight[0].numel())
-        if not 1 <= self.rank <= full:
+        if type(self.rank) is not int or not 1 <= self.rank <= full:
             raise PlanError(f"{at}: expected a rank from 1 to {full}, found {self.rank}.")
         if self.rank == full:
             return Promise("exact", f"rank {full} is the full one of {at}")

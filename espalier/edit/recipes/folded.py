@@ -17,7 +17,7 @@ from espalier.edit.recipes.wiring import check_connected, check_dimensions, chec
 from espalier.errors import PlanError
 from espalier.graph.topology import Topology
 
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 @recipe
@@ -38,7 +38,7 @@ class Folded(Recipe):
     def build(self, module: Lookup, at: str) -> nn.Module:
         """The new layer; it is trained if one of those in it is. Raises PlanError if they cannot be folded."""
         parts = self._parts(module, at)
-        like = next((part for part in parts.values() if type(part) not in _BATCH_NORMS), None)
+        like = next((part for part in parts.values() if type(part) not in BATCH_NORMS), None)
         if like is None:
             raise PlanError(f"{at}: expected a linear layer or a convolution to fold into, found batch norms only.")
         return made(_fold(parts), like)
@@ -55,7 +55,7 @@ class Folded(Recipe):
             check_own(topology, part, path)
         for first, second in pairwise(paths):
             check_connected(topology, first, second)
-        norms = [path for path, part in parts.items() if type(part) in _BATCH_NORMS]
+        norms = [path for path, part in parts.items() if type(part) in BATCH_NORMS]
         for path in norms:
             kernel = next(read(part, name).kernel for name, part in parts.items() if name not in norms)
             check_dimensions(topology, path, len(kernel) + 2)
@@ -107,7 +107,7 @@ _Named = tuple[str, Affine | _Scale]
 
 
 def _read(part: nn.Module, path: str) -> Affine | _Scale:
-    if type(part) not in _BATCH_NORMS:
+    if type(part) not in BATCH_NORMS:
         layer = read(part, path)
         bias = layer.bias
         return replace(layer, weight=_wide(layer.weight), bias=None if bias is None else _wide(bias))
@@ -212,4 +212,4 @@ def _marked(values: Tensor, *origins: Tensor) -> Tensor:
     return values.detach().requires_grad_(any(one.requires_grad for one in origins))
 
 
-__all__ = ["Folded"]
+__all__ = ["BATCH_NORMS", "Folded"]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from espalier.edit.depth_edits import DepthEdit, Remove, Replace
 from espalier.edit.recipes.base import Lookup
-from espalier.edit.recipes.folded import Folded
+from espalier.edit.recipes.folded import BATCH_NORMS, Folded
 from espalier.errors import PlanError
 from espalier.graph.topology import Topology
 from espalier.graph.visits import Leaf
@@ -26,7 +24,8 @@ def fold_plan(topology: Topology, module: Lookup, path: str, into: str | None = 
         topology: what is known of the network.
         module: its modules.
         path: the layer that goes.
-        into: the layer that takes it in; None for the one before or, failing that, the one after it.
+        into: the layer that takes it in; None for the one before or, failing that, the one after it, if that is no
+            batch norm.
 
     Raises:
         PlanError: there is no such layer; the message says why.
@@ -36,7 +35,7 @@ def fold_plan(topology: Topology, module: Lookup, path: str, into: str | None = 
         if children:
             Folded().promise(topology, module, path, before=False)
             return (Replace(path, Folded()),)
-    choices = [(into, True), (into, False)] if into is not None else list(dict.fromkeys(_neighbours(topology, path)))
+    choices = [(into, True), (into, False)] if into is not None else _neighbours(topology, module, path)
     problems: list[str] = []
     for other, after in choices:
         by = Folded(path, after)
@@ -46,25 +45,27 @@ def fold_plan(topology: Topology, module: Lookup, path: str, into: str | None = 
             problems.append(str(problem))
         else:
             return Replace(other, by), Remove(path)
-    reasons = " ".join(dict.fromkeys(problems[:_MOST_PROBLEMS])) or "nothing runs right before or after it."
+    reasons = " ".join(dict.fromkeys(problems[:_MOST_PROBLEMS])) or "no layer runs right before or after it."
     raise PlanError(f"{path} cannot be folded away: {reasons}")
 
 
-def _neighbours(topology: Topology, path: str) -> Iterator[tuple[str, bool]]:
+def _neighbours(topology: Topology, module: Lookup, path: str) -> list[tuple[str, bool]]:
     """Modules that give what a module gets, with True, then those that get what it gives, with False."""
     pairs = [
         (own, other)
         for prediction in topology.predictions
         for own in prediction.visits
+        if own.module == path
         for other in prediction.visits
-        if own.module == path and other.module != path
+        if other.module != path and not isinstance(module(other.module), BATCH_NORMS)
     ]
-    for own, other in pairs:
-        if other.last <= own.first and _meet(other.exits, own.entries):
-            yield other.module, True
-    for own, other in pairs:
-        if own.last <= other.first and _meet(own.exits, other.entries):
-            yield other.module, False
+    found = [
+        (other.module, True) for own, other in pairs if other.last <= own.first and _meet(other.exits, own.entries)
+    ]
+    found += [
+        (other.module, False) for own, other in pairs if own.last <= other.first and _meet(own.exits, other.entries)
+    ]
+    return list(dict.fromkeys(found))
 
 
 def _meet(exits: tuple[Leaf, ...], entries: tuple[Leaf, ...]) -> bool:

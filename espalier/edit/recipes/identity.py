@@ -14,7 +14,6 @@ from espalier.edit.recipes.base import Lookup, Recipe, recipe
 from espalier.edit.recipes.edges import check_features, edge
 from espalier.edit.recipes.placing import setting
 from espalier.edit.residual import layer
-from espalier.errors import PlanError
 from espalier.graph.topology import Topology
 
 
@@ -38,10 +37,7 @@ class Identity(Recipe):
     """Zero at first."""
 
     def build(self, module: Lookup, at: str) -> nn.Module:
-        """The layer alone, or with its activation in an `nn.Sequential`. Raises PlanError for an unknown activation or
-        a kernel of even size."""
-        if self.features < 1:
-            raise PlanError(f"an identity of {self.features} features: expected at least 1.")
+        """The layer alone, or with its activation in an `nn.Sequential`. Raises PlanError if there is no such layer."""
         with torch.device("meta"):
             new = layer(self.features, self.features, self.kernel, bias=self.bias)
         new.to_empty(device="cpu")
