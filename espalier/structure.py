@@ -27,12 +27,12 @@ from espalier.edit.masks import Enforcer, Masking, Masks, masking_of
 from espalier.edit.plan import Plan, grow_plan, mask_plan, prune_plan
 from espalier.edit.recipes.base import Recipe
 from espalier.edit.recipes.folding import fold_plan
-from espalier.edit.recipes.kinds import Factorised
+from espalier.edit.recipes.kinds import Factorised, Skip
 from espalier.edit.refresh import verified
 from espalier.edit.repair import UnrepairedError
 from espalier.edit.scales import Constant
 from espalier.edit.stage import Staged, settled, stage, with_refusal
-from espalier.edit.steps import lookup
+from espalier.edit.steps import known_region, lookup
 from espalier.edit.verify import Subject, Verification, resized_example, verify
 from espalier.errors import PlanError, SurgeryError
 from espalier.graph.caches import drop_caches
@@ -330,6 +330,18 @@ class Structure:
             SurgeryError: the changed model would not run as before everywhere else; nothing was changed.
         """
         return self.apply(addition(self.topology, tensor_table(self.model).modules, container, position, of, init))
+
+    def add_skip(self, path: str) -> Edit:
+        """Add a residual connection past a module, times a number that is learnt and begins at zero.
+
+        The module moves into the new one, as ``path.inner``.
+
+        Raises:
+            PlanError: what goes past it would not have the size of its result.
+            SurgeryError: code uses the module by its attributes; nothing was changed.
+        """
+        region = known_region(self.topology, path)
+        return self.apply(Plan((), depth=(Replace(path, Skip(region.entry or (0,))),)))
 
     def factorise(self, path: str, rank: int) -> Edit:
         """Replace a linear layer or convolution by two thinner ones, of the best approximation of that rank.

@@ -263,11 +263,40 @@ def test_copies_of_the_model_share_the_edits() -> None:
     structure.add_cell("blocks")
     structure.factorise("head", 2)
     structure.remove_layer("blocks.0")
+    structure.add_skip("blocks.1.norm")
     assert torch.equal(model(x), averaged.module(x))
     assert [name for name, _ in model.named_parameters()] == [name for name, _ in averaged.module.named_parameters()]
     while structure.undoable:
         structure.undo()
     assert torch.equal(model(x), averaged.module(x))
+
+
+def test_a_new_connection_goes_past_a_module(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = (
+        nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 2)).double(),
+        torch.randn(5, 4).double(),
+    )
+    optimizer = torch.optim.Adam(model.parameters())
+    step(model, optimizer, x)
+    structure = esp.attach(model, x, optimizer=optimizer)
+    before, weight, state = model(x), model[1].weight, optimizer.state[model[1].weight]["exp_avg"]
+    edit = structure.add_skip("1")
+    assert edit.contract == "exact"
+    assert torch.equal(model(x), before)
+    inner = model[1].inner
+    assert inner.weight is weight
+    assert optimizer.state[inner.weight]["exp_avg"] is state
+    assert structure.axes["0"].size == 6
+    step(model, optimizer, x)
+    assert model[1].gate.item() != 0
+    structure.grow("0", by=2)
+    esp.save(structure, tmp_path)
+    other = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 2)).double()
+    esp.load(tmp_path, other, x)
+    assert torch.equal(other(x), model(x))
+    with pytest.raises(PlanError, match=r"turns 8 into 2|turns 6 into 2"):
+        structure.add_skip("3")
 
 
 def test_a_plan_of_all_levels_is_atomic() -> None:

@@ -5,5 +5,6 @@ from espalier.edit.recipes.factorised import Factorised
 from espalier.edit.recipes.folded import Folded
 from espalier.edit.recipes.identity import Identity
 from espalier.edit.recipes.residual import ResidualLayer
+from espalier.edit.recipes.skip import Skip
 
-__all__ = ["CopyOf", "Factorised", "Folded", "Identity", "ResidualLayer"]
+__all__ = ["CopyOf", "Factorised", "Folded", "Identity", "ResidualLayer", "Skip"]
