@@ -1,9 +1,12 @@
 """The methods that grow a network, as ``esp.grow.Name(...)``."""
 
+from espalier.methods.autogrow import autogrow as AutoGrow
+from espalier.methods.copy_blocks import copy_blocks as CopyBlocks
 from espalier.methods.firefly import firefly as Firefly
 from espalier.methods.gradmax import gradmax as GradMax
 from espalier.methods.gradmax_opt import gradmax_opt as GradMaxOpt
 from espalier.methods.naive_zero_in import naive_zero_in as NaiveZeroIn
+from espalier.methods.net2deeper import net2deeper as Net2Deeper
 from espalier.methods.net2net import net2net as Net2Net
 from espalier.methods.north import north as North
 from espalier.methods.random import random_growing as Random
@@ -15,10 +18,13 @@ from espalier.methods.variance_transfer import variance_transfer as VarianceTran
 
 __all__ = [
     "SET",
+    "AutoGrow",
+    "CopyBlocks",
     "Firefly",
     "GradMax",
     "GradMaxOpt",
     "NaiveZeroIn",
+    "Net2Deeper",
     "Net2Net",
     "North",
     "Random",

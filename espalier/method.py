@@ -23,14 +23,17 @@ from espalier.edit.plan import Plan, Remask, Resize
 from espalier.errors import MethodError
 from espalier.parts.budget import Sparsity
 from espalier.parts.clock import Steps
-from espalier.parts.goal import Direction, Goal, Level
+from espalier.parts.depth_candidate import seeded
+from espalier.parts.depth_places import Places
+from espalier.parts.depth_select import Rank
+from espalier.parts.goal import Direction, Goal, Level, Selection
 from espalier.parts.init import Init, Neutral
 from espalier.parts.keep import Keep, check_entries
 from espalier.parts.memory import Memory
 from espalier.parts.recovery import Accept, Recovery
 from espalier.parts.rounding import check_round_to
 from espalier.parts.schedule import Schedule
-from espalier.parts.score import Context, Score, check_scores, spared
+from espalier.parts.score import Context, Score, check_layers, check_scores, derived_seed, spared
 from espalier.parts.select import Select
 
 ENTRY_POINTS = "espalier.methods"
@@ -70,8 +73,11 @@ class Method:
     uniform: bool = False
     """Whether axes that play the same role in repeated layers keep one size (`espalier.parts.where.alike`)."""
     level: Level = "units"
-    """``units`` of axes, or single ``weights``, in which case scores have the shapes of parameters, `axes` are names of
-    parameters, and the selection is a `Keep`."""
+    """``units`` of axes; or single ``weights``: scores have the shapes of parameters, `axes` are names of parameters,
+    and the selection is a `Keep`; or whole ``layers`` and cells: `places` lists what may go or come, each has one
+    score, `axes` are names of modules, and the selection is a `Rank`."""
+    places: Places | None = None
+    """At the level ``layers``: what may go or come, and what new layers are."""
     paper: str = field(default="", repr=False, compare=False)
     description: str = field(default="", repr=False, compare=False)
     """One line."""
@@ -97,21 +103,24 @@ class Method:
 
     def _check_level(self) -> None:
         if self.level not in get_args(Level):
-            raise MethodError(f"{self.name}: expected level 'units' or 'weights', found {self.level!r}.")
+            raise MethodError(f"{self.name}: expected level 'units', 'weights' or 'layers', found {self.level!r}.")
         single, budget = self.level == "weights", self.schedule.amount.budget
-        if isinstance(self.select, Keep) != single:
+        whole = self.level == "layers"
+        if isinstance(self.select, Keep) != single or isinstance(self.select, Rank) != whole:
             raise MethodError(f"{self.name}: the level {self.level!r} does not go with the selection {self.select!r}.")
         if isinstance(budget, Sparsity) != (single and self.schedule.amount.lasts):
             wanted = "Sparsity(0.9), for one," if single else "parameters, FLOPs, units or time"
             raise MethodError(f"{self.name}: a budget of {wanted} is for the level {self.level!r}, found {budget!r}.")
+        if (self.places is not None) != whole:
+            raise MethodError(f"{self.name}: places= lists layers, for the level 'layers' and for no other.")
         triggers = [one for one in self.schedule.triggers if "units" in one.needs]
-        if single and triggers:
+        if self.level != "units" and triggers:
             raise MethodError(f"{self.name}: {triggers[0]!r} looks at units of axes; give one that looks at losses.")
         others = (
             not isinstance(self.init, Neutral), self.grace is not None, self.min_fraction, self.round_to != 1,
             self.uniform, self.recovery.slows,
         )  # fmt: skip
-        if single and any(others):
+        if self.level != "units" and any(others):
             raise MethodError(
                 f"{self.name}: init, grace, min_fraction, round_to, uniform and rates of new units are for the level "
                 "'units'."
@@ -132,6 +141,9 @@ class Method:
             }
             return Plan((), seed=context.seed, masks=tuple(Remask.of(name, live) for name, live in changed.items()))
         check_scores(scores, context, goal, self.name)
+        if self.level == "layers":
+            check_layers(scores, goal, self.name)
+            return self._of_layers(context, goal, self.select(scores, goal))
         chosen = self.select(spared(scores, goal), goal)
         start = self.init(context, chosen, scores)
         if self.direction == "prune":
@@ -139,6 +151,11 @@ class Method:
         else:
             edits = tuple(Resize(axis, add=len(units)) for axis, units in chosen.items())
         return Plan(edits, seed=context.seed, values=start.values, deltas=start.deltas)
+
+    def _of_layers(self, context: Context, goal: Goal, chosen: Selection) -> Plan:
+        """The plan in which these layers go or come; what they draw follows the seed."""
+        edits = [edit for name in chosen for edit in seeded(goal.layers[name], derived_seed(context.seed, name))]
+        return Plan((), seed=context.seed, depth=tuple(edits))
 
 
 P = ParamSpec("P")

@@ -3,10 +3,13 @@
 from espalier.methods.filter_l1 import filter_l1 as FilterL1
 from espalier.methods.l1 import l1 as L1
 from espalier.methods.lamp import lamp as LAMP
+from espalier.methods.layer_taylor import layer_taylor as LayerTaylor
+from espalier.methods.layers_random import layers_random as LayersRandom
 from espalier.methods.magnitude import magnitude as Magnitude
 from espalier.methods.movement import movement as Movement
 from espalier.methods.polarization import polarization as Polarization
 from espalier.methods.random import random_pruning as Random
+from espalier.methods.shortgpt import shortgpt as ShortGPT
 from espalier.methods.slimming import slimming as Slimming
 from espalier.methods.snip import snip as SNIP
 from espalier.methods.synflow import synflow as SynFlow
@@ -16,6 +19,6 @@ from espalier.methods.weights_magnitude import weights_magnitude as WeightsMagni
 from espalier.methods.weights_random import weights_random as WeightsRandom
 
 __all__ = [
-    "L1", "LAMP", "SNIP", "FilterL1", "Magnitude", "Movement", "Polarization", "Random", "Slimming", "SynFlow",
-    "Taylor", "Wanda", "WeightsMagnitude", "WeightsRandom",
+    "L1", "LAMP", "SNIP", "FilterL1", "LayerTaylor", "LayersRandom", "Magnitude", "Movement", "Polarization", "Random",
+    "ShortGPT", "Slimming", "SynFlow", "Taylor", "Wanda", "WeightsMagnitude", "WeightsRandom",
 ]  # fmt: skip

@@ -47,7 +47,7 @@ class Block:
 
 
 BLOCKS = {
-    "mlp": Block(lambda: (Blocks(), (torch.randn(5, 6),)), ("layers",)),
+    "blocks": Block(lambda: (Blocks(), (torch.randn(5, 6),)), ("layers",)),
     "resnet": Block(lambda: (ResNet((8, 12)), (torch.randn(2, 3, 8, 8),)), ("layers.0", "layers.1")),
     "vit": Block(lambda: (ViT(depth=3), (torch.randn(2, 3, 8, 8),)), ("blocks",)),
 }

@@ -163,7 +163,7 @@ def test_edits_of_layers_that_are_undone_leave_no_trace(name: str) -> None:
     edits = drawn_edits(name, 0)
 
     def undone(structure: Structure) -> None:
-        structure.add_cell(BLOCKS[name].containers[0], 0 if name == "mlp" else 1)
+        structure.add_cell(BLOCKS[name].containers[0], 0 if name == "blocks" else 1)
         assert session.state_dict()["sizes"].keys() == structure.axes.keys()  # the session took notice
         structure.undo()
 
@@ -180,7 +180,7 @@ def test_names_mean_what_they_meant() -> None:
     """A method that was given one axis by its name keeps to it; one that was given a pattern takes in what is new."""
     named = esp.prune.Random(axes=["layers.1.up"], amount=0.1, every=esp.steps(100))
     pattern = esp.prune.Random(axes=["layers.*.up"], amount=0.1, every=esp.steps(100))
-    run = Training("mlp", [named, pattern])
+    run = Training("blocks", [named, pattern])
     one, other = run.session._controller.running
     assert (one.axes, len(other.axes)) == (("layers.1.up",), 3)
     run.structure.add_cell("layers", 0)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from blocks import BLOCKS
 from loops import loss_of
 from snapshots import differences, snapshot
 from torch import Tensor, nn
@@ -89,7 +90,8 @@ class Training:
     def __init__(
         self, name: str, method: Method, *, double: bool = False, seed: int = 0, kept: Path | None = None
     ) -> None:
-        model, example = ZOO[name]()
+        torch.manual_seed(1)
+        model, example = BLOCKS[name].make() if name in BLOCKS else ZOO[name]()
         assert isinstance(example, tuple)
         generator = torch.Generator().manual_seed(7)
         if double:

@@ -31,7 +31,7 @@ class Inserted(nn.Sequential):
         """Results or arguments with the outcome of these layers in place of what they run on."""
         outcome = self(at(tree, self.places[0]))
         for place in self.places:
-            tree = _with(tree, place, outcome)
+            tree = put(tree, place, outcome)
         return tree
 
 
@@ -57,13 +57,14 @@ def at(tree: Any, place: Place) -> Any:
     return tree
 
 
-def _with(tree: Any, place: Place, outcome: Any) -> Any:
+def put(tree: Any, place: Place, outcome: Any) -> Any:
+    """Results or arguments with something else at a place."""
     if not place:
         return outcome
     here, inside = place[0], place[1:]
     if isinstance(tree, dict):
-        return {**tree, here: _with(tree[here], inside, outcome)}
-    items = [_with(item, inside, outcome) if position == here else item for position, item in enumerate(tree)]
+        return {**tree, here: put(tree[here], inside, outcome)}
+    items = [put(item, inside, outcome) if position == here else item for position, item in enumerate(tree)]
     return type(tree)(items)
 
 
@@ -119,4 +120,4 @@ def _laid_out(tensor: Tensor, order: tuple[int, ...]) -> Tensor:
     return tensor.permute(order).contiguous().permute(back)
 
 
-__all__ = ["AFTER", "BEFORE", "Bypass", "Inserted", "at", "run_after", "run_before"]
+__all__ = ["AFTER", "BEFORE", "Bypass", "Inserted", "at", "put", "run_after", "run_before"]

@@ -133,4 +133,23 @@ class Fading:
         return max(0, present + direction * round(self.fraction * (1 + math.cos(math.pi * tau)) / 2 * present))
 
 
-__all__ = ["Amount", "Fading", "Ramp", "Shape", "Steady"]
+@dataclass(frozen=True)
+class Free:
+    """No limit: how far an event goes is the selection's to say."""
+
+    @property
+    def budget(self) -> Budget:
+        """Units, of which there is no limit in the end."""
+        return Units(1.0, of="initial")
+
+    @property
+    def lasts(self) -> bool:
+        """No: there is none."""
+        return False
+
+    def target(self, tau: float, present: int, start: int, limit: int, direction: Literal[-1, 1], /) -> int:
+        """None, or as many as there could ever be."""
+        return 0 if direction < 0 else 1 << 40
+
+
+__all__ = ["Amount", "Fading", "Free", "Ramp", "Shape", "Steady"]

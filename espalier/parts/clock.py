@@ -35,6 +35,17 @@ class Last:
 
 
 @dataclass(frozen=True)
+class Metric:
+    """What `Session.epoch_end` was told."""
+
+    epoch: int
+    value: float | None
+    """None if nothing was said, or no finite number."""
+    mode: str
+    """``max`` or ``min``: whether a good one is large or small."""
+
+
+@dataclass(frozen=True)
 class Steps:
     """A number of optimizer steps, or every so many of them."""
 
@@ -112,4 +123,4 @@ def epochs(count: int) -> Epochs:
     return Epochs(count)
 
 
-__all__ = ["Clock", "Epochs", "Last", "Moment", "Steps", "epochs", "in_steps", "steps"]
+__all__ = ["Clock", "Epochs", "Last", "Metric", "Moment", "Steps", "epochs", "in_steps", "steps"]

@@ -10,10 +10,11 @@ from typing import Any, Literal
 from torch import Tensor
 
 from espalier.parts.budget import Polynomial
+from espalier.parts.depth_candidate import Candidate
 
 Direction = Literal["grow", "prune"]
-Level = Literal["units", "weights"]
-"""What a method grows or prunes: units of axes, or single weights by masks."""
+Level = Literal["units", "weights", "layers"]
+"""What a method grows or prunes: units of axes, single weights by masks, or whole layers and cells."""
 UNBOUNDED = 1 << 40
 """The largest size of an axis that has no limit."""
 
@@ -77,6 +78,11 @@ class Goal:
     """Axis -> units that may not be removed yet; `least` leaves room for them."""
     weights: Mapping[str, WeightTensor] = field(default_factory=dict)
     """At the level of weights, where names are those of parameters and sizes numbers of live weights."""
+
+    layers: Mapping[str, Candidate] = field(default_factory=dict)
+    """At the level of layers, where names are those of candidates and sizes 1, for what is there, or 0."""
+    spare: Mapping[str, int] = field(default_factory=dict)
+    """At that level: stage -> how many of its layers may go."""
 
     def below(self, axis: str, size: int) -> int | None:
         """The largest size that the axis may have and that is smaller than `size`."""

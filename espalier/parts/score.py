@@ -13,6 +13,7 @@ from torch import Tensor
 from espalier.errors import MethodError
 from espalier.graph.capture import tensor_table
 from espalier.graph.dims import labels
+from espalier.parts.clock import Metric
 from espalier.parts.goal import Goal, Scores
 from espalier.structure import Structure
 
@@ -47,6 +48,9 @@ class Context:
     """Optimizer steps of the whole training; 0 outside of a session."""
     memory: Any = None
     """What `Method.memory` made for this method in this session; its type only the method knows. None without."""
+
+    metrics: Sequence[Metric] = ()
+    """What `Session.epoch_end` was told, one for every epoch."""
 
     def generator(self, name: str) -> torch.Generator:
         """A random generator on the CPU for one axis or tensor; repeats in every process."""
@@ -149,7 +153,8 @@ class Chance:
     """Uniform random numbers: every unit is worth the same, in another order at every event."""
 
     def __call__(self, context: Context, goal: Goal, /) -> Scores:
-        return Scores({name: torch.rand(size, generator=context.generator(name)) for name, size in goal.sizes.items()})
+        counts = dict.fromkeys(goal.layers, 1) or goal.sizes
+        return Scores({name: torch.rand(size, generator=context.generator(name)) for name, size in counts.items()})
 
 
 @dataclass(frozen=True)
@@ -157,6 +162,8 @@ class Equal:
     """Every ghost unit is worth the same, and there are as many as there is room for."""
 
     def __call__(self, context: Context, goal: Goal, /) -> Scores:
+        if goal.layers:
+            return Scores({name: torch.ones(1) for name in goal.sizes})
         return Scores({name: torch.ones(goal.room(name)) for name in goal.sizes})
 
 
@@ -187,6 +194,20 @@ def check_scores(scores: Scores, context: Context, goal: Goal, method: str) -> N
             raise MethodError(f"{method}: the score of unit {unit} of {name} is not a number: {cause}.")
 
 
+def check_layers(scores: Scores, goal: Goal, method: str) -> None:
+    """Raise MethodError if a layer has no score, not one number, or one that is not a number."""
+    for name in goal.sizes:
+        values = scores.values.get(name)
+        if values is None or values.numel() != 1:
+            found = "none" if values is None else f"{values.numel()} numbers"
+            raise MethodError(f"{method}: expected one score for {name}, found {found}.")
+        if bool(torch.isnan(values).any()):
+            raise MethodError(
+                f"{method}: the score of {name} is not a number; the batches or the weights hold values that are not "
+                "finite."
+            )
+
+
 def _not_finite(structure: Structure, axis: str) -> list[str]:
     tensors = tensor_table(structure.model).tensors
     names = dict.fromkeys(tensor for tensor, _, _ in structure.topology.by_name[axis].slots)
@@ -194,6 +215,6 @@ def _not_finite(structure: Structure, axis: str) -> list[str]:
 
 
 __all__ = [
-    "Chance", "Context", "Equal", "GroupNorm", "Norm", "Score", "Share", "Side", "check_scores", "derived_seed",
-    "shares", "spared",
+    "Chance", "Context", "Equal", "GroupNorm", "Norm", "Score", "Share", "Side", "check_layers", "check_scores",
+    "derived_seed", "shares", "spared",
 ]  # fmt: skip

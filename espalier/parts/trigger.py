@@ -16,7 +16,7 @@ from espalier.errors import MethodError
 from espalier.graph.dims import IntArray
 from espalier.graph.topology import Topology
 from espalier.parts.checks import check_count
-from espalier.parts.clock import Clock, Last
+from espalier.parts.clock import Clock, Last, Metric
 from espalier.parts.goal import Direction, Scores
 from espalier.parts.names import Names, carried, renamed
 from espalier.parts.score import Context, Score
@@ -25,17 +25,6 @@ State = Any
 """What a trigger remembers, as JSON can hold it; None at first."""
 Need = Literal["loss", "probe", "units"]
 """What a session has to provide: the training loss of every step, held-out batches; a method that changes units."""
-
-
-@dataclass(frozen=True)
-class Metric:
-    """What `Session.epoch_end` was told."""
-
-    epoch: int
-    value: float | None
-    """None if nothing was said, or no finite number."""
-    mode: str
-    """``max`` or ``min``: whether a good one is large or small."""
 
 
 def _no_scores(score: Score | None) -> Scores:

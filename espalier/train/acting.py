@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 
+from espalier.edit.depth_edits import DepthEdit, Insert
 from espalier.edit.plan import Plan, Remask, Resize
 from espalier.errors import EspalierError, PlanError, SurgeryError
 from espalier.measure.stats import calibrate, eval_loss, every_statistic, kept_statistics, new_statistics
@@ -44,6 +45,7 @@ class Acting:
         """What is due of one method now: an event, or a look whether it is time for one."""
         started = time.perf_counter()
         self.memories.catch_up()
+        self.controller.refresh(one)
         one.last = Last(clock.step, clock.epoch)
         one.over = one.method.schedule.remaining(clock) == 0
         axes = self._axes_due(one, clock, metrics, started)
@@ -141,7 +143,7 @@ class Acting:
                 return edit
             except (PlanError, SurgeryError) as error:
                 problem = error
-                refused = self._refused(plan)
+                refused = self._refused_layers(goal, plan) if goal.layers else self._refused(plan)
                 if not refused:
                     break
                 one.left_out.update(refused)
@@ -166,6 +168,22 @@ class Acting:
                 masks.append(mask)
             except (PlanError, SurgeryError) as error:
                 refused[mask.tensor] = str(error)
+        return refused
+
+    def _refused_layers(self, goal: Goal, plan: Plan) -> dict[str, str]:
+        """The layers of a plan that surgery refuses to remove or to insert, and why."""
+        refused: dict[str, str] = {}
+        accepted: tuple[DepthEdit, ...] = ()
+        for name, one in goal.layers.items():
+            places = {_place(edit) for edit in one.edits}
+            edits = tuple(edit for edit in plan.depth if _place(edit) in places)
+            if not edits:
+                continue
+            try:
+                self.structure.check(Plan((), seed=plan.seed, depth=(*accepted, *edits)))
+                accepted += edits
+            except (PlanError, SurgeryError) as error:
+                refused[name] = str(error)
         return refused
 
     def _calibrate(self, one: Running, edit: Edit, context: Context) -> Callable[[], None]:
@@ -225,7 +243,14 @@ class Acting:
         )
 
 
+def _place(edit: DepthEdit) -> tuple[str, str]:
+    """What tells the edits of one plan apart."""
+    return (edit.at, edit.layer.kind) if isinstance(edit, Insert) else (edit.module, "")
+
+
 def _anything_to_do(goal: Goal) -> bool:
+    if not goal.sizes:
+        return False
     if goal.direction == "prune":
         return goal.target.excess(goal.sizes) > 0
     return goal.fits(goal.sizes)

@@ -15,11 +15,14 @@ import numpy as np
 
 from espalier.edit.changes import Limits, blocking_reason
 from espalier.errors import CheckpointError, MethodError
+from espalier.graph.topology import Topology
 from espalier.measure.latency import latency
 from espalier.measure.stats import without_a_trace
 from espalier.method import Method
-from espalier.parts.budget import Latency, Pace, Polynomial
+from espalier.parts.budget import Budget, Latency, Pace, Polynomial, Units
 from espalier.parts.clock import Clock, Last
+from espalier.parts.depth_candidate import Catalogue
+from espalier.parts.depth_cost import layer_sizes, layers_cost, least_layers
 from espalier.parts.goal import UNBOUNDED, Cap, Goal
 from espalier.parts.memory import Memory
 from espalier.parts.rounding import multiples
@@ -131,6 +134,7 @@ class Controller:
 
     def __init__(self, structure: Structure, methods: Iterable[Method]) -> None:
         self._structure = structure
+        self._catalogues: dict[int, tuple[Topology, Catalogue]] = {}
         self.running = [self._begin(method) for method in methods]
         for one in self.running:
             self.measure(one)
@@ -142,7 +146,7 @@ class Controller:
         sizes = self._sizes(one)
         if one.start is None:
             one.start = self._cost(one).at(sizes)
-        if one.method.level == "weights":
+        if one.method.level != "units":
             return
         for name in axes:
             if len(axes) < len(one.axes):
@@ -162,8 +166,13 @@ class Controller:
         tau = self._done(one, clock)
         target = others + amount.target(tau, present - others, start, one.limit, 1 if growing else -1)
         held = {name: size for name, size in sizes.items() if name not in free}
-        caps = (self._cap(other, free) for other in self._settled(one)) if growing else ()
+        caps = (self._cap(other, one, free) for other in self._settled(one)) if growing else ()
         return self._goal(one, free, Cap(cost.fixed(held), target), tuple(caps))
+
+    def refresh(self, one: Running) -> None:
+        """Have a method of layers see those that may go or come now."""
+        if one.method.level == "layers":
+            one.axes = tuple(self._catalogue(one.method).candidates)
 
     def measure(self, one: Running) -> bool:
         """Measure how fast the network is, if the method's budget is one of time; whether it is within that budget."""
@@ -209,6 +218,8 @@ class Controller:
 
     def _begin(self, method: Method) -> Running:
         memory = None if method.memory is None else method.memory()
+        if method.level == "layers":
+            return self._begin_layers(method, memory)
         if method.level == "weights":
             names = choose_weights(self._structure, method.axes)
             if not names:
@@ -226,6 +237,29 @@ class Controller:
         initial = cost.at({name: self._structure.initial_sizes.get(name, size) for name, size in sizes.items()})
         return Running(method, axes, initial, max(initial, cost.at(sizes)), Watch(method.schedule), memory=memory)
 
+    def _begin_layers(self, method: Method, memory: Memory | None) -> Running:
+        catalogue = self._catalogue(method)
+        if not catalogue.candidates:
+            verb = "be inserted or repeated" if method.direction == "grow" else "be removed"
+            raise MethodError(
+                f"{method.name}: no layer can {verb}, of {catalogue.present} that it looks at; structure.sites() says "
+                "why. Name others with axes=[...]."
+            )
+        cost = layers_cost(method.direction, method.schedule.amount.budget, self._structure.topology, catalogue)
+        initial = cost.at(layer_sizes(method.direction, catalogue))
+        axes = tuple(catalogue.candidates)
+        return Running(method, axes, initial, initial, Watch(method.schedule), memory=memory)
+
+    def _catalogue(self, method: Method) -> Catalogue:
+        """What may go or come in the network as it is."""
+        assert method.places is not None
+        topology = self._structure.topology
+        known = self._catalogues.get(id(method))
+        if known is None or known[0] is not topology:
+            known = topology, method.places(self._structure, method.axes)
+            self._catalogues[id(method)] = known
+        return known[1]
+
     def _check_reachable(self, one: Running) -> None:
         amount, method = one.method.schedule.amount, one.method
         if method.level == "weights" and method.direction == "grow":
@@ -242,7 +276,7 @@ class Controller:
             sizes = self._sizes(one)
             free = {name: sizes[name] for name in one.axes}
             goal = self._goal(one, free, Cap(self._cost(one), one.limit))
-            smallest = self._cost(one).at({**sizes, **goal.smallest()})
+            smallest = self._cost(one).at({**sizes, **(goal.smallest() if not goal.layers else least_layers(goal))})
             if smallest > one.limit:
                 raise MethodError(
                     f"{method.name}: {amount.budget!r} allows a cost of {one.limit:,}, but the smallest network that "
@@ -263,6 +297,14 @@ class Controller:
             least, most = (sizes, entries) if growing else (dict.fromkeys(sizes, 0), sizes)
             reference = {name: float(size) for name, size in sizes.items()}
             return Goal(method.direction, sizes, least, most, reference, target, caps, weights=weights)
+        if method.level == "layers":
+            catalogue = self._catalogue(method)
+            ones, zeros = dict.fromkeys(sizes, 1), dict.fromkeys(sizes, 0)
+            layers = {name: catalogue.candidates[name] for name in sizes}
+            reference = dict.fromkeys(sizes, 1.0)
+            return Goal(
+                method.direction, sizes, zeros, ones, reference, target, caps, layers=layers, spare=catalogue.spare
+            )
         young = self._young(method, sizes)
         least = {name: min(size, max(self._least(one, name), len(young.get(name, ())))) for name, size in sizes.items()}
         return Goal(
@@ -285,7 +327,11 @@ class Controller:
         births, since = self._structure.births, self._structure.step - method.grace.count
         return {name: tuple(np.flatnonzero(births[name] > max(since, 0)).tolist()) for name in axes}
 
-    def _cap(self, other: Running, free: Collection[str]) -> Cap:
+    def _cap(self, other: Running, by: Running, free: Collection[str]) -> Cap:
+        if "layers" in (other.method.level, by.method.level):
+            cost = self._cost(by, other.method.schedule.amount.budget)
+            held = {name: size for name, size in self._sizes(by).items() if name not in free}
+            return Cap(cost.fixed(held), other.limit)
         held = {name: size for name, size in self._sizes(other).items() if name not in free}
         return Cap(self._cost(other).fixed(held), other.limit)
 
@@ -294,14 +340,23 @@ class Controller:
         for one in self.running:
             method = one.method
             settled = method.direction == "prune" and one.over and method.schedule.amount.lasts
-            if settled and method.level == by.method.level:
+            levels = {method.level, by.method.level}
+            counted = not isinstance(method.schedule.amount.budget, Units)
+            if settled and (len(levels) == 1 or ("weights" not in levels and counted)):
                 yield one
 
-    def _cost(self, one: Running) -> Polynomial:
-        return one.method.schedule.amount.budget.cost(self._structure.topology, one.axes)
+    def _cost(self, one: Running, budget: Budget | None = None) -> Polynomial:
+        """What a method's budget, or another one, counts, by the sizes that the method changes."""
+        budget, topology = budget or one.method.schedule.amount.budget, self._structure.topology
+        if one.method.level == "layers":
+            return layers_cost(one.method.direction, budget, topology, self._catalogue(one.method))
+        return budget.cost(topology, one.axes)
 
     def _sizes(self, one: Running) -> dict[str, int]:
-        """The sizes of all axes; at the level of weights live weights of the parameters that the method may change."""
+        """The sizes of all axes; at the level of weights live weights of the parameters that the method may change; at
+        that of layers 1 for each that may go and 0 for each that may come."""
+        if one.method.level == "layers":
+            return layer_sizes(one.method.direction, self._catalogue(one.method))
         if one.method.level == "units":
             return self._axis_sizes()
         weights = weight_tensors(self._structure, one.axes)
@@ -322,7 +377,7 @@ class Controller:
         return max(1, self._limits(name).at_least or 1, math.ceil(one.method.min_fraction * first))
 
     def _may_change(self, one: Running, name: str) -> bool:
-        if name in one.left_out or one.method.level == "weights":
+        if name in one.left_out or one.method.level != "units":
             return name not in one.left_out
         record = self._structure.topology.by_name[name]
         return blocking_reason(record, interface=False) is None

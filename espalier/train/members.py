@@ -7,6 +7,7 @@ from typing import Any
 
 from espalier.graph.dims import IntArray
 from espalier.parts.budget import Units
+from espalier.parts.depth_candidate import module_of
 from espalier.parts.names import Names, carried, renamed
 from espalier.parts.weights import choose_weights
 from espalier.parts.where import able_axes, fits_pattern
@@ -35,6 +36,11 @@ class Members:
         """Go on with the names of now; what is new joins when `settle` is called."""
         one = self._running
         now = names.tensors if one.method.level == "weights" else names.axes
+        if one.method.level == "layers":
+            one.left_out = {
+                new: why for name, why in one.left_out.items() if (new := _renamed_layer(name, names)) is not None
+            }
+            return
         self._known = renamed(self._known, now)
         one.axes = renamed(one.axes, now)
         one.reference, one.left_out = carried(one.reference, now), carried(one.left_out, now)
@@ -72,6 +78,8 @@ class Members:
         one.initial, one.largest, one.start = state["costs"]
 
     def _present(self) -> tuple[str, ...]:
+        if self._running.method.level == "layers":  # they are looked up anew at every event
+            return ()
         if self._running.method.level == "weights":
             return choose_weights(self._structure, None)
         return tuple(self._structure.axes)
@@ -90,6 +98,12 @@ class Members:
             one.largest = round(one.largest * initial / one.initial)
             one.start = None if one.start is None else round(one.start * initial / one.initial)
             one.initial = initial
+
+
+def _renamed_layer(name: str, names: Names) -> str | None:
+    path = module_of(name)
+    new = names.modules.get(path, path)
+    return None if new is None else new + name.removeprefix(path)
 
 
 __all__ = ["Members"]

@@ -42,6 +42,10 @@ from espalier.train.warning import warn
 Batch: TypeAlias = Any
 Loss: TypeAlias = Callable[[nn.Module, Batch], Tensor]
 _NEVER = sys.maxsize
+_TURNS = (
+    ("layers", "grow"), ("units", "grow"), ("layers", "prune"), ("units", "prune"),
+    ("weights", "prune"), ("weights", "grow"),
+)  # fmt: skip
 
 
 class Session:
@@ -62,8 +66,8 @@ class Session:
 
         Args:
             structure: what `attach` returned, with the optimizer that trains the model.
-            methods: where several are due at the same step, units grow first; then units are pruned, weights are
-                pruned, weights grow.
+            methods: where several are due at the same step, layers grow first, then units; then layers, units and
+                weights are pruned, and weights grow.
             loss: model and batch -> scalar loss. Methods evaluate it by themselves, in train and in eval mode.
             probe: held-out batches, which methods that judge on data prefer to training batches.
             total_steps: optimizer steps of the whole training; schedules count in fractions of it.
@@ -283,6 +287,7 @@ class Session:
             self._probe,
             self._total_steps,
             one.memory,
+            tuple(self._metrics),
         )
 
     def _record(self, event: Event) -> None:
@@ -292,9 +297,7 @@ class Session:
 
 
 def _turn(one: Running) -> int:
-    return (("units", "grow"), ("units", "prune"), ("weights", "prune"), ("weights", "grow")).index(
-        (one.method.level, one.method.direction)
-    )
+    return _TURNS.index((one.method.level, one.method.direction))
 
 
 __all__ = ["Batch", "Loss", "Session"]
