@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -497,6 +498,10 @@ class Structure:
             [copy_of(table, module).root for module in self._follow],
         )
         after, renamed = regrown(known, found, self.step)
+        tensors = tensor_table(self.model).tensors
+        with torch.no_grad():
+            for name in after.masks.keys() & found.copies.keys():
+                tensors[name].mul_(after.masks[name])  # a copy may begin with other weights than its original
         return after, edit.followed_by(promise, found.attributes, renamed, cost_of(after.topology))
 
     def undo(self) -> Edit:

@@ -398,3 +398,13 @@ def test_code_that_would_run_otherwise_is_noticed() -> None:
     structure.remove_layer("layers.0")
     kinds = [type(one).__name__ for one in structure.model.layers]  # type: ignore[union-attr, arg-type]
     assert kinds == ["Bypass", "Linear", "Linear"], "deleting it would give the last layer another activation"
+
+
+def test_a_redrawn_copy_of_a_masked_layer_is_zero_where_its_original_is() -> None:
+    structure = stacked()
+    live = torch.rand(12, 8) > 0.5
+    structure.mask("blocks.1.inner.weight", live)
+    structure.insert_layer(esp.layers.Redrawn("blocks.1"), after="blocks.1")
+    new = structure.model.get_parameter("blocks.2.inner.weight")
+    assert not new[~live].any()
+    assert new[live].all()
