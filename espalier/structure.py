@@ -295,7 +295,7 @@ class Structure:
             PlanError: there is no such place, or the layer does not fit it.
             SurgeryError: the changed model would not run as before everywhere else; nothing was changed.
         """
-        return self.apply(insertion(self.topology, after, before, layer))
+        return self.apply(insertion(self.topology, tensor_table(self.model).modules, after, before, layer))
 
     def remove_layer(self, *paths: str, leaves: Leaves | None = None) -> Edit:
         """Leave out a module, a layer or a whole cell, whose result has the size of what goes in; or a run of several.
@@ -312,7 +312,7 @@ class Structure:
             PlanError: it cannot be removed; the error says why.
             SurgeryError: the changed model would not run as before everywhere else; nothing was changed.
         """
-        return self.apply(removal(self.topology, paths, leaves))
+        return self.apply(removal(self.topology, tensor_table(self.model).modules, paths, leaves))
 
     def add_cell(self, container: str, position: int | None = None, *, of: str | None = None,
                  init: Literal["zero", "copy"] = "zero") -> Edit:  # fmt: skip

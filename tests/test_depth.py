@@ -338,12 +338,20 @@ def test_json_that_is_no_plan_of_layers_is_refused() -> None:
 
 
 def test_what_cannot_be_done_is_refused_with_the_reason() -> None:
-    structure = stacked()
+    structure, layer = stacked(), nn.Linear(8, 8)
     before = snapshot(structure.model, None, structure)
     with pytest.raises(PlanError, match=r"stem cannot be removed: it turns 5 into 8"):
         structure.remove_layer("stem")
-    with pytest.raises(PlanError, match=r"nothing cannot change as a whole: it is never run by itself"):
-        structure.remove_layer("nothing")
+    with pytest.raises(PlanError, match=r"no module 'block.1' in the model. Did you mean 'blocks.1'"):
+        structure.remove_layer("block.1")
+    with pytest.raises(PlanError, match=r"expected the path of a module, such as 'features.4', found 3"):
+        structure.remove_layer(3)  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match=r"beside stem: expected a recipe of a layer, .* found a Linear"):
+        structure.insert_layer(layer, after="stem")  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match=r"an Insert, a Remove or a Replace"):
+        Plan((), depth=("blocks.1",))  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match=r"stem cannot be copied: it turns 5 into 8"):
+        structure.add_cell("blocks", of="stem")
     with pytest.raises(PlanError, match="which layer"):
         structure.remove_layer()
     with pytest.raises(PlanError, match=r"nn.ModuleList of cells, found a Linear of 0 modules"):
