@@ -78,8 +78,8 @@ def _check_recipe(layer: object, where: str) -> None:
     if not isinstance(layer, Recipe):
         raise PlanError(
             f"{where}: expected a recipe of a layer, such as espalier.layers.ResidualLayer(64, 64), found a "
-            f"{type(layer).__name__}. For a layer of your own write a recipe (espalier.layers.Recipe), from which plans "
-            "and checkpoints can build it."
+            f"{type(layer).__name__}. For a layer of your own write a recipe (espalier.layers.Recipe), from which "
+            "plans and checkpoints can build it."
         )
 
 
