@@ -7,4 +7,6 @@ from espalier.edit.recipes.kinds import CopyOf as CopyOf
 from espalier.edit.recipes.kinds import Factorised as Factorised
 from espalier.edit.recipes.kinds import Folded as Folded
 from espalier.edit.recipes.kinds import Identity as Identity
+from espalier.edit.recipes.kinds import Redrawn as Redrawn
 from espalier.edit.recipes.kinds import ResidualLayer as ResidualLayer
+from espalier.edit.recipes.kinds import Skip as Skip

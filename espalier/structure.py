@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -27,12 +28,12 @@ from espalier.edit.masks import Enforcer, Masking, Masks, masking_of
 from espalier.edit.plan import Plan, grow_plan, mask_plan, prune_plan
 from espalier.edit.recipes.base import Recipe
 from espalier.edit.recipes.folding import fold_plan
-from espalier.edit.recipes.kinds import Factorised
+from espalier.edit.recipes.kinds import Factorised, Skip
 from espalier.edit.refresh import verified
 from espalier.edit.repair import UnrepairedError
 from espalier.edit.scales import Constant
 from espalier.edit.stage import Staged, settled, stage, with_refusal
-from espalier.edit.steps import lookup
+from espalier.edit.steps import known_region, lookup
 from espalier.edit.verify import Subject, Verification, resized_example, verify
 from espalier.errors import PlanError, SurgeryError
 from espalier.graph.caches import drop_caches
@@ -294,7 +295,7 @@ class Structure:
             PlanError: there is no such place, or the layer does not fit it.
             SurgeryError: the changed model would not run as before everywhere else; nothing was changed.
         """
-        return self.apply(insertion(self.topology, after, before, layer))
+        return self.apply(insertion(self.topology, tensor_table(self.model).modules, after, before, layer))
 
     def remove_layer(self, *paths: str, leaves: Leaves | None = None) -> Edit:
         """Leave out a module, a layer or a whole cell, whose result has the size of what goes in; or a run of several.
@@ -311,7 +312,7 @@ class Structure:
             PlanError: it cannot be removed; the error says why.
             SurgeryError: the changed model would not run as before everywhere else; nothing was changed.
         """
-        return self.apply(removal(self.topology, paths, leaves))
+        return self.apply(removal(self.topology, tensor_table(self.model).modules, paths, leaves))
 
     def add_cell(self, container: str, position: int | None = None, *, of: str | None = None,
                  init: Literal["zero", "copy"] = "zero") -> Edit:  # fmt: skip
@@ -330,6 +331,18 @@ class Structure:
             SurgeryError: the changed model would not run as before everywhere else; nothing was changed.
         """
         return self.apply(addition(self.topology, tensor_table(self.model).modules, container, position, of, init))
+
+    def add_skip(self, path: str) -> Edit:
+        """Add a residual connection past a module, times a number that is learnt and begins at zero.
+
+        The module moves into the new one, as ``path.inner``.
+
+        Raises:
+            PlanError: what goes past it would not have the size of its result.
+            SurgeryError: code uses the module by its attributes; nothing was changed.
+        """
+        region = known_region(self.topology, path)
+        return self.apply(Plan((), depth=(Replace(path, Skip(region.entry or (0,))),)))
 
     def factorise(self, path: str, rank: int) -> Edit:
         """Replace a linear layer or convolution by two thinner ones, of the best approximation of that rank.
@@ -485,6 +498,10 @@ class Structure:
             [copy_of(table, module).root for module in self._follow],
         )
         after, renamed = regrown(known, found, self.step)
+        tensors = tensor_table(self.model).tensors
+        with torch.no_grad():
+            for name in after.masks.keys() & found.copies.keys():
+                tensors[name].mul_(after.masks[name])  # a copy may begin with other weights than its original
         return after, edit.followed_by(promise, found.attributes, renamed, cost_of(after.topology))
 
     def undo(self) -> Edit:

@@ -263,11 +263,40 @@ def test_copies_of_the_model_share_the_edits() -> None:
     structure.add_cell("blocks")
     structure.factorise("head", 2)
     structure.remove_layer("blocks.0")
+    structure.add_skip("blocks.1.norm")
     assert torch.equal(model(x), averaged.module(x))
     assert [name for name, _ in model.named_parameters()] == [name for name, _ in averaged.module.named_parameters()]
     while structure.undoable:
         structure.undo()
     assert torch.equal(model(x), averaged.module(x))
+
+
+def test_a_new_connection_goes_past_a_module(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = (
+        nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 2)).double(),
+        torch.randn(5, 4).double(),
+    )
+    optimizer = torch.optim.Adam(model.parameters())
+    step(model, optimizer, x)
+    structure = esp.attach(model, x, optimizer=optimizer)
+    before, weight, state = model(x), model[1].weight, optimizer.state[model[1].weight]["exp_avg"]
+    edit = structure.add_skip("1")
+    assert edit.contract == "exact"
+    assert torch.equal(model(x), before)
+    inner = model[1].inner
+    assert inner.weight is weight
+    assert optimizer.state[inner.weight]["exp_avg"] is state
+    assert structure.axes["0"].size == 6
+    step(model, optimizer, x)
+    assert model[1].gate.item() != 0
+    structure.grow("0", by=2)
+    esp.save(structure, tmp_path)
+    other = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 2)).double()
+    esp.load(tmp_path, other, x)
+    assert torch.equal(other(x), model(x))
+    with pytest.raises(PlanError, match=r"turns 8 into 2|turns 6 into 2"):
+        structure.add_skip("3")
 
 
 def test_a_plan_of_all_levels_is_atomic() -> None:
@@ -309,12 +338,20 @@ def test_json_that_is_no_plan_of_layers_is_refused() -> None:
 
 
 def test_what_cannot_be_done_is_refused_with_the_reason() -> None:
-    structure = stacked()
+    structure, layer = stacked(), nn.Linear(8, 8)
     before = snapshot(structure.model, None, structure)
     with pytest.raises(PlanError, match=r"stem cannot be removed: it turns 5 into 8"):
         structure.remove_layer("stem")
-    with pytest.raises(PlanError, match=r"nothing cannot change as a whole: it is never run by itself"):
-        structure.remove_layer("nothing")
+    with pytest.raises(PlanError, match=r"no module 'block.1' in the model. Did you mean 'blocks.1'"):
+        structure.remove_layer("block.1")
+    with pytest.raises(PlanError, match=r"expected the path of a module, such as 'features.4', found 3"):
+        structure.remove_layer(3)  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match=r"beside stem: expected a recipe of a layer, .* found a Linear"):
+        structure.insert_layer(layer, after="stem")  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match=r"an Insert, a Remove or a Replace"):
+        Plan((), depth=("blocks.1",))  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match=r"stem cannot be copied: it turns 5 into 8"):
+        structure.add_cell("blocks", of="stem")
     with pytest.raises(PlanError, match="which layer"):
         structure.remove_layer()
     with pytest.raises(PlanError, match=r"nn.ModuleList of cells, found a Linear of 0 modules"):
@@ -369,3 +406,13 @@ def test_code_that_would_run_otherwise_is_noticed() -> None:
     structure.remove_layer("layers.0")
     kinds = [type(one).__name__ for one in structure.model.layers]  # type: ignore[union-attr, arg-type]
     assert kinds == ["Bypass", "Linear", "Linear"], "deleting it would give the last layer another activation"
+
+
+def test_a_redrawn_copy_of_a_masked_layer_is_zero_where_its_original_is() -> None:
+    structure = stacked()
+    live = torch.rand(12, 8) > 0.5
+    structure.mask("blocks.1.inner.weight", live)
+    structure.insert_layer(esp.layers.Redrawn("blocks.1"), after="blocks.1")
+    new = structure.model.get_parameter("blocks.2.inner.weight")
+    assert not new[~live].any()
+    assert new[live].all()

@@ -312,6 +312,19 @@ def test_layers_that_can_be_two(layer, reason):
     assert site.why_not.get("factorisable") == reason
 
 
+def test_the_last_of_two_layers_folds_into_the_first():
+    assert site_of(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 5)), "1").folds_into == "0"
+
+
+def test_tied_layers_keep_their_form():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    for path, other in (("0", "1"), ("1", "0")):
+        site = site_of(model, path)
+        assert (site.factorisable, site.folds_into, site.removal) == (False, None, "entry")
+        assert site.why_not["factorisable"] == f"shares {path}.weight with {other}"
+
+
 def test_what_goes_with_a_module_is_what_only_it_has():
     model = Function(lambda m, x: m.b(m.a(x)), a=nn.Linear(4, 6), b=nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 5)))
     topology = infer(model, TOKENS)

@@ -179,7 +179,7 @@ def _change(
     old_modules, old_table = dict(model.named_modules()), tensor_table(model)
     made = make(journal, model, steps)
     for root in followers:
-        make(journal, root, steps, made)
+        make(journal, root, steps)
     here = {id(module): path for path, module in model.named_modules()}
     table = tensor_table(model)
     tensors = _still_there(old_table, table)

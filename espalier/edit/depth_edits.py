@@ -24,6 +24,10 @@ class Insert:
     layer: Recipe
     before: bool = False
 
+    def __post_init__(self) -> None:
+        _check_path(self.at)
+        _check_recipe(self.layer, f"beside {self.at}")
+
     def __str__(self) -> str:
         return f"insert {self.layer} {'before' if self.before else 'after'} {self.at}"
 
@@ -38,6 +42,7 @@ class Remove:
     """What takes the place of its result: what went into it, or zero for a branch that is added to others."""
 
     def __post_init__(self) -> None:
+        _check_path(self.module)
         if self.leaves not in get_args(Leaves):
             raise PlanError(f"{self.module}: expected leaves='entry' or 'zero', found {self.leaves!r}.")
 
@@ -53,11 +58,29 @@ class Replace:
     """Its path."""
     by: Recipe
 
+    def __post_init__(self) -> None:
+        _check_path(self.module)
+        _check_recipe(self.by, f"in place of {self.module}")
+
     def __str__(self) -> str:
         return f"replace {self.module} by {self.by}"
 
 
 DepthEdit: TypeAlias = Insert | Remove | Replace
+
+
+def _check_path(path: object) -> None:
+    if not isinstance(path, str):
+        raise PlanError(f"expected the path of a module, such as 'features.4', found {path!r}.")
+
+
+def _check_recipe(layer: object, where: str) -> None:
+    if not isinstance(layer, Recipe):
+        raise PlanError(
+            f"{where}: expected a recipe of a layer, such as espalier.layers.ResidualLayer(64, 64), found a "
+            f"{type(layer).__name__}. For a layer of your own write a recipe (espalier.layers.Recipe), from which "
+            "plans and checkpoints can build it."
+        )
 
 
 def to_json(edit: DepthEdit) -> dict[str, Any]:

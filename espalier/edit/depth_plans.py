@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 
 from torch import nn
@@ -20,20 +21,28 @@ from espalier.graph.topology import Topology
 Modules = Mapping[str, nn.Module]
 
 
-def removal(topology: Topology, paths: Sequence[str], leaves: Leaves | None) -> Plan:
+def removal(topology: Topology, modules: Modules, paths: Sequence[str], leaves: Leaves | None) -> Plan:
     """Leave modules out; what that leaves is found by whether the result of the last one is only added to something."""
     if not paths:
         raise PlanError("which layer? Give the path of a module, or those of a run of them.")
-    last = leaves or ("zero" if known_region(topology, paths[-1]).beside else "entry")
-    return Plan((), depth=(*(Remove(path) for path in paths[:-1]), Remove(paths[-1], last)))
+    first = tuple(Remove(path) for path in paths[:-1])
+    last = Remove(paths[-1], leaves or "entry")
+    check_path(modules, paths[-1])
+    if leaves is None and known_region(topology, paths[-1]).beside:
+        last = Remove(paths[-1], "zero")
+    return Plan((), depth=(*first, last))
 
 
-def insertion(topology: Topology, after: str | None, before: str | None, layer: Recipe | None) -> Plan:
+def insertion(
+    topology: Topology, modules: Modules, after: str | None, before: str | None, layer: Recipe | None
+) -> Plan:
     """Put a new layer right after, or right before, a module. Raises PlanError unless one of both is given."""
     match after, before:
         case str(), None:
+            check_path(modules, after)
             return Plan((), depth=(Insert(after, layer or default_layer(topology, after)),))
         case None, str():
+            check_path(modules, before)
             new = layer or default_layer(topology, before, before=True)
             return Plan((), depth=(Insert(before, new, before=True),))
     raise PlanError("where does the layer come? Give the path of a module, either after=... or before=....")
@@ -57,11 +66,14 @@ def addition(
     source = _source(topology, entries, place, of)
     layer = copied(topology, source, init)
     after, before = (entries[place - 1], None) if place else (None, entries[0])
-    return insertion(topology, after, before, layer)
+    return insertion(topology, modules, after, before, layer)
 
 
 def copied(topology: Topology, path: str, init: str) -> CopyOf:
     """A copy of a module; with init="zero" one that changes nothing at first. Raises PlanError if there is none."""
+    region = known_region(topology, path)
+    if region.entry is None:
+        raise PlanError(f"{path} cannot be copied: it {region.no_removal}.")
     if init == "copy":
         return CopyOf(path)
     silence = silencing(topology, path)
@@ -70,6 +82,14 @@ def copied(topology: Topology, path: str, init: str) -> CopyOf:
             f"a copy of {path} cannot begin as one that changes nothing: it {silence.reason}. Ask for init='copy'."
         )
     return CopyOf(path, tuple(name.removeprefix(f"{path}.") for name in silence.tensors))
+
+
+def check_path(modules: Modules, path: str) -> None:
+    """Raise PlanError, with names that are like it, if there is no module of that path."""
+    if path not in modules:
+        like = difflib.get_close_matches(path, [one for one in modules if one], n=3)
+        hint = f" Did you mean {' or '.join(map(repr, like))}?" if like else ""
+        raise PlanError(f"there is no module {path!r} in the model.{hint}")
 
 
 def _entries(modules: Modules, container: str) -> list[str]:
@@ -97,4 +117,4 @@ def _source(topology: Topology, entries: list[str], place: int, of: str | None) 
     raise PlanError(f"no cell here gives back what it gets in its own size, so none can be repeated: {shown}.")
 
 
-__all__ = ["addition", "copied", "insertion", "removal"]
+__all__ = ["addition", "check_path", "copied", "insertion", "removal"]

@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from espalier.edit.depth_edits import DepthEdit, from_json, to_json
+from espalier.edit.depth_edits import DepthEdit, Insert, Remove, Replace, from_json, to_json
 from espalier.errors import PlanError
 
 FORMAT = 1
@@ -123,6 +123,11 @@ class Plan:
     """Masks that parameters get, or lose, after they were resized."""
     depth: tuple[DepthEdit, ...] = ()
     """Layers and cells that come or go after all else; modules go by their paths before the plan."""
+
+    def __post_init__(self) -> None:
+        for one in self.depth:
+            if not isinstance(one, (Insert, Remove, Replace)):
+                raise PlanError(f"expected an Insert, a Remove or a Replace among edits of layers, found {one!r}.")
 
     def __str__(self) -> str:
         return "\n".join(str(edit) for edit in (*self.edits, *self.masks, *self.depth)) or "nothing"

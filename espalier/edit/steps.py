@@ -6,7 +6,6 @@ freshly built one when a checkpoint is loaded.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -144,28 +143,25 @@ def lookup(model: nn.Module) -> Lookup:
     return module
 
 
-def make(
-    journal: Journal, model: nn.Module, steps: Sequence[Step], built: Sequence[nn.Module | None] | None = None
-) -> list[nn.Module | None]:
+def make(journal: Journal, model: nn.Module, steps: Sequence[Step]) -> list[nn.Module | None]:
     """Change the tree of modules; what each step put into it is returned.
+
+    Copies of a model get what is made of their own weights, the same where these are the same.
 
     Args:
         journal: takes the changes.
         model: whose tree; the steps were resolved on it or on a like one.
         steps: what to do, all of one plan.
-        built: what they put into the original of a copy, of which this copy gets copies.
     """
     modules, spots = lookup(model), [Spot.at(model, step.module) for step in steps]
     made: list[nn.Module | None] = []
-    for number, step in enumerate(steps):
-        if built is not None:
-            made.append(copy.deepcopy(built[number]))
-        elif isinstance(step.edit, Insert):
+    for step, spot in zip(steps, spots, strict=True):
+        if isinstance(step.edit, Insert):
             made.append(step.edit.layer.build(modules, step.module))
         elif isinstance(step.edit, Replace):
             made.append(step.edit.by.build(modules, step.module))
         else:
-            made.append(None if step.as_entry else _left(spots[number], step, zero=step.edit.leaves == "zero"))
+            made.append(None if step.as_entry else _left(spot, step, zero=step.edit.leaves == "zero"))
     for step, spot, new in zip(steps, spots, made, strict=True):
         if new is None:
             remove_entry(journal, spot)

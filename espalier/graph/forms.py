@@ -26,7 +26,7 @@ def factorisable(module: nn.Module) -> str:
 
 
 def folding(modules: Mapping[str, nn.Module], path: str, before: str | None, after: str | None) -> str | Refusal:
-    """The neighbour with which a layer can be one: for a batch norm the one before it, else the one after it.
+    """The neighbour with which a layer can be one: for a batch norm the one before it, else first the one after it.
 
     `before` and `after` are the modules of its chain on either side, None where there is none: see `following`.
     """
@@ -37,12 +37,18 @@ def folding(modules: Mapping[str, nn.Module], path: str, before: str | None, aft
         return before if getattr(module, "track_running_stats", False) else Refusal("keeps no running statistics")
     if type(module) not in _AFFINE:
         return Refusal("is no linear layer, no convolution and no batch norm")
-    if after is None or type(modules[after]) is not type(module):
-        return Refusal("does not hand its result to a layer of its own kind alone")
-    if isinstance(module, nn.Linear):
-        return after
-    problem = _of_convolutions(module, modules[after])
-    return Refusal(problem) if problem else after
+    problem = "hands its result to no layer of its own kind alone, and gets that of none"
+    for first, second in ((path, after), (before, path)):
+        if first is not None and second is not None and type(modules[first]) is type(modules[second]):
+            problem = _of_two(modules[first], modules[second])
+            if not problem:
+                return second if first == path else first
+    return Refusal(problem)
+
+
+def _of_two(first: nn.Module, second: nn.Module) -> str:
+    """Why two layers of one kind cannot be one, in words that follow the name of either."""
+    return "" if isinstance(first, nn.Linear) else _of_convolutions(first, second)
 
 
 def _of_convolutions(first: nn.Module, second: nn.Module) -> str:

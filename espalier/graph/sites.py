@@ -119,6 +119,7 @@ class _Survey:
         is_cell = path in self._alike or path in self._named
         refused = region.reason if isinstance(region, Refusal) else ""
         read, closed = self._read(path), self._closed(region, is_cell)
+        held = read or self._tied(path)
         not_copyable = closed or self._not_alone(path, region)
         silence = Refusal(not_copyable) if not_copyable else silenced(self._boundaries, path, copied_after=path)
         fold = folding(self._modules, path, self._before.get(path), self._after.get(path))
@@ -128,8 +129,8 @@ class _Survey:
             "insert_before": region.no_layer_before if isinstance(region, Region) else refused,
             "copyable": not_copyable,
             "silence": silence.reason if isinstance(silence, Refusal) else "",
-            "factorisable": refused or read or factorisable(self._modules[path]),
-            "folds_into": refused or read or (fold.reason if isinstance(fold, Refusal) else ""),
+            "factorisable": refused or held or factorisable(self._modules[path]),
+            "folds_into": refused or held or (fold.reason if isinstance(fold, Refusal) else ""),
         }
         return Site(
             modules=(path,),
@@ -160,6 +161,15 @@ class _Survey:
         parent, _, key = path.rpartition(".")
         attribute = read_attributes(self._modules[parent]).get(key)
         return "" if attribute is None else f"has its attribute {attribute} read by the code of {parent or 'the model'}"
+
+    def _tied(self, path: str) -> str:
+        """Whether others hold tensors of its own, from which a layer in its place would be untied."""
+        inside = f"{path}."
+        for pair in self._topology.aliases.items():
+            for own, other in (pair, pair[::-1]):
+                if own.startswith(inside) and not other.startswith(inside):
+                    return f"shares {own} with {other.rpartition('.')[0] or 'the model'}"
+        return ""
 
     def _not_alone(self, path: str, region: Region | Refusal) -> str:
         """Why its result would not do for a copy to run on; empty if it would, or if code goes through a list."""

@@ -6,5 +6,6 @@ from espalier.edit.recipes.folded import Folded
 from espalier.edit.recipes.identity import Identity
 from espalier.edit.recipes.redrawn import Redrawn
 from espalier.edit.recipes.residual import ResidualLayer
+from espalier.edit.recipes.skip import Skip
 
-__all__ = ["CopyOf", "Factorised", "Folded", "Identity", "Redrawn", "ResidualLayer"]
+__all__ = ["CopyOf", "Factorised", "Folded", "Identity", "Redrawn", "ResidualLayer", "Skip"]
