@@ -205,8 +205,8 @@ def test_a_failure_at_every_call_of_an_edit(failure):
 # --- At every stage by name ------------------------------------------------------------------------------------------
 
 STAGES = (
-    *("espalier.surgery.tensor_table", "espalier.surgery.stage", "espalier.structure.check_values"),
-    *("espalier.surgery.contract_of", "espalier.structure.compensating_attributes"),
+    *("espalier.surgery.tensor_table", "espalier.surgery.stage", "espalier.surgery.check_values"),
+    *("espalier.surgery.contract_of", "espalier.surgery.compensating_attributes"),
     *("espalier.surgery.resized_example", "espalier.surgery.commit", "espalier.surgery.cost_of"),
     *("espalier.edit.stage.changes_of", "espalier.edit.stage.repaired", "espalier.edit.refresh.verify"),
     *("espalier.edit.repair.known_changes", "espalier.edit.verify.capture", "espalier.edit.apply.fill"),
