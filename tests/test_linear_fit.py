@@ -1,13 +1,17 @@
 """Layers and cells replaced by the linear map nearest to them."""
 
+import copy
 import json
 
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import espalier as esp
+from espalier.edit.depth_edits import Remove
+from espalier.edit.plan import Plan
 from espalier.edit.recipes.base import recipe_of
 from espalier.edit.recipes.linear import LinearMap, linear_like
 from espalier.errors import MethodError, PlanError
@@ -107,6 +111,49 @@ def test_new_maps_begin_as_what_is_left_of_a_block() -> None:
     assert torch.equal(recipe.build(model.get_submodule, "1")(values), values)
     narrow = LinearMap(5, 3, bias=False).build(model.get_submodule, "1")
     assert torch.equal(narrow(values), values[:, :3])
+
+
+def trained_on_digits(seed: int) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
+    """A network with four pre-norm blocks, training images, and held-out images with their classes."""
+    digits = load_digits()
+    images, classes = torch.tensor(digits.data / 16, dtype=torch.float32), torch.tensor(digits.target)
+    torch.manual_seed(seed)
+    order = torch.randperm(len(images))
+    seen, held_out = order[:1347], order[1347:]
+    model = nn.Sequential(nn.Linear(64, 48), *(PreNorm() for _ in range(4)), nn.LayerNorm(48), nn.Linear(48, 10))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    for _ in range(30):
+        shuffled = seen[torch.randperm(len(seen))]
+        for batch in shuffled.split(64):
+            loss = nn.functional.cross_entropy(model(images[batch]), classes[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return model, images[seen], images[held_out], classes[held_out]
+
+
+class PreNorm(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.LayerNorm(48), nn.Linear(48, 64), nn.GELU(), nn.Linear(64, 48))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+def test_trained_blocks_are_better_replaced_than_left_out() -> None:
+    model, seen, images, classes = trained_on_digits(0)
+    accuracies = []
+    for replaced in (True, False):
+        copied = copy.deepcopy(model)
+        structure = esp.attach(copied, seen[:4])
+        if replaced:
+            for path in ("2", "3"):
+                linearise(structure, path, [lambda copied=copied: copied(seen[:512])])
+        else:
+            structure.apply(Plan((), depth=(Remove("2"), Remove("3"))))
+        accuracies.append(float((copied.eval()(images).argmax(1) == classes).double().mean()))
+    assert accuracies[0] > 0.95
+    assert accuracies[0] > accuracies[1] + 0.01
 
 
 class Pair(nn.Module):

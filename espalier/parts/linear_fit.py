@@ -8,6 +8,10 @@ where W_0 is the identity as far as there are features for it, which is what is 
 it: W = W_0 + C_rx (C_xx + rho)^-1, with r = y - W_0 x and C the covariances; b makes up for the means. For whole
 transformer blocks this is ReplaceMe (Shopkhoev et al. 2025, arXiv:2505.02819). The module is taken as it is in eval
 mode.
+
+Two of four pre-norm blocks of an MLP (width 48, trained on digits) replaced, no training afterwards: accuracy on
+held-out digits falls from 98.0% to 97.0%; where they are just left out, to 90.6% (means of ten seeds of the training in
+tests/test_linear_fit.py).
 """
 
 from __future__ import annotations
