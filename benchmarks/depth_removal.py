@@ -290,29 +290,44 @@ def retrained(text: Text, seed: int, weights: Path, removed: Blocks) -> float:
 
 
 def by_depth(records: Sequence[Record]) -> list[str]:
-    """Losses by number of blocks removed: random removal, and what the methods lose less or more than that."""
+    """Losses by number of blocks removed."""
     names = list(records[0]["loss"])
     lines = [
-        f"| removed | random, mean of all sets | best set | {' | '.join(names)} |",
-        f"| --- | --- | --- |{' --- |' * len(names)}",
+        f"| removed | random | random that keeps the first block | {' | '.join(names)} | best set |",
+        f"| --- | --- | --- |{' --- |' * len(names)} --- |",
     ]
     for many in sorted({one["removed"] for one in records}):
         found = [one for one in records if one["removed"] == many]
-        chance = [statistics.mean(loss for _, loss in one["every"]) for one in found]
-        cells = [f"{many} of {BLOCKS}", _mean(chance), _mean([min(loss for _, loss in one["every"]) for one in found])]
+        losses = [[_random(one) for one in found], [_random(one, keeps_first=True) for one in found]]
+        losses += [[one["loss"][name] for one in found] for name in names]
+        losses += [[min(loss for _, loss in one["every"]) for one in found]]
+        lines.append(f"| {many} of {BLOCKS} | {' | '.join(_mean(one) for one in losses)} |")
+    return lines
+
+
+def differences(records: Sequence[Record], *, keeps_first: bool) -> list[str]:
+    """What the methods lose less (negative) or more than removal at random."""
+    names = list(records[0]["loss"])
+    lines = [f"| removed | {' | '.join(names)} |", f"| --- |{' --- |' * len(names)}"]
+    for many in sorted({one["removed"] for one in records}):
+        found, cells = [one for one in records if one["removed"] == many], [f"{many} of {BLOCKS}"]
         for name in names:
-            by_seed = [one["loss"][name] - other for one, other in zip(found, chance, strict=True)]
-            mean, half = interval(by_seed)
+            by_seed = [one["loss"][name] - _random(one, keeps_first=keeps_first) for one in found]
             verdict = "less" if max(by_seed) < 0 else "more" if min(by_seed) > 0 else "mixed"
             ranks = ", ".join(f"{_rank(one, name)}" for one in found)
-            cells.append(f"{mean:+.3f} ± {half:.3f}, {verdict}, {ranks} of {len(found[0]['every'])}")
+            cells.append(f"{_mean(by_seed, '+.3f')}, {verdict} ({ranks} of {len(found[0]['every'])})")
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
-def _mean(values: Sequence[float]) -> str:
+def _random(record: Record, *, keeps_first: bool = False) -> float:
+    """The mean loss over all sets."""
+    return statistics.mean(loss for blocks, loss in record["every"] if not (keeps_first and 0 in blocks))
+
+
+def _mean(values: Sequence[float], form: str = ".3f") -> str:
     mean, half = interval(values)
-    return f"{mean:.3f} ± {half:.3f}"
+    return f"{mean:{form}}" + (f" ± {half:.3f}" if len(values) > 1 else "")
 
 
 def _rank(record: Record, name: str) -> int:
@@ -369,11 +384,21 @@ def write_table() -> None:
         f"{TESTED_ON * CONTEXT:,} characters that nothing else sees. Removal by Espalier against leaving the blocks "
         f"out by hand: logits differ by {error:.0e} at most.",
         "",
-        "In the columns of the methods: loss minus that of random removal (mean and 95% interval over networks, "
-        "Student's t), *less* or *more* where that holds for every network, and the rank of the chosen set among all "
-        "sets of that size by network, 1 being the best.",
+        "Loss by the number of blocks removed, mean and 95% interval (Student's t) over networks:",
         "",
         *by_depth(records),
+        "",
+        "What the methods lose less (negative) or more than removal at random. *less* or *more* is said where that "
+        "holds for every network; in brackets the rank of the chosen set among all sets of that size by network, 1 "
+        "being the best:",
+        "",
+        *differences(records, keeps_first=False),
+        "",
+        "The same against sets at random that keep the first block, without which a network is lost:",
+        "",
+        *differences(records, keeps_first=True),
+        "",
+        "The networks, and the order in which blocks (counted from 0) go:",
         "",
         *networks(records),
         "",

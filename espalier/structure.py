@@ -2,46 +2,34 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from espalier.axis import Axis
-from espalier.edit.apply import NewTensors, check_values, commit, compensating_attributes, copy_of, masked
 from espalier.edit.attributes import AttributeChange
-from espalier.edit.births import Births, followed
-from espalier.edit.changes import Changes, Limits, blocking_reason, find_axis
-from espalier.edit.contract import Contract, contract_of
-from espalier.edit.depth import promise_of, regrow
+from espalier.edit.births import Births
+from espalier.edit.changes import Limits, blocking_reason, find_axis
+from espalier.edit.contract import Contract
 from espalier.edit.depth_edits import Leaves, Replace
 from espalier.edit.depth_plans import addition, insertion, removal
-from espalier.edit.given import judged
-from espalier.edit.interrupt import uninterrupted
-from espalier.edit.journal import Journal, UndoStack
-from espalier.edit.known import Known, regrown
-from espalier.edit.masks import Enforcer, Masking, Masks, masking_of
+from espalier.edit.known import Known
+from espalier.edit.masks import Masks
 from espalier.edit.plan import Plan, grow_plan, mask_plan, prune_plan
 from espalier.edit.recipes.base import Recipe
 from espalier.edit.recipes.folding import fold_plan
 from espalier.edit.recipes.kinds import Factorised, Skip
-from espalier.edit.refresh import verified
-from espalier.edit.repair import UnrepairedError
-from espalier.edit.scales import Constant
-from espalier.edit.stage import Staged, settled, stage, with_refusal
 from espalier.edit.steps import known_region, lookup
-from espalier.edit.verify import Subject, Verification, resized_example, verify
-from espalier.errors import PlanError, SurgeryError
-from espalier.graph.caches import drop_caches
-from espalier.graph.capture import TensorTable, tensor_table
+from espalier.errors import PlanError
+from espalier.graph.capture import tensor_table
 from espalier.graph.sites import Site, site_table, sites
 from espalier.graph.topology import Topology
 from espalier.measure.cost import Cost, cost_of
 from espalier.record import Edit, Preview
+from espalier.surgery import Surgery
 from espalier.table import text_table
 
 LimitLike = Limits | tuple[int | None, int | None]
@@ -84,19 +72,27 @@ class Structure:
         undo_limit: int,
         cells: Sequence[str] = (),
     ) -> None:
-        self.model = model
-        self.optimizer = optimizer
-        self._known = Known.first(topology, example, limits)
-        self._follow = tuple(follow)
+        self.surgery = Surgery(model, optimizer, Known.first(topology, example, limits), follow, undo_limit)
         self._cells = tuple(cells)
-        self._undo = UndoStack([optimizer] if optimizer is not None else [], undo_limit)
-        self._undone: deque[Known] = deque(maxlen=undo_limit)
-        self._enforcer = Enforcer(optimizer)
-        self._history: list[Edit] = []
-        self._learnt: set[tuple[type, tuple[str, ...]]] = set()
-        self._constants_moved = False
-        self.step = 0
+
+    @property
+    def model(self) -> nn.Module:
+        """The live model."""
+        return self.surgery.model
+
+    @property
+    def optimizer(self) -> Optimizer | None:
+        """The optimizer that trains it."""
+        return self.surgery.optimizer
+
+    @property
+    def step(self) -> int:
         """Optimizer steps that are done, as the session counts them: the birth of units that come now."""
+        return self.surgery.step
+
+    @step.setter
+    def step(self, step: int) -> None:
+        self.surgery.step = step
 
     @property
     def topology(self) -> Topology:
@@ -105,40 +101,31 @@ class Structure:
         When it is first asked for, every axis is tried out on fake tensors, so that one which says that it may change
         really can.
         """
-        if not self._known.settled:
-            with uninterrupted():
-                found = settled(self._subject(), self._known.topology)
-                if found is not None:
-                    self.topology = found
-        return self._known.topology
-
-    @topology.setter
-    def topology(self, topology: Topology) -> None:
-        self._known = replace(self._known, topology=topology, settled=True)
+        return self.surgery.topology
 
     @property
     def example(self) -> Any:
         """Example inputs, in the sizes that the model takes now."""
-        return self._known.example
+        return self.surgery.known.example
 
     @property
     def limits(self) -> Mapping[str, Limits]:
         """Axis -> the sizes that it may be given."""
-        return self._known.limits
+        return self.surgery.known.limits
 
     @property
     def births(self) -> Births:
         """Axis -> for every unit the step at which it came, 0 for those that `attach` or `load` found."""
-        return self._known.births
+        return self.surgery.known.births
 
     @births.setter
     def births(self, births: Births) -> None:
-        self._known = replace(self._known, births=births)
+        self.surgery.known = replace(self.surgery.known, births=births)
 
     @property
     def initial_sizes(self) -> Mapping[str, int]:
         """Axis -> its size when the network was attached, or when the layer came that it is in."""
-        return self._known.initial_sizes
+        return self.surgery.known.initial_sizes
 
     @property
     def axes(self) -> Axes:
@@ -148,7 +135,7 @@ class Structure:
     @property
     def history(self) -> tuple[Edit, ...]:
         """The edits that hold, oldest first."""
-        return tuple(self._history)
+        return tuple(self.surgery.history)
 
     @property
     def masks(self) -> Masks:
@@ -157,17 +144,17 @@ class Structure:
         A network with masks computes with their zeros as with any other numbers: masks save no time. A tied parameter
         goes by its first name.
         """
-        return self._known.masks
+        return self.surgery.known.masks
 
     @property
     def undoable(self) -> int:
         """How many of the last edits can be undone."""
-        return len(self._undo)
+        return self.surgery.undoable
 
     @property
     def may_undo(self) -> bool:
         """Whether edits are kept to be undone at all: `undo_limit` of `attach`."""
-        return self._undone.maxlen != 0
+        return self.surgery.may_undo
 
     def axis(self, tensor: str, dim: int) -> Axis:
         """The axis at a dimension of a parameter or buffer.
@@ -379,13 +366,7 @@ class Structure:
         Raises:
             PlanError, SurgeryError: as `apply`.
         """
-        with uninterrupted():
-            if plan.depth:
-                journal, _, edit = self._carried_out(plan)
-                journal.rollback()
-                return Contract(edit.contract, edit.why), edit.attributes
-            _, contract, attributes, _, _ = self._prepare(plan)
-        return contract, tuple(attributes)
+        return self.surgery.check(plan)
 
     def preview(self, plan: Plan, *, within_limits: bool = True) -> Preview:
         """Every tensor as a plan would make it; changes nothing. A plan without edits makes nothing.
@@ -397,18 +378,7 @@ class Structure:
         Raises:
             PlanError, SurgeryError: as `apply`; PlanError also for a plan in which layers come or go.
         """
-        if plan.depth:
-            raise PlanError("a plan in which layers come or go cannot be previewed; check or apply it.")
-        if not plan.edits and not plan.masks:
-            return Preview({}, (), Contract("exact", "nothing changes"), Changes({}, self.topology, self.topology))
-        with uninterrupted():
-            staged, contract, attributes, table, masking = self._prepare(plan, within_limits=within_limits)
-            work, found = NewTensors(plan, staged.changes, contract, masking), {}
-            for name, tensor in table.tensors.items():
-                sources = work.sources(name, tensor)
-                if sources is not None:
-                    found[name] = work.made(name, tensor, sources).detach()
-        return Preview(found, tuple(attributes), contract, staged.changes)
+        return self.surgery.preview(plan, within_limits=within_limits)
 
     def apply(self, plan: Plan) -> Edit:
         """Carry out a plan whole, or leave everything as it is.
@@ -417,92 +387,7 @@ class Structure:
             PlanError: the plan does not fit the structure as it is now.
             SurgeryError: the changed model would not run as predicted, or the commit failed; nothing was changed.
         """
-        with uninterrupted():
-            return self._apply(plan)
-
-    def _apply(self, plan: Plan) -> Edit:
-        journal, known, edit = self._carried_out(plan)
-        try:
-            self._enforcer.enforce(known.masks, tensor_table(self.model).tensors)
-            self._undo.push(journal)
-        except BaseException:
-            journal.rollback()
-            self._enforcer.enforce(self._known.masks, tensor_table(self.model).tensors)
-            raise
-        while self._undone and len(self._undone) >= len(self._undo):  # an optimizer step ended what was kept before
-            self._undone.popleft()
-        self._undone.append(self._known)
-        self._known = known
-        self._history.append(edit)
-        return edit
-
-    def _carried_out(self, plan: Plan) -> tuple[Journal, Known, Edit]:
-        """A plan done to model and optimizer, of which this object knows nothing yet."""
-        journal, known, edit = Journal(), self._known, Edit.nothing(plan, self.cost())
-        if not plan.depth or plan.edits or plan.masks or plan.values or plan.deltas:
-            known, edit = self._resized(journal, plan)
-        if plan.depth:
-            try:
-                known, edit = self._regrown(journal, plan, known, edit)
-            except BaseException:
-                journal.rollback()
-                raise
-        return journal, known, edit
-
-    def _resized(self, journal: Journal, plan: Plan) -> tuple[Known, Edit]:
-        """The part of a plan that resizes axes and sets masks."""
-        staged, contract, attributes, table, masking = self._prepare(plan)
-        changes, known = staged.changes, self._known
-        origins = {changes.before.axes[number].name: units for number, units in changes.axes.items()}
-        edit = Edit(
-            replace(plan, values={}, deltas={}, masks=()),
-            contract.kind,
-            contract.why,
-            {
-                changes.before.axes[number].name: (changes.before.sizes[number], changes.after.sizes[number])
-                for number in changes.axes
-            },
-            cost_of(changes.before),
-            cost_of(changes.after),
-            tuple(attributes),
-            {axis: tuple(units.tolist()) for axis, units in origins.items()},
-            tuple(changes.before.aliases.get(name, name) for name in plan.values),
-            masking.counts({name: changes.after.shape(name) for name in masking.remasked}),
-        )
-        after = replace(
-            known.with_masks(masking.after),
-            topology=changes.after,
-            example=resized_example(self.example, changes.after.predictions[0], changes.after),
-            births=followed(known.births, origins, self.step),
-            attributes=(*known.attributes, *attributes),
-        )
-        optimizers = [self.optimizer] if self.optimizer is not None else []
-        followers = [copy_of(table, module) for module in self._follow]
-        commit(
-            journal, self.model, table, plan, changes, contract, masking, attributes, optimizers, followers,
-            undoable=self.may_undo,
-        )  # fmt: skip
-        return after, edit
-
-    def _regrown(self, journal: Journal, plan: Plan, known: Known, edit: Edit) -> tuple[Known, Edit]:
-        """The part of a plan in which layers come or go, after its other parts."""
-        promise = promise_of(known.topology, self.model, plan.depth)
-        table = tensor_table(self.model)
-        found = regrow(
-            journal,
-            self.model,
-            known.example,
-            known.topology,
-            plan.depth,
-            [self.optimizer] if self.optimizer is not None else [],
-            [copy_of(table, module).root for module in self._follow],
-        )
-        after, renamed = regrown(known, found, self.step)
-        tensors = tensor_table(self.model).tensors
-        with torch.no_grad():
-            for name in after.masks.keys() & found.copies.keys():
-                tensors[name].mul_(after.masks[name])  # a copy may begin with other weights than its original
-        return after, edit.followed_by(promise, found.attributes, renamed, cost_of(after.topology))
+        return self.surgery.apply(plan)
 
     def undo(self) -> Edit:
         """Take back the last edit, every byte of it; possible until the next optimizer step. Returns that edit.
@@ -510,105 +395,7 @@ class Structure:
         Raises:
             SurgeryError: there is nothing to undo, or something else changed the tensors since.
         """
-        with uninterrupted():
-            self._undo.undo()
-            for module in (self.model, *self._follow):
-                drop_caches(module.modules())
-            self._known = self._undone.pop()
-            self._enforcer.enforce(self._known.masks, tensor_table(self.model).tensors)
-            return self._history.pop()
-
-    def _subject(self) -> Subject:
-        table = tensor_table(self.model)
-        self._check_untouched(table)
-        return Subject(self.model, self.example, table, self._known.topology.sizes, learnt=self._learnt)
-
-    def _prepare(
-        self, plan: Plan, *, within_limits: bool = True
-    ) -> tuple[Staged, Contract, list[AttributeChange], TensorTable, Masking]:
-        subject = self._subject()
-        staged = self._staged(subject, plan, self.limits if within_limits else {})
-        check_values(plan, staged.changes, subject.table)
-        masking = masking_of(plan, staged.changes, self.masks, subject.table.tensors)
-        constants = self._changed_constants(subject, staged)
-        contract = contract_of(staged.changes, subject.table.tensors, constants)
-        if not staged.changes.axes:
-            contract = replace(contract, why="what is masked is zero, and what is live anew starts at zero")
-        if plan.values or plan.deltas:
-            contract = self._judged(contract, staged.changes, plan, subject.table, masking)
-        contract = masked(contract, NewTensors(plan, staged.changes, contract, masking), subject.table.tensors)
-        compensating, without_eps = compensating_attributes(self.model, contract)
-        if without_eps is not None and contract.kind == "exact":
-            why = f"the norm in {without_eps or 'the model'} keeps its eps, which is not in an attribute of the module"
-            contract = replace(contract, kind="bounded", why=why)
-        return staged, contract, [*staged.attributes, *compensating], subject.table, masking
-
-    def _judged(
-        self, contract: Contract, changes: Changes, plan: Plan, table: TensorTable, masking: Masking
-    ) -> Contract:
-        """The contract of a plan that brings tensors of its own, which are made for it as they will be."""
-        work, made = NewTensors(plan, changes, contract, masking), {}
-
-        def after(name: str) -> Tensor:
-            if name not in made:
-                tensor = table.tensors[name]
-                sources = work.sources(name, tensor)
-                made[name] = tensor if sources is None else work.made(name, tensor, sources)
-            return made[name]
-
-        names = {changes.before.aliases.get(name, name) for name in plan.values}
-        deltas = {changes.before.aliases.get(name, name): delta for name, delta in plan.deltas.items()}
-        return judged(contract, changes, after, names, deltas)
-
-    def _changed_constants(self, subject: Subject, staged: Staged) -> list[Constant]:
-        """Numbers of the forward that are others than those recorded, before the edit or after it."""
-        if not staged.changes.axes:
-            return []
-        scalars = staged.verification.scalars
-        if not scalars and not self._constants_moved:
-            return []
-        self._constants_moved = True
-        present = {one[:3]: one[3] for one in verified(subject, staged.changes.before, ()).scalars}
-        new = {one[:3]: one[3] for one in scalars}
-        return [
-            Constant(*key, present.get(key, key[2]), new.get(key, key[2])) for key in dict.fromkeys((*present, *new))
-        ]
-
-    def _staged(self, subject: Subject, plan: Plan, limits: Mapping[str, Limits]) -> Staged:
-        """The plan tried out; whatever this teaches about the network is kept, also if the plan is refused."""
-        if plan.masks and not plan.edits:  # no size changes, so everything runs as it does
-            return Staged(Changes({}, self.topology, self.topology), (), Verification(None))
-        try:
-            staged = stage(subject, self.topology, plan, limits)
-        except UnrepairedError as error:
-            if len(plan.edits) == 1 and verify(subject, self.topology, ()).mismatch is None:
-                number = find_axis(self.topology, plan.edits[0].axis).number
-                self.topology = with_refusal(self.topology, number, error)
-            raise
-        self.topology = staged.changes.before
-        return staged
-
-    def _check_untouched(self, table: TensorTable) -> None:
-        """Raise SurgeryError if something else changed the model. A forward may resize buffers of its own."""
-        topology = self._known.topology
-        rebuilt: dict[str, tuple[int, ...]] = {}
-        for name, tensor in table.tensors.items():
-            if name not in topology.tensors:
-                raise SurgeryError(f"{name} was added to the model after attach; attach to the model again.")
-            if tuple(tensor.shape) == topology.shape(name):
-                continue
-            if topology.may_be_rebuilt(name):
-                rebuilt[name] = tuple(tensor.shape)
-            else:
-                raise SurgeryError(
-                    f"{name} should have shape {topology.shape(name)}, but has {tuple(tensor.shape)}: it was "
-                    "changed by something else; attach to the model again."
-                )
-        missing = [name for name in topology.tensors if name not in table.tensors]
-        if missing:
-            raise SurgeryError(f"{missing[0]} was removed from the model after attach; attach to the model again.")
-        if rebuilt:
-            self._known = replace(self._known, topology=topology.rebuilt(rebuilt))
+        return self.surgery.undo()
 
     def _axis(self, name: str) -> Axis:
         record = find_axis(self.topology, name)

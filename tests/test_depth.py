@@ -17,7 +17,7 @@ from zoo_small import ZOO
 
 import espalier as esp
 from espalier.edit.depth_edits import Insert, Remove
-from espalier.edit.plan import Plan
+from espalier.edit.plan import Plan, grow_plan, mask_plan
 from espalier.errors import EspalierError, PlanError
 from espalier.graph.sites import Site
 from espalier.layers import CopyOf, Identity, ResidualLayer
@@ -305,8 +305,8 @@ def test_a_plan_of_all_levels_is_atomic() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     structure = esp.attach(model, x, optimizer=optimizer)
     plan = Plan(
-        (*esp.edit.plan.grow_plan({"blocks.0.inner": 4}).edits,),
-        masks=esp.edit.plan.mask_plan({"head.weight": torch.rand(3, 8) > 0.3}).masks,
+        (*grow_plan({"blocks.0.inner": 4}).edits,),
+        masks=mask_plan({"head.weight": torch.rand(3, 8) > 0.3}).masks,
         depth=(Remove("blocks.1"), Insert("blocks.2", CopyOf("blocks.0"))),
     )
     assert Plan.from_json(plan.to_json()) == plan
@@ -416,3 +416,41 @@ def test_a_redrawn_copy_of_a_masked_layer_is_zero_where_its_original_is() -> Non
     new = structure.model.get_parameter("blocks.2.inner.weight")
     assert not new[~live].any()
     assert new[live].all()
+
+
+STAGES = (
+    *("espalier.surgery.promise_of", "espalier.surgery.regrow", "espalier.surgery.regrown", "espalier.edit.depth.make"),
+    *("espalier.edit.depth.infer", "espalier.edit.depth.difference", "espalier.edit.depth.repeats"),
+    *("espalier.edit.depth.follow", "espalier.edit.depth.following", "espalier.edit.depth.backward_problem"),
+    *("espalier.edit.steps.insert", "espalier.edit.steps.remove_entry", "espalier.edit.known.same_axes"),
+)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("error", [MemoryError("no room"), KeyboardInterrupt()], ids=["error", "ctrl-c"])
+def test_a_failure_of_every_stage_leaves_everything(
+    monkeypatch: pytest.MonkeyPatch, stage: str, error: BaseException
+) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(Stack(), nn.ReLU(inplace=True)).double(), torch.randn(4, 5, dtype=torch.float64)
+    optimizer = torch.optim.Adam(model.parameters())
+    step(model, optimizer, x)
+    averaged = copy.deepcopy(model)
+    structure = esp.attach(model, x, optimizer=optimizer, follow=[averaged])
+    before, of_copy = snapshot(model, optimizer, structure), snapshot(averaged)
+    plan = Plan(
+        grow_plan({"0.blocks.0.inner": 2}).edits,
+        depth=(Remove("0.blocks.1"), Insert("0.blocks.2", CopyOf("0.blocks.0"))),
+    )
+
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, fails)
+        with pytest.raises((EspalierError, type(error))):
+            structure.apply(plan)
+    assert not differences(before, snapshot(model, optimizer, structure))
+    assert not differences(of_copy, snapshot(averaged))
+    structure.apply(plan)
+    assert torch.equal(model(x), averaged(x))

@@ -38,7 +38,9 @@ def frugal(make: Callable[..., torch.optim.Optimizer] = AdamW, **options: Any) -
 
 def everything(structure: Structure) -> dict[str, Any]:
     found = snapshot(structure.model, structure.optimizer, structure)
-    copies = {f"copy {place}": value for module in structure._follow for place, value in snapshot(module).items()}
+    copies = {
+        f"copy {place}": value for module in structure.surgery.follow for place, value in snapshot(module).items()
+    }
     return {**found, **copies}
 
 

@@ -18,6 +18,7 @@ LAYERS = [
     "layers",
     "axis",
     "record",
+    "surgery",
     "structure",
     "attach",
     "parts",

@@ -164,7 +164,7 @@ def test_weights_that_live_anew_have_no_momentum_and_keep_the_size_of_steps() ->
 def test_masking_and_undo_are_bitwise_and_copies_follow() -> None:
     structure = mlp(follow=True)
     train(structure, 3)
-    follower = structure._follow[0]
+    follower = structure.surgery.follow[0]
     structure.mask(some_masks(structure, 3))
     train(structure, 2)
     before, other = snapshot(structure.model, structure.optimizer, structure), snapshot(follower)
@@ -286,7 +286,7 @@ def test_training_goes_on_to_the_same_bits_after_load(tmp_path: Path) -> None:
 def test_a_damaged_mask_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     structure = mlp("adamw")
     structure.mask(some_masks(structure))
-    structure._known = structure._known.with_masks({"0.weight": torch.ones(3, dtype=torch.bool)})
+    structure.surgery.known = structure.surgery.known.with_masks({"0.weight": torch.ones(3, dtype=torch.bool)})
     esp.save(structure, tmp_path)
     with pytest.raises(CheckpointError, match="fits no parameter"):
         _loaded(tmp_path)

@@ -77,7 +77,9 @@ def plan_for(structure: Structure) -> Plan:
 def everything(structure: Structure) -> Snapshot:
     """Model, optimizer, structure, and the copy that follows."""
     found = snapshot(structure.model, structure.optimizer, structure)
-    copies = {f"copy {place}": value for module in structure._follow for place, value in snapshot(module).items()}
+    copies = {
+        f"copy {place}": value for module in structure.surgery.follow for place, value in snapshot(module).items()
+    }
     return {**found, **copies}
 
 
@@ -203,9 +205,9 @@ def test_a_failure_at_every_call_of_an_edit(failure):
 # --- At every stage by name ------------------------------------------------------------------------------------------
 
 STAGES = (
-    *("espalier.structure.tensor_table", "espalier.structure.stage", "espalier.structure.check_values"),
-    *("espalier.structure.contract_of", "espalier.structure.compensating_attributes"),
-    *("espalier.structure.resized_example", "espalier.structure.commit", "espalier.structure.cost_of"),
+    *("espalier.surgery.tensor_table", "espalier.surgery.stage", "espalier.surgery.check_values"),
+    *("espalier.surgery.contract_of", "espalier.surgery.compensating_attributes"),
+    *("espalier.surgery.resized_example", "espalier.surgery.commit", "espalier.surgery.cost_of"),
     *("espalier.edit.stage.changes_of", "espalier.edit.stage.repaired", "espalier.edit.refresh.verify"),
     *("espalier.edit.repair.known_changes", "espalier.edit.verify.capture", "espalier.edit.apply.fill"),
     *("espalier.edit.apply.gather", "espalier.edit.apply.plan_state", "espalier.edit.apply.changed_attribute"),

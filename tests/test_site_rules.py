@@ -62,6 +62,10 @@ class Scaled(nn.Module):
         return x * self.inner.factor
 
 
+class Moded(Function):
+    """Code that asks for the mode."""
+
+
 def square() -> nn.Linear:
     return nn.Linear(4, 4)
 
@@ -86,9 +90,13 @@ REASONS: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "memory": (lambda: InPlace(nn.ReLU(inplace=True), half=True), "act",
                "writes into memory that is used elsewhere (in act ("),
     "no input": (lambda: Function(lambda m, x: x + m.a(), a=Table()), "a", "has no input"),
+    "form": (lambda: Moded(lambda m, x: m.a(x)[0] if m.training else m.a(x), a=Moded(
+        lambda m, x: (x * 2.0, None) if m.training else x * 2.0)), "a", "does not give back the same in every pass"),
+    "place": (lambda: Moded(lambda m, x: m.a(x)[m.training], a=Moded(lambda m, x: (x * 2.0, x * 3.0))), "a",
+              "has another result used in another pass"),
     "fused": (lambda: nn.TransformerEncoderLayer(4, 2, 6, batch_first=True), "linear1", "turns 3 x 4 into 3 x 6"),
     "fused norm": (lambda: nn.TransformerEncoderLayer(4, 2, 6, batch_first=True), "norm1",
-                   "has its weights read by a fused kernel of torch"),
+                   "has its attribute weight read by the code of the model"),
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 
 from torch import nn
@@ -13,8 +14,16 @@ _AFFINE = (nn.Linear, *_CONVOLUTIONS)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
+def is_transposed(module: nn.Module) -> bool:
+    """Whether a module is the `Conv1D` of transformers: a linear layer with a weight of (in, out)."""
+    library = sys.modules.get("transformers.pytorch_utils")
+    return library is not None and type(module) is vars(library).get("Conv1D")
+
+
 def factorisable(module: nn.Module) -> str:
     """Why a module cannot be two of lower rank, in words that follow its name; empty if it can."""
+    if is_transposed(module):
+        return "" if min(module.get_parameter("weight").shape) > 1 else "has rank 1 already"
     if type(module) not in _AFFINE or not isinstance(module, _AFFINE):
         return "is no linear layer and no convolution"
     if isinstance(module, _CONVOLUTIONS) and module.groups != 1:

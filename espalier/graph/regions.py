@@ -52,6 +52,7 @@ class Region:
     no_layer_after: str
     """Why no layer can come after the module, in such words; empty if one can."""
     no_layer_before: str
+    """Why none can come before it."""
 
 
 @dataclass(frozen=True)

@@ -69,9 +69,9 @@ def save(structure: Structure, folder: str | Path) -> None:
     """
     model, optimizer = structure.model, structure.optimizer
     table = tensor_table(model)
-    structure._check_untouched(table)
+    structure.surgery.check_untouched(table)
     _check_extra_state(model)
-    followers = [tensor_table(module).tensors for module in structure._follow]
+    followers = [tensor_table(module).tensors for module in structure.surgery.follow]
     network = _described(structure, table, followers)
     writers = {
         "network.json": files.json_writer(network.to_json()),
@@ -201,7 +201,7 @@ def _described_by(
     structure = attached(
         model, network.resized(example), after, optimizer=optimizer, keep=keep, limits=limits, follow=follow
     )
-    return structure, after, network.with_findings(structure._known.topology)
+    return structure, after, network.with_findings(structure.surgery.known.topology)
 
 
 @dataclass(frozen=True)
@@ -215,16 +215,16 @@ class _Replacement:
 
 def _described(structure: Structure, table: TensorTable, followers: Sequence[Mapping[str, Tensor]]) -> SavedNetwork:
     topology = structure.topology
-    sizes = {record.name: topology.sizes[number] for number, record in topology.axes.items()}
+    known, sizes = structure.surgery.known, {one.name: topology.sizes[n] for n, one in topology.axes.items()}
     return SavedNetwork(
-        {name: SavedTensor.of(tensor, structure._known.initial_shapes[name]) for name, tensor in table.tensors.items()},
+        {name: SavedTensor.of(tensor, known.initial_shapes[name]) for name, tensor in table.tensors.items()},
         table.aliases,
         {name: SavedAxis(size, sizes[name]) for name, size in structure.initial_sizes.items()},
         found_since_attach(topology),
-        saved_attributes(structure.model, structure._known.attributes),
+        saved_attributes(structure.model, known.attributes),
         structure.limits,
         [{name: SavedTensor.of(one, tuple(one.shape)) for name, one in tensors.items()} for tensors in followers],
-        structure._known.depth,
+        known.depth,
         interface_of(topology),
     )
 
@@ -286,7 +286,7 @@ def _resized(topology: Topology, network: SavedNetwork) -> Topology:
 
 
 def _verify(structure: Structure, after: Topology, attributes: Sequence[AttributeChange]) -> None:
-    mismatch = different(structure._subject(), after, attributes)
+    mismatch = different(structure.surgery.subject(), after, attributes)
     if mismatch is not None:
         raise CheckpointError(
             f"at the saved sizes the model would not run as the saved one did: {mismatch.where}: {mismatch.text}. "
@@ -401,7 +401,7 @@ def _take_over(
     masks: Masks,
 ) -> None:
     """Have the structure of the fresh model describe the loaded one."""
-    before = structure._known.topology
+    before = structure.surgery.known.topology
     sizes = {
         record.name: (before.sizes[number], after.sizes[number])
         for number, record in before.axes.items()
@@ -413,9 +413,9 @@ def _take_over(
         why = "loaded from a checkpoint"
         units = {one.axis: tuple(range(sizes[one.axis][1] - one.add)) + (NEW,) * one.add for one in resizes}
         edit = Edit(plan, "changing", why, sizes, cost_of(before), cost_of(after), tuple(attributes), units)
-        structure._history.append(edit)
-    known = structure._known
-    structure._known = Known(
+        structure.surgery.history.append(edit)
+    known = structure.surgery.known
+    structure.surgery.known = Known(
         found,
         resized_example(structure.example, after.predictions[0], after),
         {**network.limits, **known.limits},
@@ -427,7 +427,7 @@ def _take_over(
         network.depth,
         settled=True,
     )
-    structure._enforcer.enforce(masks, tensor_table(structure.model).tensors)
+    structure.surgery.enforcer.enforce(masks, tensor_table(structure.model).tensors)
 
 
 def _names(table: TensorTable) -> dict[int, str]:

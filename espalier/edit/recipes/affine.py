@@ -6,7 +6,6 @@ parameters that nothing computes.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +17,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from espalier.edit.recipes.placing import M
 from espalier.edit.residual import CONVOLUTIONS
 from espalier.errors import PlanError
+from espalier.graph.forms import is_transposed
 
 _CONVOLUTIONS = frozenset(CONVOLUTIONS.values())
 
@@ -96,7 +96,7 @@ def read(module: nn.Module, path: str) -> Affine:
         padding = module.padding if isinstance(module.padding, str) else tuple(module.padding)
         window = Window(tuple(module.stride), padding, tuple(module.dilation), module.groups, module.padding_mode)
         return Affine(module.weight, module.bias, window)
-    if _is_transposed_linear(module):
+    if is_transposed(module):
         return Affine(module.get_parameter("weight").mT, module.get_parameter("bias"), None)
     raise PlanError(
         f"{path}: expected exactly nn.Linear, nn.Conv1d, nn.Conv2d or nn.Conv3d, found {_described(module)}, "
@@ -107,12 +107,6 @@ def read(module: nn.Module, path: str) -> Affine:
 def _described(module: nn.Module) -> str:
     known = next((one.__name__ for one in (nn.Linear, *CONVOLUTIONS.values()) if isinstance(module, one)), None)
     return type(module).__name__ + (f", which is derived from {known}" if known else "")
-
-
-def _is_transposed_linear(module: nn.Module) -> bool:
-    """Whether a module is the `Conv1D` of transformers: a linear layer with a weight of (in, out)."""
-    library = sys.modules.get("transformers.pytorch_utils")
-    return library is not None and type(module) is vars(library).get("Conv1D")
 
 
 def made(layer: Affine, like: nn.Module) -> nn.Module:

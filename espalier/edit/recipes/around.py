@@ -47,7 +47,12 @@ class _Layer:
 
 
 class Around:
-    """What runs before and after an edge."""
+    """What runs before and after an edge.
+
+    Attributes:
+        features_first: whether features are dimension 1 of several; the last dimension otherwise.
+        features: how many there are.
+    """
 
     def __init__(self, topology: Topology, found: Edge) -> None:
         self._edge = found
@@ -56,8 +61,8 @@ class Around:
         calls = [call for call in found.prediction.calls if not self._of_weights(call)]
         self._before = [call for call in reversed(calls) if call.index < found.call]
         self._after = [call for call in calls if call.index >= found.call]
-        self._is_convolution = self._features_first(_features(topology, found))
-        self.features = found.shape[1 if self._is_convolution else -1]
+        self.features_first = self._features_first(_features(topology, found))
+        self.features = found.shape[1 if self.features_first else -1]
 
     def _features_first(self, varying: tuple[int, ...]) -> bool:
         """Whether features are dimension 1 of several places; the last dimension otherwise."""
@@ -112,7 +117,7 @@ class Around:
 
     def kernel(self) -> tuple[int, ...] | None:
         """That of the nearest convolution that looks around and keeps the size; 3 everywhere if there is none."""
-        if not self._is_convolution:
+        if not self.features_first:
             return None
         dimensions = len(self._edge.shape) - 2
         for call in self._nearest():
@@ -140,7 +145,7 @@ class Around:
 
     def _widest(self, kernels: Sequence[tuple[int, ...]]) -> tuple[int, ...] | None:
         """The largest of some kernels; linear layers have 1."""
-        if not self._is_convolution:
+        if not self.features_first:
             return None
         dimensions = len(self._edge.shape) - 2
         odd = [one for one in kernels if len(one) == dimensions and all(size % 2 for size in one)]

@@ -4,8 +4,9 @@ from espalier.edit.recipes.copies import CopyOf
 from espalier.edit.recipes.factorised import Factorised
 from espalier.edit.recipes.folded import Folded
 from espalier.edit.recipes.identity import Identity
+from espalier.edit.recipes.linear import LinearMap
 from espalier.edit.recipes.redrawn import Redrawn
 from espalier.edit.recipes.residual import ResidualLayer
 from espalier.edit.recipes.skip import Skip
 
-__all__ = ["CopyOf", "Factorised", "Folded", "Identity", "Redrawn", "ResidualLayer", "Skip"]
+__all__ = ["CopyOf", "Factorised", "Folded", "Identity", "LinearMap", "Redrawn", "ResidualLayer", "Skip"]
