@@ -11,10 +11,12 @@ from espalier.methods.net2net import net2net as Net2Net
 from espalier.methods.north import north as North
 from espalier.methods.random import random_growing as Random
 from espalier.methods.rigl import rigl as RigL
+from espalier.methods.sensli import sensli as SensLI
 from espalier.methods.set import sparse_evolution as SET
 from espalier.methods.splitting import splitting as Splitting
 from espalier.methods.tiny import tiny as Tiny
 from espalier.methods.variance_transfer import variance_transfer as VarianceTransfer
+from espalier.methods.wider_or_deeper import wider_or_deeper as WiderOrDeeper
 
 __all__ = [
     "SET",
@@ -29,7 +31,9 @@ __all__ = [
     "North",
     "Random",
     "RigL",
+    "SensLI",
     "Splitting",
     "Tiny",
     "VarianceTransfer",
+    "WiderOrDeeper",
 ]

@@ -26,8 +26,8 @@ from espalier.parts.clock import Steps
 from espalier.parts.depth_candidate import seeded
 from espalier.parts.depth_places import Places
 from espalier.parts.depth_select import Rank
-from espalier.parts.goal import Direction, Goal, Level, Selection
-from espalier.parts.init import Init, Neutral
+from espalier.parts.goal import Direction, Goal, Level, Scores, Selection
+from espalier.parts.init import Beginning, Init, Neutral
 from espalier.parts.keep import Keep, check_entries
 from espalier.parts.memory import Memory
 from espalier.parts.recovery import Accept, Recovery
@@ -117,8 +117,8 @@ class Method:
         if self.level != "units" and triggers:
             raise MethodError(f"{self.name}: {triggers[0]!r} looks at units of axes; give one that looks at losses.")
         others = (
-            not isinstance(self.init, Neutral), self.grace is not None, self.min_fraction, self.round_to != 1,
-            self.uniform, self.recovery.slows,
+            single and not isinstance(self.init, Neutral), self.grace is not None, self.min_fraction,
+            self.round_to != 1, self.uniform, self.recovery.slows,
         )  # fmt: skip
         if self.level != "units" and any(others):
             raise MethodError(
@@ -143,7 +143,7 @@ class Method:
         check_scores(scores, context, goal, self.name)
         if self.level == "layers":
             check_layers(scores, goal, self.name)
-            return self._of_layers(context, goal, self.select(scores, goal))
+            return self._of_layers(context, goal, self.select(scores, goal), scores)
         chosen = self.select(spared(scores, goal), goal)
         start = self.init(context, chosen, scores)
         if self.direction == "prune":
@@ -152,10 +152,13 @@ class Method:
             edits = tuple(Resize(axis, add=len(units)) for axis, units in chosen.items())
         return Plan(edits, seed=context.seed, values=start.values, deltas=start.deltas)
 
-    def _of_layers(self, context: Context, goal: Goal, chosen: Selection) -> Plan:
+    def _of_layers(self, context: Context, goal: Goal, chosen: Selection, scores: Scores) -> Plan:
         """The plan in which these layers go or come; what they draw follows the seed."""
         edits = [edit for name in chosen for edit in seeded(goal.layers[name], derived_seed(context.seed, name))]
-        return Plan((), seed=context.seed, depth=tuple(edits))
+        resizes = tuple(one for name in chosen for one in goal.layers[name].resizes)
+        units = {one.axis: tuple(range(one.add)) for one in resizes}
+        start = self.init(context, units, scores) if units else Beginning()
+        return Plan(resizes, seed=context.seed, values=start.values, deltas=start.deltas, depth=tuple(edits))
 
 
 P = ParamSpec("P")

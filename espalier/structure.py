@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -367,6 +368,18 @@ class Structure:
             PlanError, SurgeryError: as `apply`.
         """
         return self.surgery.check(plan)
+
+    def tried(self, plan: Plan) -> AbstractContextManager[Edit]:
+        """Carry out a plan of layers while the body runs, and take it back: what would its new parameters be like?
+
+        All else of this object, the topology for one, is that of the network as it was. The body may run the network,
+        without a trace (`espalier.measure.stats.without_a_trace`), and must keep nothing of it.
+
+        Raises:
+            PlanError, SurgeryError: as `apply`; PlanError also for a plan that resizes or masks, which is what
+                `preview` is for.
+        """
+        return self.surgery.tried(plan)
 
     def preview(self, plan: Plan, *, within_limits: bool = True) -> Preview:
         """Every tensor as a plan would make it; changes nothing. A plan without edits makes nothing.

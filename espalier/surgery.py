@@ -7,7 +7,8 @@ fails on the way leaves all of them as they were.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -102,6 +103,18 @@ class Surgery:
                 return Contract(edit.contract, edit.why), edit.attributes
             _, contract, attributes, _, _ = self._prepare(plan)
         return contract, tuple(attributes)
+
+    @contextmanager
+    def tried(self, plan: Plan) -> Iterator[Edit]:
+        """See `Structure.tried`."""
+        if plan.edits or plan.masks:
+            raise PlanError("only layers are tried out; preview what resizes or masks.")
+        with uninterrupted():
+            journal, _, edit = self._carried_out(plan)
+        try:
+            yield edit
+        finally:
+            journal.rollback()
 
     def preview(self, plan: Plan, *, within_limits: bool = True) -> Preview:
         """Every tensor as a plan would make it; changes nothing. A plan without edits makes nothing.

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from espalier.edit.depth_edits import DepthEdit, Insert
+from espalier.edit.plan import Resize
 from espalier.edit.recipes.redrawn import Redrawn
 from espalier.edit.recipes.residual import ResidualLayer
 
@@ -25,6 +26,8 @@ class Candidate:
     """Paths of what would go; of new ones, the module that they come after."""
     layers: int = 1
     """What it counts as in a budget of `Units`."""
+    resizes: tuple[Resize, ...] = ()
+    """Units that come instead, where a method chooses between widths and layers."""
 
 
 @dataclass(frozen=True)

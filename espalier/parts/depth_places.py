@@ -300,7 +300,8 @@ def _blocks(found: Sequence[Site], structure: Structure) -> list[Site]:
         and type(structure.model.get_submodule(one.modules[0])) in kinds
     ]
     if not blocks:
-        blocks = [one for one in found if one.removal is not None and one.parameters and one.flops]
+        able = [one for one in found if one.removal is not None and one.parameters and one.flops]
+        blocks = [one for one in able if len(one.modules) == 1] or able
     return sorted(blocks, key=lambda one: one.position)
 
 
@@ -314,17 +315,19 @@ def _matching(found: Sequence[Site], asked: Sequence[str]) -> list[Site]:
 
 
 def _apart(found: Iterable[Site]) -> tuple[Site, ...]:
-    """Those that are in no other one."""
-    every = list(found)
-    return tuple(one for one in every if not any(_inside(one, other) for other in every if other is not one))
+    """Those that are in no other one; of those that share a module, the first."""
+    every, kept = list(found), list[Site]()
+    for one in every:
+        if not any(_inside(one, other) for other in every if other is not one):
+            shared = {path for other in kept for path in other.modules}
+            if shared.isdisjoint(one.modules):
+                kept.append(one)
+    return tuple(kept)
 
 
 def _inside(one: Site, other: Site) -> bool:
-    """Whether a site is a part of another one, or they share a module."""
-    if len(one.modules) == 1 and set(one.modules) == set(other.modules):
-        return False
-    paths = [path for path in one.modules if any(f"{path}.".startswith(f"{holder}.") for holder in other.modules)]
-    return bool(paths) and (len(other.modules) >= len(one.modules) or len(paths) < len(one.modules))
+    """Whether all modules of a site are in those of another one."""
+    return all(any(f"{path}.".startswith(f"{holder}.") for holder in other.modules) for path in one.modules)
 
 
 __all__ = ["Blocks", "Copies", "New", "NewLayers", "Places", "Removable", "StageEnds", "Start", "copied", "inserted"]

@@ -175,6 +175,9 @@ class Acting:
         refused: dict[str, str] = {}
         accepted: tuple[DepthEdit, ...] = ()
         for name, one in goal.layers.items():
+            if one.resizes and set(one.resizes) <= set(plan.edits):
+                why = self._refused(Plan(one.resizes, seed=plan.seed)).values()
+                refused |= {name: "; ".join(why)} if why else {}
             places = {_place(edit) for edit in one.edits}
             edits = tuple(edit for edit in plan.depth if _place(edit) in places)
             if not edits:

@@ -102,7 +102,7 @@ class Members:
 
 def _renamed_layer(name: str, names: Names) -> str | None:
     path = module_of(name)
-    new = names.modules.get(path, path)
+    new = (names.axes if name.endswith(" units") else names.modules).get(path, path)
     return None if new is None else new + name.removeprefix(path)
 
 
