@@ -469,13 +469,16 @@ def test_an_optimizer_that_was_made_with_names_has_those_of_now() -> None:
     group = optimizer.param_groups[0]
     assert len(group["param_names"]) == len(group["params"])
     named = dict(model.named_parameters())
-    assert [named[name] is one for name, one in zip(group["param_names"], group["params"], strict=True)] == [
-        True
-    ] * len(named)
-    optimizer.load_state_dict(optimizer.state_dict())
+    assert {*group["param_names"]} == {*named}
+    assert all(named[name] is one for name, one in zip(group["param_names"], group["params"], strict=True))
+    torch.optim.AdamW([*model.named_parameters()]).load_state_dict(optimizer.state_dict())
     structure.undo()
     structure.undo()
     assert not differences(before, snapshot(model, optimizer, structure))
+    structure.remove_layer("blocks.0")
+    optimizer.load_state_dict(optimizer.state_dict())  # makes new groups
+    with pytest.raises(SurgeryError, match="a parameter group of the optimizer was changed since then"):
+        structure.undo()
 
 
 def test_groups_of_their_own_rates_stay_and_new_parameters_join_those_of_their_kind() -> None:
