@@ -10,7 +10,7 @@ def methods_text() -> str:
     paragraphs = []
     for entry in methods():
         method = entry.method
-        lines = [f"{method.direction} {method.name}: {method.description}", f"    {method.paper}"]
+        lines = [f"{method.direction} {method.name} ({method.level}): {method.description}", f"    {method.paper}"]
         if entry.defaults:
             lines.append(f"    {', '.join(f'{name}={value!r}' for name, value in entry.defaults.items())}")
         lines.append(f"    when: {method.schedule}")

@@ -130,6 +130,7 @@ def event_text(record: Record) -> str:
     if record["masks"]:
         before, after = (sum(live) for live in zip(*record["masks"].values(), strict=True))
         return f"{record['action']:<5} {whole(before)} → {whole(after)} live weights ({record['method']})"
+    sizes += record["layers"]
     if not sizes:
         return f"{record['action']} ({record['method']}): {record['why']}"
     if len(sizes) > _NAMED_AXES:

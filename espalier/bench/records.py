@@ -4,15 +4,16 @@
 with a `kind`:
 
     start         parameters, flops (per sample), axes {name: size}, weights {parameter that has a mask: [live, all]},
-                  architecture [{module, type, shape, parameters}]
+                  depth {stage: number of layers or cells} if a method changes it, architecture [{module, type, shape,
+                  parameters}]
     epoch         epoch, step, train_loss, train_accuracy, val_loss, val_accuracy, learning_rate, parameters, flops,
-                  axes, weights, training_flops, seconds
+                  axes, weights, depth, training_flops, seconds
     event         step, epoch, method, action (grow or prune), axes {name: [before, after]}, masks {parameter: [live
-                  before, after]}, weights (after it), parameters [before, after], flops [before, after], loss [before,
-                  after] on the same batch, contract, training_flops, seconds
+                  before, after]}, layers [what came or went], weights and depth (after it), parameters [before, after],
+                  flops [before, after], loss [before, after] on the same batch, contract, training_flops, seconds
     static_epoch  as epoch, for the static network of the final size
-    end           test_accuracy, test_loss, parameters, flops, axes, weights, architecture, training_flops, seconds, and
-                  static: null or the same figures of the static network
+    end           test_accuracy, test_loss, parameters, flops, axes, weights, depth, architecture, training_flops,
+                  seconds, and static: null or the same figures of the static network
 
 Everything in the folder is data from others: nothing is executed, what cannot be read is left out and said.
 """

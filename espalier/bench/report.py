@@ -16,6 +16,7 @@ from espalier.bench.charts import SCRIPT, si
 from espalier.bench.charts import STYLE as CHART_STYLE
 from espalier.bench.page_style import LOGO, PAGE_STYLE
 from espalier.bench.records import Record, Run, as_mapping, as_number, count_of, latest, read_run
+from espalier.bench.report_depth import depth
 from espalier.bench.report_plots import cost, learning, widths
 from espalier.bench.report_sparsity import held_text, sparsity
 from espalier.bench.report_tables import architecture, configuration, event_table
@@ -45,7 +46,7 @@ def _page(run: Run) -> str:
     title = " · ".join(str(run.config[key]) for key in ("task", "model") if run.config.get(key)) or "Run"
     digest = b64encode(sha256(SCRIPT.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    sections = (_tiles, learning, cost, sparsity, widths, architecture, event_table, configuration)
+    sections = (_tiles, learning, cost, depth, sparsity, widths, architecture, event_table, configuration)
     return "\n".join(
         [
             '<!doctype html><html lang="en"><head><meta charset="utf-8">',

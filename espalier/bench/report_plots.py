@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from espalier.bench.charts import Marker, Series, legend, line_chart, percent, si, whole, width_strip
@@ -110,6 +110,7 @@ def _event_tip(event: Record) -> str:
     """Plain text (the chart escapes it)."""
     axes = [f"{name}: {plain_change(pair, whole)}" for name, pair in as_mapping(event.get("axes")).items()]
     axes += [f"{name}: {plain_change(pair, whole)} live" for name, pair in as_mapping(event.get("masks")).items()]
+    axes += list(map(str, layers)) if isinstance(layers := event.get("layers"), list) else []
     rest = [f"and {len(axes) - 6} more"] if len(axes) > 6 else []
     lines = [
         f"{event.get('action')} by {event.get('method')}, step {event.get('step')}, epoch {event.get('epoch')}",
@@ -158,23 +159,29 @@ def widths(run: Run) -> str:
     sizes, last = _width_history(run)
     moved = {name: history for name, history in sizes.items() if len(history) > 1}
     still = {name: history[0][1] for name, history in sizes.items() if len(history) == 1}
-    few = len(moved) <= FEW_AXES
-    figures = [_width_figure(name, history, last, few) for name, history in moved.items()]
-    keys = (
-        '<div class="legend"><span class="key grow"><i></i>wider than at the start</span>'
-        '<span class="key prune"><i></i>narrower</span>'
-        f'<span class="key" style="--c:var(--even)"><i></i>as at the start</span>'
-        f"<span>each strip runs from step 0 to step {whole(last)}; its height is the width</span></div>"
-    )
-    longest = max(map(len, moved), default=0) + 1
-    grid = f'<div class="{"minis" if few else "rows"}" style="--name:{longest}ch">{"".join(figures)}</div>'
-    body = keys + grid if moved else ""
+    body = strips(moved, last, "width") if moved else ""
     if still:
         names = ", ".join(f"<code>{escape(name)}</code> {whole(size)}" for name, size in still.items())
         count = f"{len(still)} axes that never changed" if len(still) > 1 else "1 axis that never changed"
         body += f'<details style="margin-top:16px"><summary>{count}</summary>{names}</details>'
     about = f"{len(moved)} of {len(sizes)} axes changed. An axis is a class of coupled units such as channels."
+    if any(event.get("layers") for event in run.events):
+        about += " Layers came or went: an axis goes by the name that it has at each time."
     return section("Width of every axis", about, f'<div class="card">{body or "No axis was recorded."}</div>')
+
+
+def strips(histories: Mapping[str, Sequence[tuple[float, float]]], last: float, what: str) -> str:
+    """For every name how large something was over time, to the step `last`."""
+    few = len(histories) <= FEW_AXES
+    figures = [_width_figure(name, history, last, few) for name, history in histories.items()]
+    keys = (
+        '<div class="legend"><span class="key grow"><i></i>more than at the start</span>'
+        '<span class="key prune"><i></i>less</span>'
+        f'<span class="key" style="--c:var(--even)"><i></i>as at the start</span>'
+        f"<span>each strip runs from step 0 to step {whole(last)}; its height is the {what}</span></div>"
+    )
+    longest = max(map(len, histories), default=0) + 1
+    return f'{keys}<div class="{"minis" if few else "rows"}" style="--name:{longest}ch">{"".join(figures)}</div>'
 
 
 def _width_figure(name: str, history: Sequence[tuple[float, float]], last: float, few: bool) -> str:

@@ -79,7 +79,7 @@ def _table(head: str, rows: Sequence[str]) -> str:
 def event_table(run: Run) -> str:
     """Every event with what it changed."""
     head = (
-        '<tr><th class="n">Step</th><th class="n">Epoch</th><th>Action</th><th>Method</th><th>Axes and masks</th>'
+        '<tr><th class="n">Step</th><th class="n">Epoch</th><th>Action</th><th>Method</th><th>Axes, masks, layers</th>'
         '<th class="n">Parameters</th><th class="n">FLOPs</th><th class="n">Loss, same batch</th><th>Contract</th></tr>'
     )
     if not run.events:
@@ -93,7 +93,7 @@ def _event_row(event: Record) -> str:
     css = action if action in ("grow", "prune") else "other"
     contract = as_text(event.get("contract"))
     pill = f'<span class="pill {contract if contract in ("exact", "changing") else ""}">{contract}</span>'
-    places = [*_places(event, "axes", ""), *_places(event, "masks", " live")]
+    places = [*_places(event, "axes", ""), *_places(event, "masks", " live"), *_layers(event)]
     return (
         f'<tr><td class="n">{as_text(event.get("step"))}</td><td class="n">{as_text(event.get("epoch"))}</td>'
         f'<td><span class="act {css}">{event_icon(action)}{escape(action)}</span></td>'
@@ -117,6 +117,11 @@ def _places(event: Record, key: str, unit: str) -> list[str]:
         f'<span class="s"><code>{escape(str(name))}</code> {change(*as_pair(pair))}{unit}</span>'
         for name, pair in as_mapping(event.get(key)).items()
     ]
+
+
+def _layers(event: Record) -> list[str]:
+    layers = event.get("layers")
+    return [f'<span class="s">{escape(str(one))}</span>' for one in layers] if isinstance(layers, list) else []
 
 
 def _listed(items: Sequence[str]) -> str:

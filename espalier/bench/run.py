@@ -236,6 +236,7 @@ def _described(training: Training) -> dict[str, Any]:
         **training.cost(),
         "axes": training.axes(),
         "weights": training.weights(),
+        "depth": training.depth(),
         "architecture": architecture(training.model),
     }
 

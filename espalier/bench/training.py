@@ -29,6 +29,7 @@ from espalier.edit.masks import NO_MASKS, Masks
 from espalier.errors import CheckpointError, RunError
 from espalier.graph.topology import Topology
 from espalier.method import Method
+from espalier.parts.depth_places import Blocks
 from espalier.train.checkpoint import load, save
 from espalier.train.events import Event
 from espalier.train.session import Session
@@ -114,6 +115,8 @@ class Training:
         else:
             self.structure = load(checkpoint[1] / _NETWORK, model, example, optimizer=optimizer)
         self._measured: Topology | None = None
+        self._staged: Topology | None = None
+        self._depth: dict[str, int] = {}
         self._cost: dict[str, int] = {}
         self._objective = Objective(assignment.task.label_smoothing)
         probe = islice(batches(assignment.data.x_val, assignment.data.y_val, assignment.task.batch_size), PROBE_BATCHES)
@@ -155,6 +158,15 @@ class Training:
     def weights(self) -> dict[str, list[int]]:
         """Live and all weights of every parameter that has a mask."""
         return {name: [int(mask.sum()), mask.numel()] for name, mask in self.structure.masks.items()}
+
+    def depth(self) -> dict[str, int]:
+        """The number of layers or cells in each stage of the network; empty if no method changes it."""
+        if not any(method.level == "layers" for method in self.assignment.methods):
+            return {}
+        if self._staged is not self.structure.topology:
+            self._staged = self.structure.topology
+            self._depth = Blocks(self.structure, None).stages
+        return self._depth
 
     def run(
         self, after_step: Callable[[], None], on_epoch: Callable[[Record], None], on_event: Callable[[Record], None]
@@ -267,6 +279,7 @@ class Training:
             **self.cost(),
             "axes": self.axes(),
             "weights": self.weights(),
+            "depth": self.depth(),
             "training_flops": self.training_flops,
             "seconds": round(self.seconds, 3),
         }
@@ -281,7 +294,9 @@ class Training:
                 "action": event.action,
                 "axes": {name: list(sizes) for name, sizes in event.sizes.items()},
                 "masks": {name: list(live) for name, live in event.masks.items()},
+                "layers": list(event.layers),
                 "weights": self.weights(),
+                "depth": self.depth(),
                 "parameters": [before.parameters, after.parameters],
                 "flops": [before.flops // self._example_size, after.flops // self._example_size],
                 "loss": [event.loss_before, event.loss_after],

@@ -62,7 +62,7 @@ def build(
         measure: what costs are counted in, ``parameters`` or ``flops``.
         scope: whether pruning cuts all axes in proportion (``axis``) or lets them compete (``global``); None for what
             the method does by itself.
-        axes: names or patterns of the axes to change; None for all that may.
+        axes: names or patterns of the axes (of methods of layers: of the modules) to change; None for all that may.
 
     Raises:
         MethodError: an unknown setting or method, a method that the setting needs is None, or a size that is on the
@@ -90,6 +90,11 @@ def build(
         return _of_weights(
             setting, grow, prune, period=max(2, total_steps // _PERIODS), size=size, scope=scope, axes=axes
         )
+    if "layers" in levels and (scope is not None or (axes is not None and len(levels) > 1)):
+        raise MethodError(
+            f"grow={grow!r} and prune={prune!r}: layers have no scope, and names of axes mean axes to one method and "
+            "modules to the other; leave scope= and axes= out, or put the methods into an espalier.Session."
+        )
     final = _SIZES[setting] if size is None else size
     if (setting == "growing" and final <= 1) or (setting == "shrinking" and not 0 < final < 1) or final <= 0:
         raise MethodError(
@@ -104,12 +109,14 @@ def build(
             beyond = final if prune is None else final * (1 + _SWING)
             amount: dict[str, Any] = {"budget": _budget(measure, beyond), "shape": "linear"}
         else:
-            amount = {"amount": _SWING}
+            amount = {"per_event": 1} if find("grow", grow).method.level == "layers" else {"amount": _SWING}
         when = {"every": Steps(period), "start": Steps(period), "until": Steps(last_growth)}
         methods.append(_made("grow", grow, axes=axes, **amount, **when))
     if prune is not None:
         turn = period // 2
-        target = {"budget": _budget(measure, final), "shape": _SHAPES[setting], "scope": scope}
+        target: dict[str, Any] = {"budget": _budget(measure, final), "shape": _SHAPES[setting]}
+        if find("prune", prune).method.level == "units":
+            target["scope"] = scope
         when = {"every": Steps(period), "start": Steps(period + turn), "until": Steps(last_growth + turn)}
         methods.append(_made("prune", prune, axes=axes, **target, **when))
     return methods
