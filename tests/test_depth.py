@@ -18,7 +18,7 @@ from zoo_small import ZOO
 import espalier as esp
 from espalier.edit.depth_edits import Insert, Remove
 from espalier.edit.plan import Plan, grow_plan, mask_plan
-from espalier.errors import EspalierError, PlanError
+from espalier.errors import EspalierError, PlanError, SurgeryError
 from espalier.graph.sites import Site
 from espalier.layers import CopyOf, Identity, ResidualLayer
 from espalier.structure import Structure
