@@ -42,7 +42,7 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from paired import Record, append, interval, origin, read, scaled
+from paired import Record, append, interval, origin, read, reading, scaled
 from torch import Tensor, nn
 
 import espalier as esp
@@ -226,7 +226,7 @@ def table(records: Sequence[Record]) -> str:
         for what, factor, digits in (("accuracy", 100, 2), ("loss", 1, 4)):
             mean, half = interval([factor * run["test"][what] for run in runs.values()])
             cells.append(f"{mean:.{digits}f} ± {half:.{digits}f}")
-        lines.append(f"| {' | '.join(cells + _against(runs, scratch) * (way != SCRATCH))} |")
+        lines.append(f"| {' | '.join(cells + ([''] * 4 if way == SCRATCH else _against(runs, scratch)))} |")
     return "\n".join(lines)
 
 
@@ -260,7 +260,8 @@ def write_table() -> None:
         "one from scratch, or above: the mean difference, paired by seed, is no more than its standard error below 0.",
         "",
     ]
-    (RESULTS / "depth_growth.md").write_text("\n".join([*head, table(records), ""]))
+    path = RESULTS / "depth_growth.md"
+    path.write_text("\n".join([*head, table(records), ""]) + reading(path))
 
 
 def main() -> None:

@@ -40,7 +40,7 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from paired import Record, append, interval, origin, read
+from paired import Record, append, interval, origin, read, reading
 from torch import Tensor, nn
 
 import espalier as esp
@@ -412,7 +412,8 @@ def write_table() -> None:
             *after_training(again),
             "",
         ]
-    (RESULTS / "depth_removal.md").write_text("\n".join(lines))
+    path = RESULTS / "depth_removal.md"
+    path.write_text("\n".join(lines) + reading(path))
 
 
 def main() -> None:

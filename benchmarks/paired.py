@@ -34,6 +34,12 @@ def append(path: Path, record: Record) -> None:
         file.write(json.dumps(record) + "\n")
 
 
+def reading(path: Path) -> str:
+    """What a person wrote below the tables of a file, which stays when they are written anew."""
+    _, heading, text = (path.read_text() if path.exists() else "").partition("\n## Reading\n")
+    return heading + text
+
+
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """Mean and half of the 95% interval (Student's t)."""
     if len(values) < 2:

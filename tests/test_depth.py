@@ -18,7 +18,7 @@ from zoo_small import ZOO
 import espalier as esp
 from espalier.edit.depth_edits import Insert, Remove
 from espalier.edit.plan import Plan, grow_plan, mask_plan
-from espalier.errors import EspalierError, PlanError
+from espalier.errors import EspalierError, PlanError, SurgeryError
 from espalier.graph.sites import Site
 from espalier.layers import CopyOf, Identity, ResidualLayer
 from espalier.structure import Structure
@@ -454,3 +454,47 @@ def test_a_failure_of_every_stage_leaves_everything(
     assert not differences(of_copy, snapshot(averaged))
     structure.apply(plan)
     assert torch.equal(model(x), averaged(x))
+
+
+def test_an_optimizer_that_was_made_with_names_has_those_of_now() -> None:
+    torch.manual_seed(0)
+    model = Stack().double()
+    x = torch.randn(4, 5, dtype=torch.float64)
+    optimizer = torch.optim.AdamW([*model.named_parameters()])
+    step(model, optimizer, x)
+    structure = esp.attach(model, x, optimizer=optimizer)
+    before = snapshot(model, optimizer, structure)
+    structure.remove_layer("blocks.0")
+    structure.add_cell("blocks")
+    group = optimizer.param_groups[0]
+    assert len(group["param_names"]) == len(group["params"])
+    named = dict(model.named_parameters())
+    assert {*group["param_names"]} == {*named}
+    assert all(named[name] is one for name, one in zip(group["param_names"], group["params"], strict=True))
+    torch.optim.AdamW([*model.named_parameters()]).load_state_dict(optimizer.state_dict())
+    structure.undo()
+    structure.undo()
+    assert not differences(before, snapshot(model, optimizer, structure))
+    structure.remove_layer("blocks.0")
+    optimizer.load_state_dict(optimizer.state_dict())  # makes new groups
+    with pytest.raises(SurgeryError, match="a parameter group of the optimizer was changed since then"):
+        structure.undo()
+
+
+def test_groups_of_their_own_rates_stay_and_new_parameters_join_those_of_their_kind() -> None:
+    torch.manual_seed(0)
+    model = Stack().double()
+    x = torch.randn(4, 5, dtype=torch.float64)
+    matrices = [one for one in model.parameters() if one.dim() > 1]
+    vectors = [one for one in model.parameters() if one.dim() < 2]
+    optimizer = torch.optim.SGD([{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "lr": 0.5}], lr=0.1)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, [0.1, 0.5], total_steps=20)
+    structure = esp.attach(model, x, optimizer=optimizer)
+    structure.insert_layer(after="stem")
+    structure.add_cell("blocks", init="copy")
+    structure.factorise("head", 2)
+    assert all(one.dim() > 1 for one in optimizer.param_groups[0]["params"])
+    assert all(one.dim() < 2 for one in optimizer.param_groups[1]["params"])
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len([*model.parameters()])
+    step(model, optimizer, x)
+    scheduler.step()

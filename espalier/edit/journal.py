@@ -136,6 +136,8 @@ class GroupRecord:
     state: Mapping[Tensor, Any]
     order: list[Tensor]
     """Of all states, as they were."""
+    names: list[str] | None
+    """Of the parameters, where the optimizer was made with names."""
 
     def restore(self) -> None:
         present = set(map(id, self.old))
@@ -143,6 +145,8 @@ class GroupRecord:
             if id(parameter) not in present:
                 self.optimizer.state.pop(parameter, None)
         self.group["params"][:] = self.old
+        if self.names is not None:
+            self.group["param_names"][:] = self.names
         known = {**self.optimizer.state, **self.state}
         in_order = {one: known[one] for one in self.order if one in known}
         self.optimizer.state.clear()
@@ -197,12 +201,22 @@ class Journal:
         """Note a hook that was put on a module just now."""
         self._records.append(HookRecord(handle))
 
-    def set_group(self, optimizer: Optimizer, group: dict[str, Any], parameters: Sequence[Tensor]) -> None:
-        """Give a group of an optimizer other parameters, in its own list; the state of those that leave it goes."""
+    def set_group(
+        self, optimizer: Optimizer, group: dict[str, Any], parameters: Sequence[Tensor], names: Mapping[int, str]
+    ) -> None:
+        """Give a group of an optimizer other parameters, in its own list; the state of those that leave it goes.
+
+        Names are by `id` of the parameter; an optimizer that was made with names gets them.
+        """
         staying = set(map(id, parameters))
         leaving = [one for one in group["params"] if id(one) not in staying and one in optimizer.state]
         state = {one: optimizer.state[one] for one in leaving}
-        self._records.append(GroupRecord(optimizer, group, list(group["params"]), state, list(optimizer.state)))
+        known: list[str] | None = group.get("param_names")
+        before = None if known is None else list(known)
+        self._records.append(GroupRecord(optimizer, group, list(group["params"]), state, list(optimizer.state), before))
+        if known is not None:
+            own = {id(one): name for one, name in zip(group["params"], known, strict=True)}
+            known[:] = [names[id(one)] if id(one) in names else own[id(one)] for one in parameters]
         group["params"][:] = parameters
         for one in leaving:
             del optimizer.state[one]
@@ -255,6 +269,10 @@ class Journal:
             for record in self._records
             if isinstance(record, TensorRecord) and isinstance(record.tensor, nn.Parameter)
         ]
+
+    def groups(self) -> list[GroupRecord]:
+        """The records of groups of optimizers."""
+        return [record for record in self._records if isinstance(record, GroupRecord)]
 
     def states(self) -> list[StateRecord]:
         """The records of optimizer state."""
@@ -356,6 +374,9 @@ class UndoStack:
                 return f"parameter {record.name}"
             if record.sum is not None and not torch.equal(record.sum, checksum(record.tensor)):
                 return f"parameter {record.name}"
+        for group in journal.groups():
+            if not any(one is group.group for one in group.optimizer.param_groups):
+                return "a parameter group of the optimizer"
         for state in journal.states():
             place, entries = _present(state)
             for key, value in entries:

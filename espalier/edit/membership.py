@@ -34,6 +34,7 @@ def follow(
     """
     known, present = {id(one) for one in before.values()}, {id(one) for one in after.values()}
     groups = {id(one): group for group in optimizer.param_groups for one in group["params"]}
+    names = {id(one): name for name, one in after.items()}
     joining: dict[int, list[Tensor]] = {}
     for name, tensor in after.items():
         if id(tensor) in known or not isinstance(tensor, nn.Parameter):
@@ -47,10 +48,7 @@ def follow(
             if id(one) not in known or id(one) in present:
                 parameters.append(one)
             parameters += joining.get(id(one), ())
-        if len(parameters) != len(group["params"]) or any(
-            one is not other for one, other in zip(parameters, group["params"], strict=True)
-        ):
-            journal.set_group(optimizer, group, parameters)
+        journal.set_group(optimizer, group, parameters, names)
 
 
 def _nearest(tensor: Tensor, at: str, before: Mapping[str, Tensor], held: Mapping[int, object]) -> Tensor | None:
