@@ -2,6 +2,7 @@
 
     python benchmarks/every_pair.py digits [--jobs 2] [--out FILE.jsonl]
     python benchmarks/every_pair.py images.npz --images 1000 --model lenet5
+    python benchmarks/every_pair.py digits --model resnet20 --levels layers
 
 A run is short: it shows that a pair works, not how well. With `--images` it takes the first so many training images and
 half as many test images. Results are added to the file as they come, and runs that are in it are not done again.
@@ -29,15 +30,19 @@ from espalier.method import methods
 from espalier.train.settings import SETTINGS
 
 
-def pairs() -> list[tuple[str, str, str]]:
+LEVELS: dict[str, tuple[str, ...]] = {"units": SETTINGS, "layers": SETTINGS, "weights": ("constant",)}
+
+
+def pairs(levels: list[str]) -> list[tuple[str, str, str]]:
     """(setting, growing method, pruning method) of all runs; those of single weights know fewer settings."""
     found: list[tuple[str, str, str]] = []
-    for level, settings in (("units", SETTINGS), ("weights", ("constant",))):
+    for level in levels:
+        settings = LEVELS[level]
         growing = [entry.method.name for entry in methods("grow", level)]
         pruning = [entry.method.name for entry in methods("prune", level)]
         found += [(setting, *pair) for setting in settings for pair in itertools.product(growing, pruning)]
         found += [("shrinking", NONE, name) for name in pruning]
-        found += [("growing", name, NONE) for name in growing if level == "units"]
+        found += [("growing", name, NONE) for name in growing if level != "weights"]
     return found
 
 
@@ -81,6 +86,7 @@ def main() -> None:
     parser.add_argument("--model")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--levels", nargs="+", choices=LEVELS, default=["units", "weights"])
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     done = options.out.read_text().splitlines() if options.out is not None and options.out.exists() else []
@@ -92,7 +98,7 @@ def main() -> None:
             source = ["--data", str(subset(Path(options.data), options.images, folder))]
         if options.model is not None:
             source += ["--model", options.model]
-        tasks = [(pair, source, options.epochs) for pair in pairs() if pair not in known]
+        tasks = [(pair, source, options.epochs) for pair in pairs(options.levels) if pair not in known]
         with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
             for one in pool.imap_unordered(run, tasks):
                 results.append(one)
