@@ -20,6 +20,7 @@ from espalier.parts.goal import Goal as Goal
 from espalier.parts.goal import Scores as Scores
 from espalier.parts.keep import NM as NM
 from espalier.parts.keep import Blocks as Blocks
+from espalier.parts.linear_fit import linearise as linearise
 from espalier.parts.rank import rank_by_energy as rank_by_energy
 from espalier.parts.rank import rank_by_error as rank_by_error
 from espalier.parts.recovery import Accept as Accept

@@ -35,4 +35,4 @@ def test_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     scope = run_blocks(DOCS / "layers.md")
     structure = scope["structure"]
-    assert len(structure.history) == 10  # type: ignore[attr-defined]
+    assert len(structure.history) == 11  # type: ignore[attr-defined]

@@ -24,10 +24,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from espalier.edit.apply import copy_of
 from espalier.edit.depth_edits import Replace
 from espalier.edit.plan import Plan
 from espalier.edit.recipes.linear import LinearMap, linear_like
 from espalier.errors import MethodError
+from espalier.graph.capture import tensor_table
 from espalier.measure.stats import without_a_trace
 from espalier.record import Edit
 from espalier.structure import Structure
@@ -82,6 +84,8 @@ def linearise(
 ) -> tuple[Edit, LinearFit]:
     """Replace a module by the linear map that is nearest to it: see `linear_fit`, whose arguments these are.
 
+    Copies that follow the model get the same map.
+
     Raises:
         PlanError: no linear map fits in place of the module.
         SurgeryError: the model would not run with it; nothing was changed.
@@ -89,11 +93,14 @@ def linearise(
     """
     fit = linear_fit(structure, path, forwards, ridge=ridge)
     edit = structure.apply(Plan((), depth=(Replace(path, fit.layer),)))
-    new = structure.model.get_submodule(path)
+    table = tensor_table(structure.model)
+    followers = [copy_of(table, module).root for module in structure.surgery.follow]
     with torch.no_grad():
-        weight = new.get_parameter("weight")
-        weight.copy_(fit.weight.view_as(weight))
-        new.get_parameter("bias").copy_(fit.bias)
+        for root in (structure.model, *followers):
+            new = root.get_submodule(path)
+            weight = new.get_parameter("weight")
+            weight.copy_(fit.weight.view_as(weight))
+            new.get_parameter("bias").copy_(fit.bias)
     return edit, fit
 
 
