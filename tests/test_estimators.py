@@ -65,7 +65,7 @@ def test_the_factor_k_alone_is_biased_for_the_hard_sigmoid():
     function, phi, k = HardSigmoid(), logits(4) / 2, 3.0
     found = estimates(DisARM(), function, phi, k) / function.chain(phi, k) * k
     error = found.std(0) / SAMPLES**0.5
-    assert ((found.mean(0) - enumerated(function, phi, k)).abs() > 5 * error).all()
+    assert ((found.mean(0) - enumerated(function, phi, k)).abs() > 5 * error).sum() >= 3  # c = k at one g alone
 
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=repr)
