@@ -29,7 +29,6 @@ from espalier.cli import main as espalier
 from espalier.method import methods
 from espalier.train.settings import SETTINGS
 
-
 LEVELS: dict[str, tuple[str, ...]] = {"units": SETTINGS, "layers": SETTINGS, "weights": ("constant",)}
 
 
