@@ -1,0 +1,130 @@
+"""What a network with independent gates costs in expectation, in closed form.
+
+Costs are polynomials in axis sizes (`espalier.parts.budget`). With independent gates of probabilities p_j the size n of
+an axis is a sum of Bernoulli variables, and those of different axes are independent, so that the expectation of a
+product is that of its factors:
+
+    E[n]   = sum of p_j
+    E[n^r] = sum over m of S(r, m) m! e_m(p)      S: Stirling numbers of the second kind, e_m: elementary symmetric
+                                                  polynomials, by Newton's identities from power sums of p
+
+This is exact for every polynomial. For products of distinct axes it is the polynomial at the expected sizes; a layer
+whose inputs and outputs are one axis (a residual stream) needs E[n^2], which is larger by the sum of p_j (1 - p_j).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Literal, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+from espalier.errors import MethodError
+from espalier.graph.topology import Topology
+from espalier.parts.budget import FLOPs, Parameters, Polynomial
+from espalier.parts.penalty import check_strength
+
+Counted = Literal["parameters", "flops"]
+
+
+def moment(probabilities: Tensor, power: int) -> Tensor:
+    """E[n^power] for n the number of gates that are open; differentiable."""
+    sums = [probabilities.pow(i).sum() for i in range(1, power + 1)]
+    symmetric = [torch.ones_like(sums[0]) if sums else torch.ones((), dtype=probabilities.dtype)]
+    for m in range(1, power + 1):
+        terms = [(-1) ** (i - 1) * symmetric[m - i] * sums[i - 1] for i in range(1, m + 1)]
+        symmetric.append(torch.stack(terms).sum() / m)
+    parts = [_stirling(power, m) * math.factorial(m) * symmetric[m] for m in range(power + 1)]
+    return torch.stack(parts).sum()
+
+
+def _stirling(n: int, m: int) -> int:
+    """In how many ways n things fall into m groups, none of them empty."""
+    if n == m:
+        return 1
+    return 0 if m in (0, n + 1) or m > n else m * _stirling(n - 1, m) + _stirling(n - 1, m - 1)
+
+
+def expected(cost: Polynomial, probabilities: Mapping[str, Tensor]) -> Tensor:
+    """The expectation of a cost in the sizes of axes that all have gates; a scalar, differentiable."""
+    moments: dict[tuple[str, int], Tensor] = {}
+    total = torch.zeros((), dtype=next(iter(probabilities.values())).dtype)
+    for axes, factor in cost.terms.items():
+        term = torch.full_like(total, float(factor))
+        for axis, power in Counter(axes).items():
+            if (axis, power) not in moments:
+                moments[axis, power] = moment(probabilities[axis], power)
+            term = term * moments[axis, power]
+        total = total + term
+    return total
+
+
+class GatePenalty(Protocol):
+    """What a method with gates adds to the loss, by their probabilities."""
+
+    def reference(self, topology: Topology) -> float:
+        """What values are relative to, taken once from the network as a session finds it."""
+
+    def __call__(self, topology: Topology, probabilities: Mapping[str, Tensor], reference: float) -> Tensor:
+        """A scalar; differentiable by the probabilities."""
+
+
+@dataclass(frozen=True)
+class ExpectedCost:
+    """strength * the expected cost of the coupled network, as a part of what the whole network cost at first.
+
+    A unit counts with all that it brings: the weights that make it and those that read it, in every layer of its axis,
+    as long as the units at their other end are there.
+    """
+
+    strength: float
+    of: Counted = "parameters"
+
+    def __post_init__(self) -> None:
+        check_strength(self.strength)
+        if self.of not in get_args(Counted):
+            raise MethodError(f"of: expected 'parameters' or 'flops', found {self.of!r}.")
+
+    def reference(self, topology: Topology) -> float:
+        return float(self._cost(topology).at({one.name: topology.sizes[one.number] for one in topology.axes.values()}))
+
+    def __call__(self, topology: Topology, probabilities: Mapping[str, Tensor], reference: float) -> Tensor:
+        sizes = {one.name: topology.sizes[one.number] for one in topology.axes.values()}
+        rest = {name: size for name, size in sizes.items() if name not in probabilities}
+        return self.strength / reference * expected(self._cost(topology).fixed(rest), probabilities)
+
+    def _cost(self, topology: Topology) -> Polynomial:
+        return (Parameters if self.of == "parameters" else FLOPs)(1).cost(topology, ())
+
+
+@dataclass(frozen=True)
+class PerUnit:
+    """strength * the expected number of units, axis by axis: the paper's weighting, whatever other axes do.
+
+    Li & Ji (2020) take, for every layer, lambda * the weights that one unit of it holds / a constant.
+    """
+
+    strengths: Mapping[str, float] = field(default_factory=dict)
+    """Name or pattern of axes -> strength; the first that fits counts, and none is zero."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "strengths", dict(self.strengths))
+        for strength in self.strengths.values():
+            check_strength(strength)
+
+    def reference(self, topology: Topology) -> float:
+        return 1.0
+
+    def __call__(self, topology: Topology, probabilities: Mapping[str, Tensor], reference: float) -> Tensor:
+        return torch.stack([self._strength(axis) * one.sum() for axis, one in probabilities.items()]).sum()
+
+    def _strength(self, axis: str) -> float:
+        return next((value for pattern, value in self.strengths.items() if fnmatchcase(axis, pattern)), 0.0)
+
+
+__all__ = ["Counted", "ExpectedCost", "GatePenalty", "PerUnit", "expected", "moment"]
