@@ -139,6 +139,11 @@ class Structure:
         return tuple(self.surgery.history)
 
     @property
+    def layers_moved(self) -> bool:
+        """Whether layers have come or gone since the model was built, so that names may mean others than they did."""
+        return bool(self.surgery.known.depth)
+
+    @property
     def masks(self) -> Masks:
         """Parameters -> what of them is live, as boolean tensors that are not to be changed; others are live whole.
 

@@ -191,3 +191,25 @@ def test_names_mean_what_they_meant() -> None:
     run.train(2, {})
     assert one.axes == ()
     assert other.axes == tuple(f"layers.{number}.up" for number in range(3))
+
+
+def test_a_session_goes_on_although_what_it_was_given_by_name_is_gone(tmp_path: Path) -> None:
+    def given() -> list[Method]:
+        return [
+            esp.prune.Random(axes=["layers.1.up", "layers.2.up"], amount=0.1, every=esp.steps(3)),
+            esp.prune.ShortGPT(axes=["layers.0", "layers.1"], per_event=1, every=esp.steps(2), start=0.0, until=1.0),
+        ]
+
+    run = Training("blocks", given())
+    run.structure.remove_layer("layers.2")
+    run.train(3, {})
+    assert [len(event.layers) for event in run.session.events if event.layers] == [1]
+    esp.save(run.structure, tmp_path)
+    state, noise = json.dumps(run.session.state_dict()), torch.get_rng_state()
+    rest = Training("blocks", given(), kept=tmp_path)
+    rest.session.load_state_dict(json.loads(state))
+    torch.set_rng_state(noise)
+    run.train(9, {})
+    rest.train(9, {})
+    assert run.events() == rest.events()
+    assert same(run.all_weights(), rest.all_weights())

@@ -44,7 +44,8 @@ class LayerOptions(TypedDict, total=False):
     accept: Accept | None
     """Undo events after which the held-out loss is worse; None (default) keeps them all."""
     axes: Sequence[str] | None
-    """Names or patterns of modules; None (default) for the blocks of the network (`espalier.parts.depth_places`)."""
+    """Names or patterns of modules, as they are at each event, when others may have come or gone before; None (default)
+    for the blocks of the network (`espalier.parts.depth_places`)."""
     budget: Budget | None
     """What the network may cost in the end. In ``Units`` every layer or cell that the method looks at counts as one:
     ``Units(0.5, of="initial")``, half of the layers, if neither this nor `per_event` is given (2.0 to grow)."""

@@ -165,7 +165,7 @@ class Blocks:
         self.every = structure.sites()
         self.boundaries = Boundaries(structure.topology)
         self._topology = structure.topology
-        chosen = _blocks(self.every, structure) if asked is None else _matching(self.every, asked)
+        chosen = _blocks(self.every, structure) if asked is None else _matching(structure, self.every, asked)
         self.sites = _apart(chosen)
         self._stages = self._in_stages()
         self.stages: dict[str, int] = {}
@@ -305,10 +305,10 @@ def _blocks(found: Sequence[Site], structure: Structure) -> list[Site]:
     return sorted(blocks, key=lambda one: one.position)
 
 
-def _matching(found: Sequence[Site], asked: Sequence[str]) -> list[Site]:
+def _matching(structure: Structure, found: Sequence[Site], asked: Sequence[str]) -> list[Site]:
     able = [one for one in found if one.may]
     for pattern in asked:
-        if not any(fnmatchcase(one.name, pattern) for one in able):
+        if not structure.layers_moved and not any(fnmatchcase(one.name, pattern) for one in able):
             known = ", ".join(one.name for one in able[:6])
             raise MethodError(f"axes: no layer that may change fits {pattern!r}; those there are: {known}.")
     return [one for one in able if any(fnmatchcase(one.name, pattern) for pattern in asked)]

@@ -33,7 +33,7 @@ def choose_weights(structure: Structure, asked: Sequence[str] | None) -> tuple[s
     if asked is None:
         return tuple(able)
     for pattern in asked:
-        if not any(fnmatchcase(name, pattern) for name in able):
+        if not structure.layers_moved and not any(fnmatchcase(name, pattern) for name in able):
             known = ", ".join(able[:6])
             raise MethodError(f"axes: no parameter of weights fits {pattern!r}; those there are: {known}.")
     return tuple(name for name in able if any(fnmatchcase(name, pattern) for pattern in asked))

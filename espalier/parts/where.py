@@ -83,6 +83,8 @@ def _matching(structure: Structure, asked: Sequence[str]) -> list[str]:
     found: dict[str, None] = {}
     for pattern in asked:
         matched = [name for name in structure.axes if name == pattern or fnmatchcase(name, pattern)]
+        if not matched and structure.layers_moved:
+            continue  # it went with its layer, or will come back by its name of now with the state of the session
         if not matched:
             if not _WILD & set(pattern):
                 find_axis(structure.topology, pattern)  # its error knows similar names

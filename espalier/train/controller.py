@@ -222,13 +222,13 @@ class Controller:
             return self._begin_layers(method, memory)
         if method.level == "weights":
             names = choose_weights(self._structure, method.axes)
-            if not names:
+            if not names and not self._structure.layers_moved:
                 raise MethodError(f"{method.name}: the network has no parameters whose weights could be masked.")
             total = self._weights(names)
             return Running(method, names, total, total, Watch(method.schedule), memory=memory)
         chosen = choose_axes(self._structure, method.direction, method.axes)
         axes = tuple(name for name, why in chosen.items() if why is None)
-        if not axes:
+        if not axes and not self._structure.layers_moved:
             reasons = "; ".join(f"{name}: {why}" for name, why in list(chosen.items())[:4])
             verb = "grow" if method.direction == "grow" else "shrink"
             raise MethodError(f"{method.name}: no axis can {verb} ({reasons or 'the network has none'}).")
@@ -239,7 +239,7 @@ class Controller:
 
     def _begin_layers(self, method: Method, memory: Memory | None) -> Running:
         catalogue = self._catalogue(method)
-        if not catalogue.candidates:
+        if not catalogue.candidates and not self._structure.layers_moved:
             verb = "be inserted or repeated" if method.direction == "grow" else "be removed"
             raise MethodError(
                 f"{method.name}: no layer can {verb}, of {catalogue.present} that it looks at; structure.sites() says "
@@ -262,6 +262,8 @@ class Controller:
 
     def _check_reachable(self, one: Running) -> None:
         amount, method = one.method.schedule.amount, one.method
+        if self._structure.layers_moved:  # what it may change comes with the state of the session that it goes on with
+            return
         if method.level == "weights" and method.direction == "grow":
             others = [other.method for other in self.running if other is not one]
             full = sum(self._sizes(one).values()) >= one.limit
