@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 import espalier as esp
 from espalier.method import Method
+from espalier.parts.estimators import ARM
 from espalier.parts.expected import ExpectedCost, PerUnit
 from espalier.parts.stages import Stages
 
@@ -43,22 +44,27 @@ class Moons(nn.Module):
         return self.out(torch.relu(self.hidden(self.embed(x))))
 
 
-def method(setting: str, preset: str, epochs: int) -> Method:
-    """`paper`: its stages, k and penalty; `annealed`: k rises over the search, and the penalty counts parameters."""
-    grows = setting == "growing"
-    start = (100 if grows else 500) / EPOCHS
-    if preset == "paper":
-        stages = Stages(1.0 if grows else 7.0, start, 1000 / EPOCHS)
-        each = 0.35 * 80 / 8160
-        penalty: PerUnit | ExpectedCost = PerUnit({"embed": each, "hidden": each})
-    else:
-        stages = Stages(1.0 if grows else 7.0, start, 1500 / EPOCHS, rise=30.0 if grows else 10.0)
-        penalty = ExpectedCost(0.5)
+def search_end(preset: str) -> float:
+    """Where the search ends and the learning rate falls to a tenth, as a fraction of the training."""
+    return (1000 if preset == "paper" else 1500) / EPOCHS
+
+
+def method(setting: str, preset: str) -> Method:
+    """`paper`: its stages, k, penalty and initial gates; `annealed`: k rises from 1 to 50 over a longer search, gates
+    begin undecided in both settings, and the penalty counts the parameters that are expected."""
+    grows, until, axes = setting == "growing", search_end(preset), ["embed", "hidden"]
+    few = {"embed": 3, "hidden": 3}
+    if preset == "annealed":
+        stages, penalty = Stages(1.0, (100 if grows else 250) / EPOCHS, until, rise=50.0), ExpectedCost(0.5)
+        if grows:
+            return esp.grow.NPN(stages, penalty, few, fill=1.0, fresh=False, rate=5e-3, axes=axes)
+        return esp.prune.NPN(stages, penalty, begin=0.73, rate=5e-3, axes=axes)
+    stages = Stages(1.0 if grows else 7.0, (100 if grows else 500) / EPOCHS, until)
+    each = 0.35 * 80 / 8160
+    weights = PerUnit({"embed": each, "hidden": each})
     if grows:
-        return esp.grow.NPN(
-            stages, penalty, awake={"embed": 3, "hidden": 3}, fill=0.1, fresh=False, axes=["embed", "hidden"]
-        )
-    return esp.prune.NPN(stages, penalty, axes=["embed", "hidden"])
+        return esp.grow.NPN(stages, weights, few, fill=0.1, fresh=False, estimator=ARM(), judged="mean", axes=axes)
+    return esp.prune.NPN(stages, weights, estimator=ARM(), judged="mean", axes=axes)
 
 
 def run(data: Path, setting: str, preset: str, seed: int, epochs: int) -> dict[str, object]:
@@ -74,7 +80,7 @@ def run(data: Path, setting: str, preset: str, seed: int, epochs: int) -> dict[s
     batches = [(points[i : min(i + BATCH, 500)], labels[i : min(i + BATCH, 500)]) for i in range(0, 500, BATCH)]
     held_out, test = (points[500:600], labels[500:600]), (points[600:], labels[600:])
     session = esp.Session(
-        structure, [method(setting, preset, epochs)],
+        structure, [method(setting, preset)],
         loss=lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1]),
         probe=[held_out], total_steps=epochs * len(batches), seed=seed,
     )  # fmt: skip
@@ -88,7 +94,7 @@ def run(data: Path, setting: str, preset: str, seed: int, epochs: int) -> dict[s
             optimizer.step()
             session.step()
         session.epoch_end()
-        if epoch == round(1000 / EPOCHS * epochs):
+        if epoch == round(search_end(preset) * epochs):
             for group in optimizer.param_groups:
                 group["lr"] *= 0.1
         features, hidden = (structure.axes[axis].size for axis in ("embed", "hidden"))
