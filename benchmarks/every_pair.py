@@ -37,8 +37,8 @@ def pairs(levels: list[str]) -> list[tuple[str, str, str]]:
     found: list[tuple[str, str, str]] = []
     for level in levels:
         settings = LEVELS[level]
-        growing = [entry.method.name for entry in methods("grow", level)]
-        pruning = [entry.method.name for entry in methods("prune", level)]
+        growing = [entry.method.name for entry in methods("grow", level) if entry.by_budget]
+        pruning = [entry.method.name for entry in methods("prune", level) if entry.by_budget]
         found += [(setting, *pair) for setting in settings for pair in itertools.product(growing, pruning)]
         found += [("shrinking", NONE, name) for name in pruning]
         found += [("growing", name, NONE) for name in growing if level != "weights"]

@@ -284,7 +284,7 @@ def measure(given: argparse.Namespace) -> None:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"growth_under_bn-{given.model}-{given.pixels}.jsonl"
     drop(path, given.again)
-    registered = [entry.method.name for entry in methods("grow")]
+    registered = [entry.method.name for entry in methods("grow", "units") if entry.by_budget]
     names = [CONTROL, ROUNDING, *(given.methods or registered)]
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(given.model, load(given.data), given.pixels, given.cache or Path(scratch))

@@ -107,9 +107,9 @@ def median(repeats: int, measure: Callable[[], float]) -> float:
 def growth(measured: Network, repeats: int, names: Sequence[str] | None) -> None:
     print(f"\n### {measured}\n\n| method | one axis | all axes | wanted, one axis |\n| --- | --- | --- | --- |")
     one = [ONE_AXIS[measured.name]]
-    for entry in methods("grow"):
+    for entry in methods("grow", "units"):
         name = entry.method.name
-        if names is not None and name not in names:
+        if not entry.by_budget or (names is not None and name not in names):
             continue
         single = median(repeats, partial(event, measured, entry.make, one))
         every = median(repeats, partial(event, measured, entry.make, None))

@@ -9,6 +9,7 @@ from espalier.methods.naive_zero_in import naive_zero_in as NaiveZeroIn
 from espalier.methods.net2deeper import net2deeper as Net2Deeper
 from espalier.methods.net2net import net2net as Net2Net
 from espalier.methods.north import north as North
+from espalier.methods.npn import npn_growing as NPN
 from espalier.methods.random import random_growing as Random
 from espalier.methods.rigl import rigl as RigL
 from espalier.methods.sensli import sensli as SensLI
@@ -19,6 +20,7 @@ from espalier.methods.variance_transfer import variance_transfer as VarianceTran
 from espalier.methods.wider_or_deeper import wider_or_deeper as WiderOrDeeper
 
 __all__ = [
+    "NPN",
     "SET",
     "AutoGrow",
     "CopyBlocks",

@@ -26,6 +26,7 @@ from espalier.parts.clock import Steps
 from espalier.parts.depth_candidate import seeded
 from espalier.parts.depth_places import Places
 from espalier.parts.depth_select import Rank
+from espalier.parts.gating import Gating, Planner
 from espalier.parts.goal import Direction, Goal, Level, Scores, Selection
 from espalier.parts.init import Beginning, Init, Neutral
 from espalier.parts.keep import Keep, check_entries
@@ -59,6 +60,10 @@ class Method:
     penalty: Penalty | None = None
     memory: Callable[[], Memory] | None = None
     """Makes what the method remembers between steps, once per session; None: nothing."""
+    gating: Gating | None = None
+    """How the training loss is evaluated, if not simply."""
+    planner: Planner | None = None
+    """Makes the whole plan of an event, in place of score, selection and initialiser."""
     recovery: Recovery = field(default_factory=Recovery)
     accept: Accept | None = None
     """What the held-out loss has to say for an event to be kept; None: it is kept."""
@@ -132,6 +137,8 @@ class Method:
         Raises:
             MethodError: the scores are no numbers or do not fit the axes.
         """
+        if self.planner is not None:
+            return self.planner(context, goal)
         scores = self.score(context, goal)
         if isinstance(self.select, Keep):
             check_entries(scores, goal, self.name)
@@ -172,6 +179,11 @@ class Entry:
     """The function that makes it; every argument has a default."""
     method: Method
     """The method with all defaults, name, paper and description included."""
+
+    @property
+    def by_budget(self) -> bool:
+        """Whether it takes the arguments that all methods share, a budget first of all; False where gates decide."""
+        return self.method.planner is None
 
     @property
     def defaults(self) -> Mapping[str, Any]:

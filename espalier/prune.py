@@ -7,6 +7,7 @@ from espalier.methods.layer_taylor import layer_taylor as LayerTaylor
 from espalier.methods.layers_random import layers_random as LayersRandom
 from espalier.methods.magnitude import magnitude as Magnitude
 from espalier.methods.movement import movement as Movement
+from espalier.methods.npn import npn_pruning as NPN
 from espalier.methods.polarization import polarization as Polarization
 from espalier.methods.random import random_pruning as Random
 from espalier.methods.shortgpt import shortgpt as ShortGPT
@@ -19,6 +20,6 @@ from espalier.methods.weights_magnitude import weights_magnitude as WeightsMagni
 from espalier.methods.weights_random import weights_random as WeightsRandom
 
 __all__ = [
-    "L1", "LAMP", "SNIP", "FilterL1", "LayerTaylor", "LayersRandom", "Magnitude", "Movement", "Polarization", "Random",
-    "ShortGPT", "Slimming", "SynFlow", "Taylor", "Wanda", "WeightsMagnitude", "WeightsRandom",
+    "L1", "LAMP", "NPN", "SNIP", "FilterL1", "LayerTaylor", "LayersRandom", "Magnitude", "Movement", "Polarization",
+    "Random", "ShortGPT", "Slimming", "SynFlow", "Taylor", "Wanda", "WeightsMagnitude", "WeightsRandom",
 ]  # fmt: skip

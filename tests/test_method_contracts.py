@@ -43,10 +43,12 @@ Batch = tuple[Tensor, ...]
 
 
 def cases(direction: Any = None) -> list[Any]:
+    """Methods of one direction. Those whose gates decide are in tests/test_npn.py."""
     return [
         pytest.param((entry, name), id=f"{entry.method.direction}-{entry.method.name}-{name}")
         for entry in methods(direction, "units")
         for name in NETWORKS
+        if entry.by_budget
     ]
 
 

@@ -34,7 +34,7 @@ from espalier.parts import (
     trigger_network,
     unit_scale,
 )
-from espalier.parts.goal import Goal
+from espalier.parts.goal import Direction, Goal
 from espalier.parts.score import Equal
 from espalier.train.settings import build
 
@@ -48,8 +48,17 @@ REFUSED = {("tiny", "llama_by_hand"): "weights make its units together"}
 NETWORKS = ["mlp", "lenet", "vgg_batch_norm", "resnet", "vit", "llama_by_hand"]
 
 
-def every_entry() -> list[Any]:
-    return [pytest.param(entry, id=f"{entry.method.direction}-{entry.method.name}") for entry in methods(level="units")]
+def every_entry(by_budget: bool = True) -> list[Any]:
+    """Methods of units; those whose gates decide (tests/test_npn.py) only if asked for."""
+    return [
+        pytest.param(entry, id=f"{entry.method.direction}-{entry.method.name}")
+        for entry in methods(level="units")
+        if entry.by_budget or not by_budget
+    ]
+
+
+def names_of(direction: Direction) -> list[str]:
+    return [entry.method.name for entry in methods(direction, "units") if entry.by_budget]
 
 
 def quick(entry: Entry) -> Method:
@@ -69,7 +78,7 @@ def test_a_method_is_a_frozen_value_whose_text_evaluates_to_it(entry: Entry) -> 
         method.name = "other"  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("entry", every_entry())
+@pytest.mark.parametrize("entry", every_entry(by_budget=False))
 def test_a_method_says_where_it_comes_from(entry: Entry) -> None:
     method = entry.method
     assert method.paper
@@ -127,8 +136,8 @@ def test_a_method_takes_the_shared_options(entry: Entry) -> None:
         entry.make(budget=esp.FLOPs(100), amount=0.2)
 
 
-@pytest.mark.parametrize("grow", [entry.method.name for entry in methods("grow", "units")])
-@pytest.mark.parametrize("prune", [entry.method.name for entry in methods("prune", "units")])
+@pytest.mark.parametrize("grow", names_of("grow"))
+@pytest.mark.parametrize("prune", names_of("prune"))
 def test_methods_combine(grow: str, prune: str) -> None:
     run = start("lenet", build("constant", grow, prune, total_steps=24), total_steps=24)
     first = run.structure.cost().parameters

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
@@ -94,6 +95,7 @@ class Session:
         self._slowing = Slowing(structure)
         for one in self._controller.running:
             self._check_provided(one)
+        self._gated: Running | None = None
         self._due: list[int | None] = []
         self._wake = _NEVER
         self._begin()
@@ -128,7 +130,7 @@ class Session:
         """The loss of a batch, the penalties of methods included; the batch is remembered for the next event."""
         self._batch = batch
         self._memories.catch_up()
-        total = self._loss(self.model, batch)
+        total = self._evaluated(batch)
         if self._listening and total.requires_grad:  # not where the user only evaluates
             for one in self._listening:
                 one.watch.hear(total)
@@ -137,6 +139,29 @@ class Session:
             penalty = one.method.penalty(self._context(one))
             total = total if penalty is None else total + penalty
         return total
+
+    def decided(self) -> AbstractContextManager[None]:
+        """Makes the network for a while what the methods have decided on, for evaluating it in the user's own way.
+
+        With a method whose gates are drawn while it trains, units are there or not as they would be now; with any other
+        it is the network as it is.
+        """
+        self._memories.catch_up()
+        one = self._gated
+        if one is None or one.method.gating is None:
+            return nullcontext()
+        return one.method.gating.decided(self._context(one))
+
+    def _evaluated(self, batch: Batch) -> Tensor:
+        """The loss of a batch as the methods want it evaluated."""
+        one = self._gated
+        if one is None or one.method.gating is None:
+            return self._loss(self.model, batch)
+        return one.method.gating.loss(self._context(one), partial(self._loss, self.model, batch))
+
+    def _as_decided(self, batch: Batch) -> Tensor:
+        with self.decided():
+            return self._loss(self.model, batch)
 
     def step(self) -> None:
         """To be called after every optimizer step. Events happen here.
@@ -205,6 +230,11 @@ class Session:
         running = self._controller.running
         self.structure.step = self._step
         self._penalised = [one for one in running if one.method.penalty is not None]
+        gated = [one for one in running if one.method.gating is not None]
+        if len(gated) > 1:
+            names = " and ".join(one.method.name for one in gated)
+            raise MethodError(f"{names} both evaluate the loss in a way of their own; give one of them.")
+        self._gated = next(iter(gated), None)
         self._listening = [one for one in running if "loss" in one.watch.needs]
         self._remembering = [one for one in running if one.memory is not None]
         followers: list[Follower] = [one.memory for one in running if one.memory is not None]
@@ -266,11 +296,12 @@ class Session:
 
     def _warn_unheard(self) -> None:
         """Nobody called `loss`: say what remains without effect."""
-        names = {one.method.name: None for one in (*self._penalised, *self._listening)}
+        gated = () if self._gated is None else (self._gated,)
+        names = {one.method.name: None for one in (*self._penalised, *self._listening, *gated)}
         if names:
             warn(
                 f"{', '.join(names)}: the loss of training was never taken from session.loss(batch), so that penalties "
-                "have no effect and triggers hear no loss; call it in place of your own loss."
+                "and gates have no effect and triggers hear no loss; call it in place of your own loss."
             )
 
     def _context(self, one: Running) -> Context:
@@ -282,7 +313,7 @@ class Session:
             self._epoch,
             self._step / self._total_steps,
             derived_seed(self._seed, index, one.method.name, self._step),
-            partial(self._loss, self.model),
+            partial(self._loss, self.model) if self._gated is None else self._as_decided,
             self._batch,
             self._probe,
             self._total_steps,

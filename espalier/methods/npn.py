@@ -1,0 +1,155 @@
+"""Neural Plasticity Networks: stochastic gates on units that prune a large network, or expand a small one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from espalier.method import Method, register
+from espalier.parts.amount import Free
+from espalier.parts.clock import Epochs, Moment, Steps
+from espalier.parts.estimators import DisARM, Estimator
+from espalier.parts.expected import ExpectedCost, GatePenalty
+from espalier.parts.gate_functions import GateFunction, Sigmoid
+from espalier.parts.gated import Gated, Judged
+from espalier.parts.goal import Direction
+from espalier.parts.plastic import Probability, SampledGates, SleepAndWake
+from espalier.parts.schedule import Schedule
+from espalier.parts.select import Uniform
+from espalier.parts.stages import Stages
+
+_PAPER = "Li & Ji 2020, Neural Plasticity Networks (arXiv:1908.08118)"
+_PRUNING, _GROWING = Stages(k=7.0, start=0.25, until=0.5), Stages(k=1.0, start=0.05, until=0.5)
+_COST, _SIGMOID, _DISARM, _EVERY_EPOCH = ExpectedCost(1e-2), Sigmoid(), DisARM(), Epochs(1)
+
+
+def _method(
+    direction: Direction, gated: Gated, schedule: Schedule, axes: Sequence[str] | None, description: str
+) -> Method:
+    return Method(
+        "npn",
+        direction,
+        Probability(),
+        Uniform(),
+        schedule,
+        memory=gated,
+        gating=SampledGates(),
+        planner=SleepAndWake(),
+        axes=axes,
+        min_fraction=0.0,
+        paper=_PAPER,
+        description=description,
+    )
+
+
+@register
+def npn_pruning(
+    stages: Stages = _PRUNING,
+    penalty: GatePenalty | None = _COST,
+    function: GateFunction = _SIGMOID,
+    estimator: Estimator = _DISARM,
+    rate: float = 1e-3,
+    begin: float = 0.95,
+    low: float = 0.1,
+    patience: int = 5,
+    judged: Judged = "hard",
+    every: Steps | Epochs = _EVERY_EPOCH,
+    start: Moment = 0.0,
+    until: Moment = 1.0,
+    axes: Sequence[str] | None = None,
+) -> Method:
+    """Train a gate for every unit with the weights, under a penalty on the expected cost; shut ones leave the network.
+
+    In the search (`espalier.parts.stages`) the loss is evaluated twice per step, at antithetic samples of the gates,
+    the first time without a graph. It has to be taken from ``session.loss(batch)``; to evaluate the network in another
+    way while it trains do so within ``session.decided()``. A unit whose probability is below `low` at `patience` ends
+    of epochs goes to sleep: it leaves the tensors and is kept aside. When the search ends all that are below 1/2 do.
+    Unlike the paper's code both samples see the same mode of batch norms, gates are coupled through residual streams,
+    flattening and heads, and the penalty is that of the coupled network; `espalier.parts.expected.PerUnit` is the
+    paper's.
+
+    Args:
+        stages: k over the training.
+        penalty: on the probabilities; None for none.
+        function: the gate's probability by its logit.
+        estimator: of the gradient by the logits.
+        rate: learning rate of the logits, by Adam.
+        begin: probability at first.
+        low: see above.
+        patience: see above.
+        judged: whether a network in eval mode multiplies its units by 1 (``hard``) or by their probability (``mean``).
+        every: how often units may leave.
+        start: when they may for the first time.
+        until: when for the last time.
+        axes: names or patterns of axes; None for all that may shrink and can have gates.
+
+    Raises MethodError for an argument that is not what it should be.
+    """
+    gated = Gated(
+        stages, function, estimator, penalty, rate, begin, low=low, patience=patience, judged=judged,
+        strict=axes is not None,
+    )  # fmt: skip
+    return _method(
+        "prune",
+        gated,
+        Schedule(Free(), every, start, until),
+        axes,
+        "trains stochastic gates on units and removes those that stay shut",
+    )
+
+
+@register
+def npn_growing(
+    stages: Stages = _GROWING,
+    penalty: GatePenalty | None = _COST,
+    awake: Mapping[str, int] | None = None,
+    fill: float = 0.0,
+    fresh: bool = True,
+    function: GateFunction = _SIGMOID,
+    estimator: Estimator = _DISARM,
+    rate: float = 1e-3,
+    begin: float = 0.95,
+    low: float = 0.1,
+    patience: int = 5,
+    judged: Judged = "hard",
+    every: Steps | Epochs = _EVERY_EPOCH,
+    start: Moment = 0.0,
+    until: Moment = 1.0,
+    axes: Sequence[str] | None = None,
+) -> Method:
+    """As `npn_pruning`; and where the held-out loss has fallen, a unit wakes in every axis whose units are all in use.
+
+    Algorithm 1 of the paper: in the search, at the end of an epoch in which the held-out loss with the penalty is lower
+    than when units came last, one unit comes in every axis in which all gates are at 1/2 or more and none fell asleep
+    again. It is one that sleeps, with its own weights, or (`fresh`) a new one that nothing reads at first.
+
+    Args:
+        stages: k over the training.
+        penalty: on the probabilities; None for none.
+        awake: name or pattern of axes -> how many units are awake at first; the others sleep. None for all.
+        fill: k times the logit of a unit that wakes.
+        fresh: whether new units come where none sleep.
+        function: as there.
+        estimator: as there.
+        rate: as there.
+        begin: as there.
+        low: as there.
+        patience: as there.
+        judged: as there.
+        every: as there.
+        start: as there.
+        until: as there.
+        axes: as there; None for all that may grow and can have gates.
+
+    Raises MethodError for an argument that is not what it should be.
+    """
+    gated = Gated(
+        stages, function, estimator, penalty, rate, begin, awake, fill, True, fresh, low, patience, judged,
+        axes is not None,
+    )  # fmt: skip
+    return _method(
+        "grow",
+        gated,
+        Schedule(Free(), every, start, until),
+        axes,
+        "wakes units under stochastic gates where the held-out loss has fallen",
+    )
