@@ -234,12 +234,30 @@ def saved(name: str, structure: Structure, optimizer: torch.optim.Optimizer, exa
     return f"{done} edits"
 
 
+def table(path: Path) -> str:
+    """The findings in a file as Markdown."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    kinds = list(dict.fromkeys(kind for row in rows for kind in row["edits"]))
+    head = ("network", "sites", "cells", *kinds, "exact", "worst error", "saved and loaded", "median edit", "problems")
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for row in rows:
+        done = [str(row["edits"].get(kind, "")) for kind in kinds]
+        found = [row["exact"], f"{row['worst error']:.0e}", row["saved and loaded"], f"{row['median edit (s)']} s"]
+        cells = [row["model"], row["sites"], row["cells"], *done, *found, len(row["problems"])]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", nargs="*", default=MODELS, help="some of the networks")
     parser.add_argument("--most", type=int, default=6, help="sites of each kind")
     parser.add_argument("--out", type=Path, help="where findings are added, a line per network")
+    parser.add_argument("--table", type=Path, help="only show the findings in a file as Markdown")
     options = parser.parse_args()
+    if options.table is not None:
+        print(table(options.table))
+        return
     torchvision_importable()
     torch.set_num_threads(1)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
