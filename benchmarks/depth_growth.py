@@ -226,16 +226,16 @@ def table(records: Sequence[Record]) -> str:
         for what, factor, digits in (("accuracy", 100, 2), ("loss", 1, 4)):
             mean, half = interval([factor * run["test"][what] for run in runs.values()])
             cells.append(f"{mean:.{digits}f} ± {half:.{digits}f}")
-        lines.append(f"| {' | '.join(cells + ([''] * 4 if way == SCRATCH else _against(runs, scratch)))} |")
+        lines.append(f"| {' | '.join(cells + ([''] * 4 if way == SCRATCH else _against(way, runs, scratch)))} |")
     return "\n".join(lines)
 
 
-def _against(runs: Mapping[int, Record], scratch: Mapping[int, Record]) -> list[str]:
+def _against(way: str, runs: Mapping[int, Record], scratch: Mapping[int, Record]) -> list[str]:
     seeds = sorted(runs.keys() & scratch.keys())
     by_seed = [100 * (runs[seed]["test"]["accuracy"] - scratch[seed]["test"]["accuracy"]) for seed in seeds]
     mean, half = interval(by_seed)
     error = statistics.stdev(by_seed) / math.sqrt(len(by_seed)) if len(by_seed) > 1 else math.nan
-    verdict = "holds" if mean >= -error else "does not hold"
+    verdict = "" if way == SHALLOW else "holds" if mean >= -error else "does not hold"
     return [f"{mean:+.2f} ± {half:.2f}", f"{error:.2f}", ", ".join(f"{one:+.2f}" for one in by_seed), verdict]
 
 
