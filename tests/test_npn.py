@@ -16,6 +16,20 @@ from zoo_small import ZOO
 import espalier as esp
 from espalier.errors import CheckpointError, MethodError
 from espalier.method import Method
+from espalier.parts import (
+    amount,
+    clock,
+    estimators,
+    expected,
+    gate_functions,
+    gated,
+    init,
+    plastic,
+    recovery,
+    schedule,
+    select,
+    stages,
+)  # fmt: skip
 from espalier.parts.dormant import give_state_back, kept
 from espalier.parts.estimators import AR, ARM, DisARM
 from espalier.parts.expected import ExpectedCost, PerUnit
@@ -415,6 +429,31 @@ def test_a_run_that_is_interrupted_goes_on_to_the_same_bits(grows, tmp_path: Pat
     damaged["methods"][0]["memory"]["low"]["0"].append(1)
     with pytest.raises(CheckpointError, match="no state of a session"):
         rest.session.load_state_dict(damaged)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [esp.prune.NPN(), esp.grow.NPN(Stages(), PerUnit({"fc*": 0.1}), awake={"fc1": 3}, function=HardSigmoid())],
+    ids=["prune", "grow"],
+)
+def test_the_method_is_a_frozen_value_whose_text_evaluates_to_it(method):
+    parts = (
+        amount,
+        clock,
+        estimators,
+        expected,
+        gate_functions,
+        gated,
+        init,
+        plastic,
+        recovery,
+        schedule,
+        select,
+        stages,
+    )
+    names = {name: value for part in parts for name, value in vars(part).items()}
+    assert eval(repr(method), {**names, "Method": Method}) == method
+    assert hash(method) == hash(replace(method))
 
 
 def test_wrong_settings_say_so():

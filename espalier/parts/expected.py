@@ -109,7 +109,7 @@ class PerUnit:
     Li & Ji (2020) take, for every layer, lambda * the weights that one unit of it holds / a constant.
     """
 
-    strengths: Mapping[str, float] = field(default_factory=dict)
+    strengths: Mapping[str, float] = field(default_factory=dict, hash=False)
     """Name or pattern of axes -> strength; the first that fits counts, and none is zero."""
 
     def __post_init__(self) -> None:

@@ -46,7 +46,7 @@ class Gated:
     """Learning rate of the logits, by Adam."""
     begin: float = 0.95
     """Probability at which gates of units that are awake begin, at the k of the search."""
-    awake: Mapping[str, int] | None = None
+    awake: Mapping[str, int] | None = field(default=None, hash=False)
     """Name or pattern of axes -> how many of their units, the first ones, are awake when a session begins; the others
     go to sleep at the first event. None: all are."""
     fill: float = 0.0
