@@ -55,7 +55,7 @@ def method(setting: str, preset: str) -> Method:
     grows, until, axes = setting == "growing", search_end(preset), ["embed", "hidden"]
     few = {"embed": 3, "hidden": 3}
     if preset == "annealed":
-        stages, penalty = Stages(1.0, (100 if grows else 250) / EPOCHS, until, rise=50.0), ExpectedCost(0.5)
+        stages, penalty = Stages(1.0, 100 / EPOCHS, until, rise=50.0), ExpectedCost(0.5)
         if grows:
             return esp.grow.NPN(stages, penalty, few, fill=1.0, fresh=False, rate=5e-3, axes=axes)
         return esp.prune.NPN(stages, penalty, begin=0.73, rate=5e-3, axes=axes)
