@@ -331,7 +331,7 @@ def networks_with(domain: str, block: str, code: str) -> Iterator[tuple[int, Wri
 
 def claims(written: Written, seed: int) -> None:
     structure = attach(written.model, written.x)
-    structure.topology = infer(written.model, written.x)  # as it was read, before any axis is tried out
+    structure.surgery.topology = infer(written.model, written.x)  # as it was read, before any axis is tried out
     check_claims(written.model, written.x, structure, torch.Generator().manual_seed(seed), 2)
 
 

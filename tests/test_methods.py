@@ -226,5 +226,5 @@ def test_goals_say_nothing_about_methods() -> None:
     """Parts know no method: the goal of an event is data."""
     assert {field.name for field in dataclasses.fields(Goal)} == {
         "direction", "sizes", "least", "most", "reference", "target", "caps", "multiples", "equal",
-        "young", "weights",
+        "young", "weights", "layers", "spare",
     }  # fmt: skip

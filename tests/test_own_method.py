@@ -33,7 +33,7 @@ def test_the_template_is_the_example_and_short():
 
 def test_the_command_line_knows_it(tmp_path):
     listed = espalier("methods", "--methods-from", str(EXAMPLE), folder=tmp_path)
-    assert "prune redundancy: removes units that others repeat" in listed.stdout
+    assert "prune redundancy (units): removes units that others repeat" in listed.stdout
     arguments = ["run", "digits", "--prune", "redundancy", "--setting", "shrinking", "--epochs", "1", "--no-static"]
     done = espalier(*arguments, "--methods-from", str(EXAMPLE), "--out", "mine", folder=tmp_path)
     assert done.returncode == 0, done.stderr
