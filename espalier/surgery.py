@@ -25,7 +25,7 @@ from espalier.edit.given import judged
 from espalier.edit.interrupt import uninterrupted
 from espalier.edit.journal import Journal, UndoStack
 from espalier.edit.known import Known, regrown
-from espalier.edit.masks import Enforcer, Masking, masking_of
+from espalier.edit.masks import Enforcer, Masking, Masks, masking_of
 from espalier.edit.plan import Plan
 from espalier.edit.refresh import verified
 from espalier.edit.repair import UnrepairedError
@@ -152,11 +152,11 @@ class Surgery:
     def _apply(self, plan: Plan) -> Edit:
         journal, known, edit = self._carried_out(plan)
         try:
-            self.enforcer.enforce(known.masks, tensor_table(self.model).tensors)
+            self._enforce(known.masks)
             self._undo.push(journal)
         except BaseException:
             journal.rollback()
-            self.enforcer.enforce(self.known.masks, tensor_table(self.model).tensors)
+            self._enforce(self.known.masks)
             raise
         while self._undone and len(self._undone) >= len(self._undo):  # an optimizer step ended what was kept before
             self._undone.popleft()
@@ -165,11 +165,16 @@ class Surgery:
         self.history.append(edit)
         return edit
 
+    def _enforce(self, masks: Masks) -> None:
+        self.enforcer.enforce(masks, tensor_table(self.model).tensors if masks else {})
+
     def _carried_out(self, plan: Plan) -> tuple[Journal, Known, Edit]:
         """A plan done to model and optimizer, of which this object knows nothing yet."""
-        journal, known, edit = Journal(), self.known, Edit.nothing(plan, cost_of(self.topology))
+        journal = Journal()
         if not plan.depth or plan.edits or plan.masks or plan.values or plan.deltas:
             known, edit = self._resized(journal, plan)
+        else:
+            known, edit = self.known, Edit.nothing(plan, cost_of(self.known.topology))
         if plan.depth:
             try:
                 known, edit = self._regrown(journal, plan, known, edit)
@@ -244,7 +249,7 @@ class Surgery:
             for module in (self.model, *self.follow):
                 drop_caches(module.modules())
             self.known = self._undone.pop()
-            self.enforcer.enforce(self.known.masks, tensor_table(self.model).tensors)
+            self._enforce(self.known.masks)
             return self.history.pop()
 
     def subject(self) -> Subject:

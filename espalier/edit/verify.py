@@ -190,14 +190,19 @@ def resized_example(example: Any, prediction: TracePrediction, after: Topology) 
     def resize(tensor: torch.Tensor) -> torch.Tensor:
         nonlocal position
         position += 1
-        if tuple(tensor.shape) == wanted[position]:
-            return tensor
-        result = tensor.new_zeros(wanted[position])
-        common = tuple(slice(0, min(a, b)) for a, b in zip(tensor.shape, wanted[position], strict=True))
-        result[common] = tensor[common]
-        return result
+        return in_sizes(tensor, wanted[position])
 
     return map_tensors(example, resize)
+
+
+def in_sizes(tensor: torch.Tensor, sizes: Shape) -> torch.Tensor:
+    """A tensor cut, or filled up with zeros, to other sizes; itself if it has them."""
+    if tuple(tensor.shape) == sizes:
+        return tensor
+    result = tensor.new_zeros(sizes)
+    common = tuple(slice(0, min(a, b)) for a, b in zip(tensor.shape, sizes, strict=True))
+    result[common] = tensor[common]
+    return result
 
 
 def axes_of_any(prediction: TracePrediction, index: int) -> bool:
@@ -239,5 +244,5 @@ def changed_attribute(model: nn.Module, change: AttributeChange) -> tuple[nn.Mod
 
 __all__ = [
     "Mismatch", "Subject", "Verification", "attributes_set", "changed_attribute", "changed_shapes", "differ",
-    "resized_example", "verify",
+    "in_sizes", "resized_example", "verify",
 ]  # fmt: skip

@@ -6,10 +6,10 @@ A method of one's own takes ``**options: Unpack[Pruning]`` (or `Growing`) and pa
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypedDict
 
 from espalier.errors import MethodError
 from espalier.method import Method, Penalty
+from espalier.methods.common_timing import Timing
 from espalier.parts.amount import Amount, Ramp, Shape, Steady
 from espalier.parts.budget import Budget, FLOPs, Units
 from espalier.parts.clock import Epochs, Moment, Steps
@@ -28,28 +28,9 @@ _UNIFORM = Uniform()
 _AS_BEFORE = Recovery()
 
 
-class Scheduling(TypedDict, total=False):
-    """Arguments of every method: when it acts, where, and what follows."""
+class Scheduling(Timing, total=False):
+    """Arguments of every method that changes units: when it acts, where, and what follows."""
 
-    every: Steps | Epochs
-    """steps(n) or epochs(n); every epoch by default. With `when`, how often that is asked."""
-    start: Moment
-    """When the first event may be: a fraction of all steps (default 0.1), steps(n) or epochs(n)."""
-    until: Moment
-    """When the last event may be, likewise (default 0.7 to prune, 0.6 to grow)."""
-    when: Trigger | None
-    """What has to hold for an event, such as ``Plateau() & ~Reached(Parameters(50_000))``; None (default): always. A
-    pruning method with a budget meets it at its last time in any case."""
-    cooldown: Steps | Epochs | None
-    """With `when`: time after an event in which it is not asked (default None)."""
-    max_events: int | None
-    """The largest number of events, with the last of which shape and budget are at their end (default None)."""
-    stop: Trigger | None
-    """There are no more events once this holds, such as ``Futile()`` (default None)."""
-    recovery: Recovery
-    """The learning rate of new units, batch norms calibrated anew; by default ``Recovery()``, nothing of it."""
-    accept: Accept | None
-    """Undo events after which the held-out loss is worse; None (default) keeps them all."""
     axes: Sequence[str] | None
     """Names or patterns of axes; None (default) for all that may shrink, or that can grow without changing the outputs,
     except the size of attention heads."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypedDict
 
 from espalier.method import Method
+from espalier.methods.common_timing import Timing
 from espalier.parts.amount import Amount, Free, Ramp, Shape
 from espalier.parts.budget import Budget, Units
 from espalier.parts.clock import Epochs, Moment, Steps
@@ -22,27 +22,9 @@ _EVERY_EPOCH = Epochs(1)
 _AS_BEFORE = Recovery()
 
 
-class LayerOptions(TypedDict, total=False):
-    """Arguments of every method of the level ``layers``; schedules are those of `espalier.methods.common`."""
+class LayerOptions(Timing, total=False):
+    """Arguments of every method of the level ``layers``."""
 
-    every: Steps | Epochs
-    """steps(n) or epochs(n); every epoch by default."""
-    start: Moment
-    """When the first event may be: a fraction of all steps (default 0.1), steps(n) or epochs(n)."""
-    until: Moment
-    """When the last event may be, likewise (default 0.7 to prune, 0.6 to grow)."""
-    when: Trigger | None
-    """What has to hold for an event; None (default): always."""
-    cooldown: Steps | Epochs | None
-    """With `when`: time after an event in which it is not asked (default None)."""
-    max_events: int | None
-    """The largest number of events (default None)."""
-    stop: Trigger | None
-    """There are no more events once this holds (default None)."""
-    recovery: Recovery
-    """Batch norms calibrated anew; by default ``Recovery()``, which does it after growth that changes the outputs."""
-    accept: Accept | None
-    """Undo events after which the held-out loss is worse; None (default) keeps them all."""
     axes: Sequence[str] | None
     """Names or patterns of modules, as they are at each event, when others may have come or gone before; None (default)
     for the blocks of the network (`espalier.parts.depth_places`)."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypedDict
 
 from espalier.errors import MethodError
 from espalier.method import Method
+from espalier.methods.common_timing import Timing
 from espalier.parts.amount import Amount, Fading, Ramp, Shape, Steady
 from espalier.parts.budget import Sparsity
 from espalier.parts.clock import Epochs, Moment, Steps
@@ -23,27 +23,9 @@ _AS_BEFORE = Recovery()
 _SPARSITY = 0.9
 
 
-class WeightScheduling(TypedDict, total=False):
-    """Arguments of every method of the level ``weights``; schedules are those of `espalier.methods.common`."""
+class WeightScheduling(Timing, total=False):
+    """Arguments of every method of the level ``weights``. Growing is from the first step to 0.75 by default."""
 
-    every: Steps | Epochs
-    """steps(n) or epochs(n)."""
-    start: Moment
-    """When the first event may be: a fraction of all steps, steps(n) or epochs(n)."""
-    until: Moment
-    """When the last event may be, likewise."""
-    when: Trigger | None
-    """What has to hold for an event; None (default): always."""
-    cooldown: Steps | Epochs | None
-    """With `when`: time after an event in which it is not asked (default None)."""
-    max_events: int | None
-    """The largest number of events (default None)."""
-    stop: Trigger | None
-    """There are no more events once this holds (default None)."""
-    recovery: Recovery
-    """Batch norms calibrated anew; by default ``Recovery()``, nothing of it."""
-    accept: Accept | None
-    """Undo events after which the held-out loss is worse; None (default) keeps them all."""
     axes: Sequence[str] | None
     """Names or patterns of parameters; None (default) for all matrices and filters, biases and norms left out."""
     budget: Sparsity | None

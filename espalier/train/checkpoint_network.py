@@ -14,6 +14,7 @@ from espalier.edit.attributes import AttributeChange
 from espalier.edit.changes import Limits
 from espalier.edit.steps import Step
 from espalier.edit.tensors import memory_order
+from espalier.edit.verify import in_sizes
 from espalier.errors import CheckpointError, PlanError
 from espalier.graph.capture import TensorTable, map_tensors
 from espalier.graph.dims import axes_of, size_of
@@ -169,12 +170,7 @@ class SavedNetwork:
             for number, dim, size in self.interface:
                 if number == position and dim < len(sizes):
                     sizes[dim] = size
-            if sizes == list(tensor.shape):
-                return tensor
-            result = tensor.new_zeros(sizes)
-            common = tuple(slice(0, min(a, b)) for a, b in zip(tensor.shape, sizes, strict=True))
-            result[common] = tensor[common]
-            return result
+            return in_sizes(tensor, tuple(sizes))
 
         return map_tensors(example, resize)
 
