@@ -26,7 +26,7 @@ from espalier.parts.clock import Steps
 from espalier.parts.depth_candidate import seeded
 from espalier.parts.depth_places import Places
 from espalier.parts.depth_select import Rank
-from espalier.parts.gating import Gating, Planner
+from espalier.parts.gates.gating import Gating, Planner
 from espalier.parts.goal import Direction, Goal, Level, Scores, Selection
 from espalier.parts.init import Beginning, Init, Neutral
 from espalier.parts.keep import Keep, check_entries

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from espalier.errors import MethodError
-from espalier.parts.estimators import AR, ARM, DisARM, Estimator, antithetic, sampled
-from espalier.parts.gate_functions import GateFunction, HardSigmoid, Sigmoid
+from espalier.parts.gates.estimators import AR, ARM, DisARM, Estimator, antithetic, sampled
+from espalier.parts.gates.functions import GateFunction, HardSigmoid, Sigmoid
 
 SAMPLES = 60_000
 ESTIMATORS = (AR(), ARM(), DisARM())

@@ -12,9 +12,9 @@ import espalier as esp
 from espalier.errors import MethodError
 from espalier.measure.cost import cost_of
 from espalier.parts.budget import Polynomial
-from espalier.parts.expected import ExpectedCost, PerUnit, expected, moment
-from espalier.parts.gate_functions import HardSigmoid, Sigmoid
-from espalier.parts.stages import DECIDED, Stages
+from espalier.parts.gates.expected import ExpectedCost, PerUnit, expected, moment
+from espalier.parts.gates.functions import HardSigmoid, Sigmoid
+from espalier.parts.gates.stages import DECIDED, Stages
 
 
 def drawn(count: int, seed: int = 0) -> Tensor:

@@ -10,7 +10,7 @@ from zoo_small import ZOO
 
 import espalier as esp
 from espalier.graph.capture import flatten_tensors
-from espalier.parts.gates import Gates, gate_problem
+from espalier.parts.gates.places import Gates, gate_problem
 from espalier.structure import Structure
 
 

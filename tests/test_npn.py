@@ -16,26 +16,14 @@ from zoo_small import ZOO
 import espalier as esp
 from espalier.errors import CheckpointError, MethodError
 from espalier.method import Method
-from espalier.parts import (
-    amount,
-    clock,
-    estimators,
-    expected,
-    gate_functions,
-    gated,
-    init,
-    plastic,
-    recovery,
-    schedule,
-    select,
-    stages,
-)  # fmt: skip
-from espalier.parts.dormant import give_state_back, kept
-from espalier.parts.estimators import AR, ARM, DisARM
-from espalier.parts.expected import ExpectedCost, PerUnit
-from espalier.parts.gate_functions import HardSigmoid
-from espalier.parts.gated import Gated, GateMemory
-from espalier.parts.stages import Stages
+from espalier.parts import amount, clock, init, recovery, schedule, select
+from espalier.parts.gates import estimators, expected, functions, memory, plastic, stages
+from espalier.parts.gates.dormant import give_state_back, kept
+from espalier.parts.gates.estimators import AR, ARM, DisARM
+from espalier.parts.gates.expected import ExpectedCost, PerUnit
+from espalier.parts.gates.functions import HardSigmoid
+from espalier.parts.gates.memory import Gated, GateMemory
+from espalier.parts.gates.stages import Stages
 
 ALWAYS = Stages(k=3.0, start=0.0, until=1.0)
 HARD = Stages(k=3.0, start=0.9, until=0.95)
@@ -334,7 +322,7 @@ def test_growing_asks_for_held_out_batches():
 @pytest.mark.parametrize(("name", "axis", "unit"), [("mlp", "0", 3), ("lenet", "conv2", 2), ("resnet", "conv1", 4)])
 def test_sleep_and_wake_is_a_round_trip_to_the_bit(name, axis, unit):
     from espalier.edit.plan import grow_plan
-    from espalier.parts.dormant import Sleeper, values_of
+    from espalier.parts.gates.dormant import Sleeper, values_of
 
     torch.manual_seed(0)
     model, example = ZOO[name]()
@@ -378,7 +366,7 @@ def test_sleep_and_wake_is_a_round_trip_to_the_bit(name, axis, unit):
 
 def test_what_came_meanwhile_starts_as_surgery_starts_it():
     from espalier.edit.plan import grow_plan
-    from espalier.parts.dormant import values_of
+    from espalier.parts.gates.dormant import values_of
 
     model = network()
     structure = esp.attach(model, batch_of()[0])
@@ -442,8 +430,8 @@ def test_the_method_is_a_frozen_value_whose_text_evaluates_to_it(method):
         clock,
         estimators,
         expected,
-        gate_functions,
-        gated,
+        functions,
+        memory,
         init,
         plastic,
         recovery,

@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from espalier.method import Method, register
 from espalier.parts.amount import Free
 from espalier.parts.clock import Epochs, Moment, Steps
-from espalier.parts.estimators import DisARM, Estimator
-from espalier.parts.expected import ExpectedCost, GatePenalty
-from espalier.parts.gate_functions import GateFunction, Sigmoid
-from espalier.parts.gated import Gated, Judged
+from espalier.parts.gates.estimators import DisARM, Estimator
+from espalier.parts.gates.expected import ExpectedCost, GatePenalty
+from espalier.parts.gates.functions import GateFunction, Sigmoid
+from espalier.parts.gates.memory import Gated, Judged
+from espalier.parts.gates.plastic import Probability, SampledGates, SleepAndWake
+from espalier.parts.gates.stages import Stages
 from espalier.parts.goal import Direction
-from espalier.parts.plastic import Probability, SampledGates, SleepAndWake
 from espalier.parts.schedule import Schedule
 from espalier.parts.select import Uniform
-from espalier.parts.stages import Stages
 
 _PAPER = "Li & Ji 2020, Neural Plasticity Networks (arXiv:1908.08118)"
 _PRUNING, _GROWING = Stages(k=7.0, start=0.25, until=0.5), Stages(k=1.0, start=0.05, until=0.5)
@@ -59,13 +59,13 @@ def npn_pruning(
 ) -> Method:
     """Train a gate for every unit with the weights, under a penalty on the expected cost; shut ones leave the network.
 
-    In the search (`espalier.parts.stages`) the loss is evaluated twice per step, at antithetic samples of the gates,
-    the first time without a graph. It has to be taken from ``session.loss(batch)``; to evaluate the network in another
-    way while it trains do so within ``session.decided()``. A unit whose probability is below `low` at `patience` ends
-    of epochs goes to sleep: it leaves the tensors and is kept aside. When the search ends all that are below 1/2 do.
-    Unlike the paper's code both samples see the same mode of batch norms, gates are coupled through residual streams,
-    flattening and heads, and the penalty is that of the coupled network; `espalier.parts.expected.PerUnit` is the
-    paper's.
+    In the search (`espalier.parts.gates.stages`) the loss is evaluated twice per step, at antithetic samples of the
+    gates, the first time without a graph. It has to be taken from ``session.loss(batch)``; to evaluate the network in
+    another way while it trains do so within ``session.decided()``. A unit whose probability is below `low` at
+    `patience` ends of epochs goes to sleep: it leaves the tensors and is kept aside. When the search ends all that are
+    below 1/2 do. Unlike the paper's code both samples see the same mode of batch norms, gates are coupled through
+    residual streams, flattening and heads, and the penalty is that of the coupled network;
+    `espalier.parts.gates.expected.PerUnit` is the paper's.
 
     Args:
         stages: k over the training.

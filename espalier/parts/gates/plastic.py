@@ -17,9 +17,9 @@ from torch import Tensor
 from espalier.edit.plan import Plan, Resize
 from espalier.errors import MethodError
 from espalier.measure.stats import without_a_trace
-from espalier.parts.dormant import values_of
-from espalier.parts.estimators import antithetic, sampled
-from espalier.parts.gated import GateMemory
+from espalier.parts.gates.dormant import values_of
+from espalier.parts.gates.estimators import antithetic, sampled
+from espalier.parts.gates.memory import GateMemory
 from espalier.parts.goal import Goal, Scores
 from espalier.parts.score import Context
 

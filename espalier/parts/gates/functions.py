@@ -1,7 +1,7 @@
 """Gate functions: how likely a unit is there, as a function of its logit, and how sharply under the parameter k.
 
 A gate is a Bernoulli variable with probability g(phi; k), where g is odd around 1/2: g(-phi) + g(phi) = 1. Estimators
-(`espalier.parts.estimators`) give the gradient by the logit of the probability; by the chain rule
+(`espalier.parts.gates.estimators`) give the gradient by the logit of the probability; by the chain rule
 
     d logit(g) / d phi = c = g' / (g (1 - g))
 

@@ -8,7 +8,7 @@ are, the gradient of E f(z) by the logit of p is the mean of
     DisARM   (f(z') - f(z)) / 2 * (-1)^z * 1[z' != z] * max(p, 1 - p)      (Dong, Mnih & Tucker 2020, arXiv:2006.10680)
 
 DisARM is ARM with the mean over u taken for given z and z', so that its variance is never larger. Each is multiplied by
-the gate function's c (`espalier.parts.gate_functions`). Where z and z' agree everywhere, ARM and DisARM give zero, and
+the gate function's c (`espalier.parts.gates.functions`). Where z and z' agree everywhere, ARM and DisARM give zero, and
 the loss need not be evaluated twice.
 """
 

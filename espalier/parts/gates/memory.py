@@ -1,7 +1,8 @@
 """Stochastic gates on units, trained with the weights: what a method with gates remembers, and how it is set.
 
-The memory holds a logit for every unit, an Adam for the logits, and the units that sleep (`espalier.parts.dormant`). It
-follows every edit: units that another method removes take their gates with them, and those that it adds start open.
+The memory holds a logit for every unit, an Adam for the logits, and the units that sleep
+(`espalier.parts.gates.dormant`). It follows every edit: units that another method removes take their gates with them,
+and those that it adds start open.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from torch import Tensor
 from espalier.errors import MethodError
 from espalier.graph.dims import IntArray
 from espalier.measure.stats import eval_loss
-from espalier.parts.dormant import Sleeper, give_state_back, kept
-from espalier.parts.estimators import DisARM, Estimator
-from espalier.parts.expected import ExpectedCost, GatePenalty
-from espalier.parts.gate_functions import GateFunction, Sigmoid
-from espalier.parts.gates import Gates, gate_problem
+from espalier.parts.gates.dormant import Sleeper, give_state_back, kept
+from espalier.parts.gates.estimators import DisARM, Estimator
+from espalier.parts.gates.expected import ExpectedCost, GatePenalty
+from espalier.parts.gates.functions import GateFunction, Sigmoid
+from espalier.parts.gates.places import Gates, gate_problem
+from espalier.parts.gates.stages import Stages
 from espalier.parts.names import Names, carried
 from espalier.parts.score import Context, derived_seed
-from espalier.parts.stages import Stages
 
 Judged = Literal["hard", "mean"]
 _BETAS, _EPS = (0.9, 0.999), 1e-8
