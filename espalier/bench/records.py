@@ -5,15 +5,20 @@ with a `kind`:
 
     start         parameters, flops (per sample), axes {name: size}, weights {parameter that has a mask: [live, all]},
                   depth {stage: number of layers or cells} if a method changes it, architecture [{module, type, shape,
-                  parameters}]
+                  parameters}], gates (if a method has any), points [[x, y, class]] if inputs have two dimensions
     epoch         epoch, step, train_loss, train_accuracy, val_loss, val_accuracy, learning_rate, parameters, flops,
-                  axes, weights, depth, training_flops, seconds
+                  axes, weights, depth, gates, training_flops, seconds
     event         step, epoch, method, action (grow or prune), axes {name: [before, after]}, masks {parameter: [live
                   before, after]}, layers [what came or went], weights and depth (after it), parameters [before, after],
                   flops [before, after], loss [before, after] on the same batch, contract, training_flops, seconds
+    picture       epoch, step, parameters, flops, val_accuracy, gates, units {place: [probability of each gate]}, and
+                  grid {x, y: [from, to], columns, rows, winner, confidence}: the plane as the network sees it
     static_epoch  as epoch, for the static network of the final size
     end           test_accuracy, test_loss, parameters, flops, axes, weights, depth, architecture, training_flops,
                   seconds, and static: null or the same figures of the static network
+
+`gates` is {stage: 0 before the search, 1 in it, 2 after it; k; places: {axis, parameter or layer: {awake, asleep, open
+(of at least 1/2), expected, histogram of the probabilities in equal bins}}}.
 
 Everything in the folder is data from others: nothing is executed, what cannot be read is left out and said.
 """
@@ -29,7 +34,7 @@ from espalier.errors import DataError
 
 Record = Mapping[str, object]
 
-KINDS = ("start", "epoch", "event", "static_epoch", "end")
+KINDS = ("start", "epoch", "event", "picture", "static_epoch", "end")
 LARGEST = 1e90  # beyond this a value is no measurement, and drawing it would overflow
 
 

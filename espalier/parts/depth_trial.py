@@ -100,6 +100,10 @@ class _Noted(Recipe):
         """As the other one."""
         return self.recipe.promise(topology, module, at, before=before)
 
+    def silent(self) -> tuple[str, ...] | None:
+        """As the other one."""
+        return self.recipe.silent()
+
     def origins(self) -> Mapping[str, str]:
         """As the other one."""
         return self.recipe.origins()

@@ -24,8 +24,9 @@ from espalier.parts.gates.dormant import Sleeper, give_state_back, kept
 from espalier.parts.gates.estimators import DisARM, Estimator
 from espalier.parts.gates.expected import ExpectedCost, GatePenalty
 from espalier.parts.gates.functions import GateFunction, Sigmoid
-from espalier.parts.gates.places import Gates, gate_problem
+from espalier.parts.gates.places import Gates
 from espalier.parts.gates.stages import Stages
+from espalier.parts.gates.units import gate_problem, unit_place
 from espalier.parts.names import Names, carried
 from espalier.parts.score import Context, derived_seed
 
@@ -149,7 +150,7 @@ class GateMemory:
         structure = context.structure
         if self._gates is None or self._gates.topology is not structure.topology:
             self._meet(context)
-            self._gates = Gates(structure, self.logits)
+            self._gates = Gates(structure, [unit_place(structure, axis) for axis in self.logits])
             if self._restoring:
                 give_state_back(structure, self._restoring, self._ids)
                 self._restoring = []
