@@ -39,6 +39,7 @@ class GateTable:
         """What the penalty is relative to; 0 before it was asked."""
         self._adam: dict[str, Adam] = {}
         self._low: dict[str, Tensor] = {}
+        self._epoch = 0
         self._priced: tuple[Topology, frozenset[str], Priced] | None = None
         self._slopes: dict[str, Tensor] | None = None
         self._leaves: dict[str, Tensor] = {}
@@ -66,7 +67,7 @@ class GateTable:
 
     def cost(self, topology: Topology, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """The penalty, and its gradient by the logits of every key."""
-        if self.settings.penalty is None:
+        if self.settings.penalty is None or not self.logits:
             return torch.zeros(()), {key: torch.zeros_like(one) for key, one in self.logits.items()}
         k = self.k_at(progress)
         leaves = {key: one.clone().requires_grad_() for key, one in self.logits.items()}
@@ -104,8 +105,8 @@ class GateTable:
 
     # --- what sessions ask for
 
-    def step(self, progress: float) -> None:
-        """Move the logits."""
+    def step(self, progress: float, epoch: int) -> bool:
+        """Move the logits, and count once per epoch which gates are low; whether an epoch ended."""
         slopes, leaves = self._slopes or {}, self._leaves
         self.forget()
         stage = self.settings.stages.stage(progress)
@@ -120,6 +121,10 @@ class GateTable:
             if bool(gradient.any()):  # decided gates rest, whatever their momenta
                 self._adam[key], step = self._adam[key].step(gradient)
                 self.logits[key] = self.logits[key] - self.settings.rate * step
+        ended, self._epoch = epoch > self._epoch, epoch
+        if ended:
+            self.end_epoch(progress)
+        return ended
 
     def end_epoch(self, progress: float) -> None:
         """Count which gates are low."""
@@ -145,6 +150,10 @@ class GateTable:
         self._adam[key] = Adam(*rows)
         self._low[key] = torch.where(present, self._low[key][at], 0)
 
+    def clear(self) -> None:
+        """There are no gates any more."""
+        self.rename(dict.fromkeys(self.logits))
+
     def rename(self, now: Now) -> None:
         """Gates stay with what they are on."""
         self.logits, self._adam = carried(self.logits, now), carried(self._adam, now)
@@ -158,6 +167,7 @@ class GateTable:
             "low": {key: packed(one) for key, one in self._low.items()},
             "k": self.k,
             "stage": self.stage,
+            "epoch": self._epoch,
             "reference": self.reference,
         }
 
@@ -167,6 +177,7 @@ class GateTable:
         fresh.logits = {str(key): unpacked(one) for key, one in state["logits"].items()}
         fresh._adam = {str(key): Adam.from_json(one) for key, one in state["adam"].items()}
         fresh._low = {str(key): unpacked(one) for key, one in state["low"].items()}
+        fresh._epoch = int(state["epoch"])
         fresh.k, fresh.stage, fresh.reference = float(state["k"]), int(state["stage"]), float(state["reference"])
         for key, one in fresh.logits.items():
             if one.shape != fresh._low[key].shape or one.shape != fresh._adam[key].mean.shape:
