@@ -123,6 +123,9 @@ class Plan:
     """Masks that parameters get, or lose, after they were resized."""
     depth: tuple[DepthEdit, ...] = ()
     """Layers and cells that come or go after all else; modules go by their paths before the plan."""
+    hold_norms: bool = True
+    """Whether norms across an axis are compensated by scale and eps, so that units which say nothing come and go
+    without a change. Else their statistics are simply over the units there are, as under gates that shut the others."""
 
     def __post_init__(self) -> None:
         for one in self.depth:
@@ -150,7 +153,7 @@ class Plan:
         return json.dumps(
             {
                 "format": FORMAT, "edits": edits, "interface": self.interface, "seed": self.seed, "masks": masks,
-                "depth": depth,
+                "depth": depth, "hold_norms": self.hold_norms,
             }
         )  # fmt: skip
 
@@ -171,7 +174,8 @@ class Plan:
             masks = tuple(_remask(one) for one in data["masks"])
             depth = tuple(from_json(one) for one in data["depth"])
             interface, seed = _typed(data["interface"], bool), _typed(data["seed"], int)
-            return cls(edits, interface, seed, values, deltas, masks, depth)
+            hold_norms = _typed(data["hold_norms"], bool)
+            return cls(edits, interface, seed, values, deltas, masks, depth, hold_norms)
         except (ValueError, KeyError, TypeError) as error:
             raise PlanError(f"this is not a plan in JSON: {type(error).__name__}: {error}.") from error
 

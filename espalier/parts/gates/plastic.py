@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -102,7 +102,7 @@ class SleepAndWake:
             for axis in goal.sizes
             if axis in leaving or axis in woken
         ]
-        plan = Plan(tuple(edits), seed=context.seed)
+        plan = Plan(tuple(edits), seed=context.seed, hold_norms=False)
         sleepers = [one for one in woken.values() if one is not None]
         if not sleepers:
             return plan
@@ -113,7 +113,7 @@ class SleepAndWake:
         }
         preview = structure.preview(plan)
         values = values_of(sleepers, preview.after, memory.numbers(left, woken), preview.tensors)
-        return Plan(tuple(edits), seed=context.seed, values=values)
+        return replace(plan, values=values)
 
 
 __all__ = ["Probability", "SampledGates", "SleepAndWake", "gate_memory"]
