@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from espalier.edit.norms import NormSite, mean_dims
 from espalier.errors import MethodError
 from espalier.graph.capture import Call
-from espalier.graph.dims import labels, size_of
+from espalier.graph.dims import axes_of, labels, size_of
 from espalier.graph.flow import operator_name
 from espalier.graph.topology import Topology, TracePrediction
 
@@ -44,6 +44,8 @@ class NormGate:
     """For every dimension over which it runs the unit of each position; -1 for none."""
     always: bool
     """Whether every pass of the network runs it."""
+    over: frozenset[str] = frozenset()
+    """The axes of the dimensions over which it runs."""
 
     def factor(self, values: Tensor) -> Tensor:
         """What the positions count under gates of the units: shape of the dimensions over which the norm runs."""
@@ -67,7 +69,8 @@ def norm_gates(
         mark = _mark(topology, prediction, prediction.calls[index])
         units = tuple(torch.from_numpy(labels(dim, topology.sizes, number)) for dim in site.normal)
         passes = ({_mark(topology, one, one.calls[at]) for at in own[id(one)]} for one in topology.predictions)
-        gate = NormGate(mark, units, not decided and all(mark in marks for marks in passes))
+        over = frozenset(topology.axes[axis].name for dim in site.normal for axis in axes_of(dim))
+        gate = NormGate(mark, units, not decided and all(mark in marks for marks in passes), over)
         known = found.setdefault(mark, gate)
         other = _other(topology, own, mark)
         if other is not None or not _equal(known.units, units):

@@ -51,6 +51,9 @@ class GatePlace:
     """The tensors that the gates multiply."""
     norms: tuple[NormGate, ...] = ()
     """The norms and means whose statistics leave out what the gates shut."""
+    plain: bool = False
+    """Whether these are units of an axis that are only read with weights, each by itself: nothing that is computed
+    from others knows how many there are."""
 
 
 class Gates:
@@ -66,7 +69,7 @@ class Gates:
         self.sizes: dict[str, int] = {}
         """Key -> number of its gates."""
         self.plain: frozenset[str] = frozenset()
-        """The keys whose gates only multiply tensors."""
+        """The keys of places that are plain, and of whose axes no norm knows that leaves units out."""
         self._model = structure.model
         self._table = tensor_table(structure.model)
         self._norms: dict[Mark, list[tuple[str, NormGate]]] = {}
@@ -77,7 +80,8 @@ class Gates:
                 self._multiplied.setdefault(one.tensor, []).append((place.key, one))
             for norm in place.norms:
                 self._norms.setdefault(norm.mark, []).append((place.key, norm))
-            self.plain |= set() if place.norms else {place.key}
+            self.plain |= {place.key} if place.plain else set()
+        self.plain -= {axis for norms in self._norms.values() for _, norm in norms for axis in norm.over}
         self._watched = norm_modules(structure.topology) if self._norms else frozenset()
 
     @contextmanager

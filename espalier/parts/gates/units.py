@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from espalier.edit.changes import find_axis
-from espalier.edit.neutral import Absence, absence
+from espalier.edit.neutral import PER_UNIT, Absence, absence
 from espalier.edit.plan import Plan, Resize
 from espalier.errors import EspalierError, MethodError
 from espalier.graph.dims import classes
@@ -76,7 +76,8 @@ def _found(topology: Topology, axis: str) -> GatePlace | str:
     norms = norm_gates(topology, record.number, what.sites)
     if isinstance(norms, str):
         return norms
-    return GatePlace(axis, topology.sizes[record.number], tuple(_places(topology, axis, what)), norms)
+    plain = all(tap.role in PER_UNIT for tap in record.taps)
+    return GatePlace(axis, topology.sizes[record.number], tuple(_places(topology, axis, what)), norms, plain)
 
 
 def _places(topology: Topology, axis: str, what: Absence) -> list[Place]:
