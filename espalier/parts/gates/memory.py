@@ -204,8 +204,7 @@ class GateMemory:
             chosen = tuple(sorted(order[: max(0, len(p) - least[axis])]))
             if chosen:
                 found[axis] = chosen
-                units = {unit: kept(context.structure, axis, unit, self._ids) for unit in chosen}
-                self._leaving[axis] = units
+                self._leaving[axis] = kept(context.structure, axis, chosen, self._ids)
         return found
 
     def waking(self, context: Context, axes: Iterable[str], most: Mapping[str, int]) -> dict[str, Sleeper | None]:
@@ -307,8 +306,8 @@ class GateMemory:
             },
             "low": {axis: list(one) for axis, one in self._low.items()},
             "ids": {axis: list(one) for axis, one in self._ids.items()},
-            "asleep": {axis: [one.to_json() for one in found] for axis, found in self.asleep.items()},
-            "restoring": [one.to_json() for one in self._restoring],
+            "asleep": {axis: [one.to_state() for one in found] for axis, found in self.asleep.items()},
+            "restoring": [one.to_state() for one in self._restoring],
             "fallen": dict(self.fallen),
             "next": self._next,
             "k": self._k,
@@ -326,8 +325,8 @@ class GateMemory:
         fresh._adam = {str(axis): _Adam(*map(_row, one)) for axis, one in dict(state["adam"]).items()}
         fresh._low = {str(axis): [int(count) for count in one] for axis, one in dict(state["low"]).items()}
         fresh._ids = {str(axis): [int(count) for count in one] for axis, one in dict(state["ids"]).items()}
-        fresh.asleep = {str(axis): list(map(Sleeper.from_json, one)) for axis, one in dict(state["asleep"]).items()}
-        fresh._restoring = list(map(Sleeper.from_json, state["restoring"]))
+        fresh.asleep = {str(axis): list(map(Sleeper.from_state, one)) for axis, one in dict(state["asleep"]).items()}
+        fresh._restoring = list(map(Sleeper.from_state, state["restoring"]))
         fresh.fallen = {str(axis): int(one) for axis, one in dict(state["fallen"]).items()}
         fresh._next, fresh._k, fresh._stage = int(state["next"]), float(state["k"]), int(state["stage"])
         fresh._epoch, fresh._improved = int(state["epoch"]), bool(state["improved"])
