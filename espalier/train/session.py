@@ -244,7 +244,9 @@ class Session:
             CheckpointError: the state is damaged, of another version, of other methods or of another network; the
                 session is as it was.
         """
-        self._load(state, from_text(state.get("tensors", {}) if isinstance(state, Mapping) else {}))
+        if not isinstance(state, Mapping) or "tensors" not in state:
+            raise CheckpointError("this is no state of a session, or one of another version: it holds no tensors.")
+        self._load(state, from_text(state["tensors"]))
 
     def _load(self, data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         found = State.from_json(together(data, tensors), self._controller.running, self._sizes())
