@@ -16,10 +16,11 @@ from torch import Tensor
 
 from espalier.errors import MethodError
 from espalier.graph.dims import IntArray
-from espalier.parts.gates.places import Gates, gate_problem
+from espalier.parts.gates.places import Gates
 from espalier.parts.gates.settings import GateSettings
 from espalier.parts.gates.sleepers import Sleepers, Woken
 from espalier.parts.gates.table import GateTable
+from espalier.parts.gates.units import gate_problem, unit_place
 from espalier.parts.gates.waking import Remembered, Seen, Waking
 from espalier.parts.names import Names
 from espalier.parts.score import Context, derived_seed
@@ -77,7 +78,7 @@ class GateMemory:
         structure = context.structure
         if self._gates is None or self._gates.topology is not structure.topology:
             self._meet(context)
-            self._gates = Gates(structure, self.logits)
+            self._gates = Gates(structure, [unit_place(structure, axis) for axis in self.logits])
             self.sleepers.give_back(structure)
         return self._gates
 

@@ -1,12 +1,12 @@
 """The logits of all gates of a session, their optimizer, and how long each has been low.
 
-Whatever gates are on, they are kept by a key, with a tensor of logits for each. What keys are, and what becomes of them
+Whatever gates are on, they are kept by a key, with a vector of logits for each. What keys are, and what becomes of them
 when the network is edited, the memories know that hold such a table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from espalier.graph.topology import Topology
 from espalier.parts.gates.adam import Adam
+from espalier.parts.gates.expected import Priced
 from espalier.parts.gates.kinds import Drawn
 from espalier.parts.gates.packing import packed, unpacked
 from espalier.parts.gates.settings import GateSettings
@@ -38,6 +39,7 @@ class GateTable:
         """What the penalty is relative to; 0 before it was asked."""
         self._adam: dict[str, Adam] = {}
         self._low: dict[str, Tensor] = {}
+        self._priced: tuple[Topology, frozenset[str], Priced] | None = None
         self._slopes: dict[str, Tensor] | None = None
         self._leaves: dict[str, Tensor] = {}
 
@@ -68,11 +70,9 @@ class GateTable:
             return torch.zeros(()), {key: torch.zeros_like(one) for key, one in self.logits.items()}
         k = self.k_at(progress)
         leaves = {key: one.clone().requires_grad_() for key, one in self.logits.items()}
-        if not self.reference:
-            self.reference = self.settings.penalty.reference(topology)
         with torch.enable_grad():
             p = {key: self.settings.kind.probability(one, k) for key, one in leaves.items()}
-            value = self.settings.penalty(topology, p, self.reference)
+            value = self._price(topology)(p)
             grads = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
         found = zip(leaves, grads, strict=True)
         return value.detach(), {
@@ -89,6 +89,18 @@ class GateTable:
     def forget(self) -> None:
         """Expect nothing: the network is another one."""
         self._slopes, self._leaves = None, {}
+
+    def _price(self, topology: Topology) -> Priced:
+        """The penalty as it is until the network is edited."""
+        penalty = self.settings.penalty
+        assert penalty is not None
+        known = self._priced
+        if known is None or known[0] is not topology or known[1] != self.logits.keys():
+            if not self.reference:
+                self.reference = penalty.reference(topology)
+            keys = frozenset(self.logits)
+            known = self._priced = topology, keys, penalty.priced(topology, keys, self.reference)
+        return known[2]
 
     # --- what sessions ask for
 
@@ -126,17 +138,12 @@ class GateTable:
     # --- what edits ask for
 
     def follow(self, key: str, old: Tensor, fresh: Tensor) -> None:
-        """Gates of one dimension, for what was these before, -1 for what is new and begins at `fresh`."""
-        present, at = old >= 0, old.clamp_min(0)
-        self.replace(key, present, lambda one: one[at], fresh)
-
-    def replace(self, key: str, present: Tensor, moved: Callable[[Tensor], Tensor], fresh: Tensor) -> None:
-        """Gates that are moved to other places by a function, and begin at `fresh` where there were none."""
-        adam = self._adam[key]
-        self.logits[key] = torch.where(present, moved(self.logits[key]), fresh)
-        rows = (torch.where(present, moved(one), 0.0) for one in (adam.mean, adam.square, adam.steps))
+        """Gates for what was these before, -1 for what is new and begins at `fresh`."""
+        adam, present, at = self._adam[key], old >= 0, old.clamp_min(0)
+        self.logits[key] = torch.where(present, self.logits[key][at], fresh)
+        rows = (torch.where(present, one[at], 0.0) for one in (adam.mean, adam.square, adam.steps))
         self._adam[key] = Adam(*rows)
-        self._low[key] = torch.where(present, moved(self._low[key]), 0)
+        self._low[key] = torch.where(present, self._low[key][at], 0)
 
     def rename(self, now: Now) -> None:
         """Gates stay with what they are on."""
