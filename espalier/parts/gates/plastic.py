@@ -20,7 +20,7 @@ from espalier.measure.stats import without_a_trace
 from espalier.parts.gates.dormant import values_of
 from espalier.parts.gates.kinds import Rows
 from espalier.parts.gates.memory import GateMemory
-from espalier.parts.gates.places import Gates
+from espalier.parts.gates.subnetwork import SubNetwork
 from espalier.parts.goal import Goal, Scores
 from espalier.parts.score import Context
 
@@ -60,19 +60,18 @@ class SampledGates:
 
 @dataclass(frozen=True)
 class _Evaluation:
-    """The training loss by multiplying what has gates."""
+    """The training loss at gates."""
 
     model: nn.Module
-    gates: Gates
+    gates: SubNetwork
     forward: Callable[[], Tensor]
 
     def __call__(self, gates: Rows, /) -> Tensor:
-        with self.gates.applied(gates):
-            return self.forward()
+        return self.gates.loss(self.forward, gates)
 
     def aside(self, gates: Rows, /) -> Tensor:
-        with without_a_trace(self.model), self.gates.applied(gates):
-            return self.forward().detach()
+        with without_a_trace(self.model):
+            return self.gates.loss(self.forward, gates).detach()
 
 
 @dataclass(frozen=True)
