@@ -13,7 +13,7 @@ from espalier.bench.charts import y_tick as y_line
 
 SHADES = 10
 MOST_COLUMNS = 160
-BAND, GAP = 22, 8
+BAND, GAP = 22, 12
 """Of the row below a plot, for what is outside of the histogram, and its distance."""
 
 STYLE = """

@@ -31,7 +31,7 @@ from espalier.bench.wording import (
     times_text,
 )
 
-STYLE = "".join([PAGE_STYLE, charts.STYLE, heat.STYLE, gate_pictures.STYLE, stepper.STYLE])
+STYLE = "".join([charts.STYLE, heat.STYLE, gate_pictures.STYLE, stepper.STYLE, PAGE_STYLE])
 SCRIPT = charts.SCRIPT + stepper.SCRIPT
 
 

@@ -125,7 +125,7 @@ def _places(event: Record, key: str, unit: str) -> list[str]:
 
 def _layers(event: Record) -> list[str]:
     layers = event.get("layers")
-    return [f"<span>{escape(layer_text(one))}</span>" for one in layers] if isinstance(layers, list) else []
+    return [f'<span class="l">{escape(layer_text(one))}</span>' for one in layers] if isinstance(layers, list) else []
 
 
 def _listed(items: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from html import escape
 STYLE = """
 .steps{display:flex;flex-direction:column;gap:14px}
 .stepper{display:flex;flex-wrap:wrap;align-items:center;gap:8px 10px}.stepper[hidden]{display:none}
-.stepper input{flex:1 1 180px;min-width:0;accent-color:var(--green)}
+.stepper input{flex:1 1 110px;min-width:0;accent-color:var(--green)}
 .stepper button{font:inherit;font-size:14px;color:var(--ink);background:var(--well);border:1px solid var(--edge);
 border-radius:7px;min-width:38px;padding:4px 11px;cursor:pointer}
 .stepper button:hover{border-color:var(--ink)}
