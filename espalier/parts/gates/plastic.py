@@ -19,6 +19,7 @@ from espalier.errors import MethodError
 from espalier.measure.stats import without_a_trace
 from espalier.parts.gates.dormant import values_of
 from espalier.parts.gates.estimators import antithetic, sampled
+from espalier.parts.gates.gating import GateState
 from espalier.parts.gates.memory import GateMemory
 from espalier.parts.goal import Goal, Scores
 from espalier.parts.score import Context
@@ -73,6 +74,13 @@ class SampledGates:
         memory = gate_memory(context)
         with memory.gates(context).applied(memory.decided(context)):
             yield
+
+    def state(self, context: Context, /) -> GateState:
+        """Stage, k, probabilities and sleepers."""
+        memory, stages = gate_memory(context), gate_memory(context).settings.stages
+        probabilities = memory.probabilities(context)
+        asleep = {axis: len(sleepers) for axis, sleepers in memory.asleep.items()}
+        return GateState(stages.stage(context.progress), stages.at(context.progress), probabilities, asleep)
 
 
 def _numbers(gates: Mapping[str, Tensor]) -> dict[str, Tensor]:
