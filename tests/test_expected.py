@@ -68,10 +68,11 @@ def test_the_expected_cost_of_a_coupled_network_is_that_of_enumeration(of):
         at = {topology.by_name[axis].number: count for axis, count in zip(axes, counts, strict=True)}
         chance = math.prod(table[count] for (_, _, table), count in zip(tables, counts, strict=True))
         total += chance * getattr(cost_of(topology, at), of)
-    found = penalty(topology, {axis: p for axis, p, _ in tables}, reference)
+    priced = penalty.priced(topology, [axis for axis, _, _ in tables], reference)
+    found = priced({axis: p for axis, p, _ in tables})
     assert float(found) == pytest.approx(2 * total / reference, rel=1e-12)
     whole = {axis: torch.ones(size) for axis, size in zip(axes, sizes, strict=True)}
-    assert float(penalty(topology, whole, reference)) == pytest.approx(2.0)
+    assert float(priced(whole)) == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize("function", [Sigmoid(), HardSigmoid()], ids=repr)
@@ -79,7 +80,7 @@ def test_the_gradient_by_logits_is_the_papers(function):
     phi = torch.linspace(-1, 1, 5, dtype=torch.float64).requires_grad_()
     p = function.probability(phi, 2.0)
     structure = esp.attach(*ZOO["mlp"]())
-    value = PerUnit({"0": 0.3, "*": 9.0})(structure.topology, {"0": p}, 1.0)
+    value = PerUnit({"0": 0.3, "*": 9.0}).priced(structure.topology, ["0"], 1.0)({"0": p})
     (found,) = torch.autograd.grad(value, phi)
     p, c = p.detach(), function.chain(phi.detach(), 2.0)
     torch.testing.assert_close(found, 0.3 * c * p * (1 - p))

@@ -1,6 +1,7 @@
 """Gates on the units of a live network: a unit whose gate is 0 is a unit that is not there."""
 
 import copy
+from collections.abc import Iterable
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from zoo_small import ZOO
 
 import espalier as esp
 from espalier.graph.capture import flatten_tensors
-from espalier.parts.gates.places import Gates, gate_problem
+from espalier.parts.gates.places import Gates
+from espalier.parts.gates.units import gate_problem, unit_place
 from espalier.structure import Structure
 
 
@@ -35,8 +37,12 @@ def gated_axes(structure: Structure) -> list[str]:
     return [one.name for one in structure.axes.values() if one.growable and gate_problem(structure, one.name) is None]
 
 
+def gates_of(structure: Structure, axes: Iterable[str]) -> Gates:
+    return Gates(structure, [unit_place(structure, axis) for axis in axes])
+
+
 def masked(structure: Structure, gates: dict[str, Tensor], example) -> list[Tensor]:
-    with Gates(structure, gates).applied(gates), torch.no_grad():
+    with gates_of(structure, gates).applied(gates), torch.no_grad():
         return outputs(structure.model, example)
 
 
@@ -98,7 +104,7 @@ def test_gates_take_part_in_the_gradient():
     weight = model.get_parameter("fc1.weight")
 
     def value(gates: dict[str, Tensor]) -> Tensor:
-        with Gates(structure, axes).applied(gates):
+        with gates_of(structure, axes).applied(gates):
             return outputs(model, example)[0].square().mean()
 
     leaves = {axis: one.clone().requires_grad_() for axis, one in z.items()}
@@ -116,13 +122,13 @@ def test_gates_of_one_leave_the_very_tensors_in_place():
     structure = esp.attach(model, example)
     gates = {axis: torch.ones(structure.axes[axis].size) for axis in gated_axes(structure)}
     before = dict(model.named_parameters())
-    with Gates(structure, gates).applied(gates):
+    with gates_of(structure, gates).applied(gates):
         assert all(one is before[name] for name, one in model.named_parameters())
-    with Gates(structure, gates).applied({"conv1": torch.zeros(8)}):
+    with gates_of(structure, gates).applied({"conv1": torch.zeros(8)}):
         assert not model.get_submodule("layers.0.0.conv1").weight.any()
 
     def failing() -> None:
-        with Gates(structure, gates).applied({"conv1": torch.zeros(8)}):
+        with gates_of(structure, gates).applied({"conv1": torch.zeros(8)}):
             raise ValueError("stop")
 
     with pytest.raises(ValueError, match="stop"):

@@ -5,15 +5,19 @@ with a `kind`:
 
     start         parameters, flops (per sample), axes {name: size}, weights {parameter that has a mask: [live, all]},
                   depth {stage: number of layers or cells} if a method changes it, architecture [{module, type, shape,
-                  parameters}]
+                  parameters}], points {inputs, labels} if a method has gates and inputs are points of a plane
     epoch         epoch, step, train_loss, train_accuracy, val_loss, val_accuracy, learning_rate, parameters, flops,
-                  axes, weights, depth, training_flops, seconds
+                  axes, weights, depth, training_flops, seconds; gates if a method has any; map at a few epochs
     event         step, epoch, method, action (grow or prune), axes {name: [before, after]}, masks {parameter: [live
                   before, after]}, layers [what came or went], weights and depth (after it), parameters [before, after],
                   flops [before, after], loss [before, after] on the same batch, contract, training_flops, seconds
     static_epoch  as epoch, for the static network of the final size
     end           test_accuracy, test_loss, parameters, flops, axes, weights, depth, architecture, training_flops,
                   seconds, and static: null or the same figures of the static network
+
+gates is {stage: 0 before the search, 1 in it, 2 after it; k; axes {what has gates: how many have a probability in each
+of some equal parts of [0, 1]}; asleep {axis: units outside of the network}}. map is {x, y: [first, last], values: rows,
+from the first y on, of the probability of the second of two classes}.
 
 Everything in the folder is data from others: nothing is executed, what cannot be read is left out and said.
 """

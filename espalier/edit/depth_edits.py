@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, TypeAlias, get_args
+
+from torch import Tensor
 
 from espalier.edit.recipes.base import Recipe, recipe_of
 from espalier.errors import PlanError
@@ -67,6 +70,9 @@ class Replace:
 
 
 DepthEdit: TypeAlias = Insert | Remove | Replace
+Starts: TypeAlias = Mapping[int, Mapping[str, Tensor]]
+"""Number of an edit -> parameters of the layer that it brings, by their names in it -> values that they start from."""
+NO_STARTS: Starts = MappingProxyType({})
 
 
 def _check_path(path: object) -> None:
@@ -112,4 +118,4 @@ def _text(value: Any) -> str:
     return value
 
 
-__all__ = ["DepthEdit", "Insert", "Leaves", "Remove", "Replace", "from_json", "to_json"]
+__all__ = ["NO_STARTS", "DepthEdit", "Insert", "Leaves", "Remove", "Replace", "Starts", "from_json", "to_json"]

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Literal, Protocol, get_args
@@ -64,14 +64,18 @@ def expected(cost: Polynomial, probabilities: Mapping[str, Tensor]) -> Tensor:
     return total
 
 
+Priced = Callable[[Mapping[str, Tensor]], Tensor]
+"""By the probabilities of the gates of every key: a scalar, differentiable."""
+
+
 class GatePenalty(Protocol):
     """What a method with gates adds to the loss, by their probabilities."""
 
     def reference(self, topology: Topology) -> float:
         """What values are relative to, taken once from the network as a session finds it."""
 
-    def __call__(self, topology: Topology, probabilities: Mapping[str, Tensor], reference: float) -> Tensor:
-        """A scalar; differentiable by the probabilities."""
+    def priced(self, topology: Topology, keys: Collection[str], reference: float) -> Priced:
+        """The penalty on the gates of these keys in a network as it is, until it is edited."""
 
 
 @dataclass(frozen=True)
@@ -93,10 +97,10 @@ class ExpectedCost:
     def reference(self, topology: Topology) -> float:
         return float(self._cost(topology).at({one.name: topology.sizes[one.number] for one in topology.axes.values()}))
 
-    def __call__(self, topology: Topology, probabilities: Mapping[str, Tensor], reference: float) -> Tensor:
+    def priced(self, topology: Topology, keys: Collection[str], reference: float) -> Priced:
         sizes = {one.name: topology.sizes[one.number] for one in topology.axes.values()}
-        rest = {name: size for name, size in sizes.items() if name not in probabilities}
-        return self.strength / reference * expected(self._cost(topology).fixed(rest), probabilities)
+        cost = self._cost(topology).fixed({name: size for name, size in sizes.items() if name not in keys})
+        return lambda probabilities: self.strength / reference * expected(cost, probabilities)
 
     def _cost(self, topology: Topology) -> Polynomial:
         return (Parameters if self.of == "parameters" else FLOPs)(1).cost(topology, ())
@@ -104,13 +108,13 @@ class ExpectedCost:
 
 @dataclass(frozen=True)
 class PerUnit:
-    """strength * the expected number of units, axis by axis: the paper's weighting, whatever other axes do.
+    """strength * the expected number of open gates, axis by axis: the paper's weighting, whatever other axes do.
 
     Li & Ji (2020) take, for every layer, lambda * the weights that one unit of it holds / a constant.
     """
 
     strengths: Mapping[str, float] = field(default_factory=dict, hash=False)
-    """Name or pattern of axes -> strength; the first that fits counts, and none is zero."""
+    """Name or pattern of axes, or of what else has gates -> strength; the first that fits counts, and none is zero."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "strengths", dict(self.strengths))
@@ -120,11 +124,19 @@ class PerUnit:
     def reference(self, topology: Topology) -> float:
         return 1.0
 
-    def __call__(self, topology: Topology, probabilities: Mapping[str, Tensor], reference: float) -> Tensor:
-        return torch.stack([self._strength(axis) * one.sum() for axis, one in probabilities.items()]).sum()
+    def priced(self, topology: Topology, keys: Collection[str], reference: float) -> Priced:
+        strengths = {key: self._strength(key) for key in keys}
 
-    def _strength(self, axis: str) -> float:
-        return next((value for pattern, value in self.strengths.items() if fnmatchcase(axis, pattern)), 0.0)
+        def price(probabilities: Mapping[str, Tensor]) -> Tensor:
+            return torch.stack([strengths[key] * one.sum() for key, one in probabilities.items()]).sum()
+
+        return price
+
+    def _strength(self, key: str) -> float:
+        """That of the name itself, which may hold brackets, or else of the first pattern that fits."""
+        if key in self.strengths:
+            return self.strengths[key]
+        return next((value for pattern, value in self.strengths.items() if fnmatchcase(key, pattern)), 0.0)
 
 
-__all__ = ["Counted", "ExpectedCost", "GatePenalty", "PerUnit", "expected", "moment"]
+__all__ = ["Counted", "ExpectedCost", "GatePenalty", "PerUnit", "Priced", "expected", "moment"]
