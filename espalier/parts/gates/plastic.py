@@ -18,6 +18,7 @@ from espalier.edit.plan import Plan, Resize
 from espalier.errors import MethodError
 from espalier.measure.stats import without_a_trace
 from espalier.parts.gates.dormant import values_of
+from espalier.parts.gates.gating import GateState
 from espalier.parts.gates.kinds import Rows
 from espalier.parts.gates.memory import GateMemory
 from espalier.parts.gates.subnetwork import SubNetwork
@@ -56,6 +57,14 @@ class SampledGates:
         memory = gate_memory(context)
         with memory.gates(context).applied(memory.table.judged(context.progress)):
             yield
+
+    def state(self, context: Context, /) -> GateState:
+        """Stage, k, probabilities and sleepers."""
+        memory, progress = gate_memory(context), context.progress
+        memory.gates(context)  # meets axes that are new
+        table, stages = memory.table, memory.table.settings.stages
+        asleep = {axis: len(found) for axis, found in memory.sleepers.asleep.items()}
+        return GateState(stages.stage(progress), stages.at(progress), table.probabilities(progress), asleep)
 
 
 @dataclass(frozen=True)
