@@ -31,6 +31,10 @@ class Dropout:
         if not 0 <= self.rate < 1:
             raise MethodError(f"rate: expected a probability from 0 to below 1, found {self.rate!r}.")
 
+    @property
+    def lasting(self) -> bool:
+        return False
+
     def probability(self, logits: Tensor, k: float, /) -> Tensor:
         return torch.full_like(logits, 1 - self.rate) + 0 * logits
 

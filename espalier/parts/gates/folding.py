@@ -13,7 +13,7 @@ from torch import Tensor
 from espalier.edit.tensors import gather
 from espalier.graph.capture import tensor_table
 from espalier.graph.dims import IntArray
-from espalier.parts.gates.places import Gates
+from espalier.parts.gates.subnetwork import SubNetwork
 from espalier.record import Preview
 from espalier.structure import Structure
 
@@ -21,7 +21,9 @@ Left = Mapping[str, Sequence[int]]
 """Axis -> the old units that are left of it, in a plan that changes it."""
 
 
-def folded(structure: Structure, gates: Gates, judged: Mapping[str, Tensor], preview: Preview) -> dict[str, Tensor]:
+def folded(
+    structure: Structure, gates: SubNetwork, judged: Mapping[str, Tensor], preview: Preview
+) -> dict[str, Tensor]:
     """What a plan adds to tensors (`Plan.deltas`) for gates to be part of them.
 
     Args:

@@ -48,6 +48,10 @@ class HardConcrete:
                 f"{self.zeta!r}."
             )
 
+    @property
+    def lasting(self) -> bool:
+        return True
+
     def probability(self, logits: Tensor, k: float, /) -> Tensor:
         """P(z > 0); of decided gates 1 for what is judged as more than 0, without a slope."""
         if k >= DECIDED:

@@ -12,9 +12,11 @@ from espalier.graph.regions import Boundaries
 from espalier.parts.depth_places import Places, Removable
 from espalier.parts.gates.beginning import fresh_gates
 from espalier.parts.gates.branches import branch_place
+from espalier.parts.gates.dormant import Sleeper
 from espalier.parts.gates.folding import Folding
 from espalier.parts.gates.places import GatePlace, Gates
 from espalier.parts.gates.settings import GateSettings
+from espalier.parts.gates.subnetwork import SubNetwork
 from espalier.parts.gates.table import GateTable
 from espalier.parts.names import Names
 from espalier.parts.score import Context
@@ -45,9 +47,11 @@ class LayerGates:
         self.folding = Folding()
         self.refused: dict[str, str] = {}
         """Name -> why it has no gate."""
-        self._gates: Gates | None = None
+        self.asleep: Mapping[str, Sequence[Sleeper]] = {}
+        """Nothing: what leaves does not come back by itself."""
+        self._gates: SubNetwork | None = None
 
-    def gates(self, context: Context) -> Gates:
+    def gates(self, context: Context) -> SubNetwork:
         """Where the gates act now. Raises MethodError if there are none, or where one was asked for by name."""
         structure = context.structure
         if self._gates is None or self._gates.topology is not structure.topology:
@@ -60,7 +64,7 @@ class LayerGates:
                     self.table.add(place.key, fresh_gates(self.made_by.settings, place.key, 1))
             known = {place.key for place in places}
             self.table.rename({name: None for name in self.table.logits if name not in known})
-            self._gates = Gates(structure, places)
+            self._gates = SubNetwork(structure, Gates(structure, places))
         return self._gates
 
     def shut(self, context: Context) -> dict[str, float]:

@@ -20,11 +20,13 @@ from espalier.errors import MethodError
 from espalier.graph.dims import IntArray
 from espalier.parts.gates.beginning import beginning, fresh_gates, noise_of
 from espalier.parts.gates.columns import Columns, column_place
+from espalier.parts.gates.dormant import Sleeper
 from espalier.parts.gates.entries import EntryGates
 from espalier.parts.gates.folding import Folding
 from espalier.parts.gates.places import Gates
 from espalier.parts.gates.settings import GateSettings
 from espalier.parts.gates.sleepers import Sleepers, Woken
+from espalier.parts.gates.subnetwork import SubNetwork, Worth
 from espalier.parts.gates.table import GateTable
 from espalier.parts.gates.units import gate_problem, unit_place
 from espalier.parts.gates.waking import Remembered, Seen, Waking
@@ -45,6 +47,8 @@ class Gated:
     awake: Mapping[str, int] | None = field(default=None, hash=False)
     """Name or pattern of axes -> how many of their units, the first ones, are awake when a session begins; the others
     go to sleep at the first event. None: all are."""
+    worth: Worth = field(default_factory=Worth)
+    """When units whose gates are 0 in a step are left out of it, rather than multiplied (`SubNetwork`)."""
     columns: Sequence[str] = ()
     """Dimensions of parameters that have a gate for every position beside those on units: ``fc1.weight[1]`` for the
     columns of one. What they shut is masked."""
@@ -65,7 +69,7 @@ class GateMemory:
 
     def __init__(self, made_by: Gated) -> None:
         self.made_by = made_by
-        self.table = GateTable(made_by.settings)
+        self.table = GateTable(made_by.settings, never_empty=True)
         """By axis."""
         self.sleepers = Sleepers()
         self.entries = EntryGates(self.table, _columns)
@@ -74,16 +78,21 @@ class GateMemory:
         """Axis -> why it has no gates."""
         self.remembered: Remembered = {} if made_by.waking is None else made_by.waking.begin()
         """What the policy of waking remembers."""
-        self._gates: Gates | None = None
+        self._gates: SubNetwork | None = None
 
     @property
     def logits(self) -> dict[str, Tensor]:
         """Axis, or columns -> logits, float64 on the CPU."""
         return self.table.logits
 
+    @property
+    def asleep(self) -> Mapping[str, Sequence[Sleeper]]:
+        """Axis -> its units that sleep."""
+        return self.sleepers.asleep
+
     # --- what training asks for
 
-    def gates(self, context: Context) -> Gates:
+    def gates(self, context: Context) -> SubNetwork:
         """Where the gates act now.
 
         Raises:
@@ -93,7 +102,8 @@ class GateMemory:
         if self._gates is None or self._gates.topology is not structure.topology:
             self._meet(context)
             units = [unit_place(structure, axis) for axis in self.logits if axis not in self.entries.known]
-            self._gates = Gates(structure, [*units, *self.entries.places(structure)])
+            gates = Gates(structure, [*units, *self.entries.places(structure)])
+            self._gates = SubNetwork(structure, gates, self.made_by.worth)
             self.sleepers.give_back(structure)
         return self._gates
 
@@ -202,6 +212,8 @@ class GateMemory:
             if axis in self.logits or axis in self.refused:
                 continue
             why = gate_problem(structure, axis)
+            if why is None and settings.kind.lasting and unit_place(structure, axis).norms:
+                why = "numbers between 0 and 1 could not join its weights, since a norm runs over it"
             if why is not None and settings.strict:
                 raise MethodError(f"{axis} cannot have gates: {why}; leave it out of axes=.")
             if why is not None:

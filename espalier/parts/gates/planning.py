@@ -38,7 +38,7 @@ class SleepAndWake:
             for axis in goal.sizes
             if axis in leaving or axis in woken
         )
-        plan = Plan(edits, seed=context.seed)
+        plan = Plan(edits, seed=context.seed, hold_norms=False)
         plan = replace(plan, masks=masked_too(structure, plan, memory.shut(context)))
         topology = structure.topology
         left = {
@@ -62,7 +62,7 @@ class MaskShut:
         if not isinstance(memory, WeightGates):
             raise MethodError(f"expected gates on weights, found {memory!r}: give the method memory=GatedWeights(...).")
         shut = {name: one for name, one in memory.shut(context).items() if name in goal.sizes}
-        plan = Plan((), seed=context.seed)
+        plan = Plan((), seed=context.seed, hold_norms=False)
         plan = replace(plan, masks=masked_too(structure, plan, shut))
         return with_folding(context, memory, plan, {})
 
@@ -85,7 +85,7 @@ class RemoveShut:
             if candidate is not None and spare[candidate.stage] > 0:
                 spare[candidate.stage] -= 1
                 edits += candidate.edits
-        return with_folding(context, memory, Plan((), seed=context.seed, depth=tuple(edits)), {})
+        return with_folding(context, memory, Plan((), seed=context.seed, hold_norms=False, depth=tuple(edits)), {})
 
 
 @dataclass(frozen=True)
@@ -93,11 +93,14 @@ class KeepAll:
     """Nothing leaves; gates are folded as by `SleepAndWake`."""
 
     def __call__(self, context: Context, goal: Goal, /) -> Plan:
-        return with_folding(context, _unit_gates(context), Plan((), seed=context.seed), {})
+        return with_folding(context, _unit_gates(context), Plan((), seed=context.seed, hold_norms=False), {})
 
 
 def with_folding(context: Context, memory: GatingMemory, plan: Plan, left: Left) -> Plan:
     """A plan that, once the search is over, makes gates that are left part of the weights if they are not 1.
+
+    Left as they are where what is shut could not leave an axis over which a norm runs: its statistics would not be the
+    same with zeros.
 
     Args:
         context: as the method was asked.
@@ -111,6 +114,8 @@ def with_folding(context: Context, memory: GatingMemory, plan: Plan, left: Left)
     gone = {path.module for path in plan.depth if isinstance(path, Remove)}
     unsettled = [key for key, one in stays.items() if key not in gone and not bool((one == 1).all())]
     if table.stage < 2 or not unsettled:
+        return plan
+    if any(gates.counting(key) and bool((stays[key] != stays[key][0]).any()) for key in unsettled):
         return plan
     structure = context.structure
     preview = structure.preview(replace(plan, depth=()))

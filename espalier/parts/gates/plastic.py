@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from espalier.errors import MethodError
 from espalier.measure.stats import without_a_trace
+from espalier.parts.gates.gating import GateState
 from espalier.parts.gates.kinds import Rows
-from espalier.parts.gates.places import Gates
 from espalier.parts.gates.planning import GatingMemory
+from espalier.parts.gates.subnetwork import SubNetwork
 from espalier.parts.goal import Goal, Scores
 from espalier.parts.score import Context
 
@@ -55,22 +56,29 @@ class SampledGates:
         with memory.gates(context).applied(memory.table.judged(context.progress)):
             yield
 
+    def state(self, context: Context, /) -> GateState:
+        """Stage, k, probabilities and sleepers."""
+        memory, progress = gate_memory(context), context.progress
+        memory.gates(context)  # meets axes that are new
+        table, stages = memory.table, memory.table.settings.stages
+        asleep = {axis: len(found) for axis, found in memory.asleep.items()}
+        return GateState(stages.stage(progress), stages.at(progress), table.probabilities(progress), asleep)
+
 
 @dataclass(frozen=True)
 class _Evaluation:
-    """The training loss by multiplying what has gates."""
+    """The training loss at gates."""
 
     model: nn.Module
-    gates: Gates
+    gates: SubNetwork
     forward: Callable[[], Tensor]
 
     def __call__(self, gates: Rows, /) -> Tensor:
-        with self.gates.applied(gates):
-            return self.forward()
+        return self.gates.loss(self.forward, gates)
 
     def aside(self, gates: Rows, /) -> Tensor:
-        with without_a_trace(self.model), self.gates.applied(gates):
-            return self.forward().detach()
+        with without_a_trace(self.model):
+            return self.gates.loss(self.forward, gates).detach()
 
 
 @dataclass(frozen=True)

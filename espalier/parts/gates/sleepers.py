@@ -12,7 +12,7 @@ from typing import Any
 
 from espalier.graph.dims import IntArray
 from espalier.graph.topology import Topology
-from espalier.parts.gates.dormant import Sleeper, give_state_back, kept
+from espalier.parts.gates.dormant import Sleeper, give_state_back, handed_over, kept
 from espalier.parts.names import Names, carried
 from espalier.structure import Structure
 
@@ -60,7 +60,7 @@ class Sleepers:
 
     def leave(self, structure: Structure, axis: str, units: Collection[int], awake: int) -> None:
         """Note that a plan puts these units of an axis to sleep, so many of which had been awake."""
-        self._leaving[axis] = {unit: kept(structure, axis, unit, self.numbers) for unit in units}
+        self._leaving[axis] = kept(structure, axis, units, self.numbers)
         self._were_awake[axis] = awake
 
     def wake(self, woken: Woken) -> None:
@@ -88,14 +88,13 @@ class Sleepers:
         leaving, waking = self._leaving.pop(axis, {}), self._waking.pop(axis, ())
         ours = gone == leaving.keys() and sum(origin < 0 for origin in old) == len(waking)
         came = iter(waking if ours else ())
-        numbers = []
+        numbers, woken = [], []
         for origin in old:
             sleeper = next(came, None) if origin < 0 else None
             if origin >= 0:
                 numbers.append(known[origin])
             elif sleeper is not None:
-                self.asleep[axis] = [one for one in self.asleep[axis] if one.number != sleeper.number]
-                self._restoring.append(sleeper)
+                woken.append(sleeper)
                 numbers.append(sleeper.number)
             else:
                 numbers.append(self._next)
@@ -104,7 +103,18 @@ class Sleepers:
         if ours and leaving:
             self.fallen[axis] = self.fallen.get(axis, 0) + self._were_awake[axis]
             self.asleep.setdefault(axis, []).extend(leaving.values())
+        if woken:
+            self._wake_up(axis, woken)
         return ours and bool(waking)
+
+    def _wake_up(self, axis: str, woken: Sequence[Sleeper]) -> None:
+        """What units that woke share with units that sleep, or that fall asleep in the same plan, waits with these."""
+        up = {one.number for one in woken}
+        self.asleep[axis] = [one for one in self.asleep[axis] if one.number not in up]
+        self._restoring += woken
+        self.asleep = {other: handed_over(woken, found) for other, found in self.asleep.items()}
+        for other, leaving in self._leaving.items():
+            self._leaving[other] = dict(zip(leaving, handed_over(woken, list(leaving.values())), strict=True))
 
     def rename(self, names: Names) -> None:
         """Units that sleep in a layer that is gone are forgotten."""
@@ -114,11 +124,11 @@ class Sleepers:
         self.asleep = {axis: [_renamed(one, names) for one in found] for axis, found in asleep.items()}
 
     def state(self) -> dict[str, Any]:
-        """All of it as JSON."""
+        """All of it, as `Memory.state`."""
         return {
             "numbers": {axis: list(one) for axis, one in self.numbers.items()},
-            "asleep": {axis: [one.to_json() for one in found] for axis, found in self.asleep.items()},
-            "restoring": [one.to_json() for one in self._restoring],
+            "asleep": {axis: [one.to_state() for one in found] for axis, found in self.asleep.items()},
+            "restoring": [one.to_state() for one in self._restoring],
             "fallen": dict(self.fallen),
             "next": self._next,
         }
@@ -127,8 +137,8 @@ class Sleepers:
         """Become what `state` gave. Raises KeyError, TypeError or ValueError for anything else."""
         fresh = Sleepers()
         fresh.numbers = {str(axis): [int(one) for one in found] for axis, found in state["numbers"].items()}
-        fresh.asleep = {str(axis): list(map(Sleeper.from_json, found)) for axis, found in state["asleep"].items()}
-        fresh._restoring = list(map(Sleeper.from_json, state["restoring"]))
+        fresh.asleep = {str(axis): list(map(Sleeper.from_state, found)) for axis, found in state["asleep"].items()}
+        fresh._restoring = list(map(Sleeper.from_state, state["restoring"]))
         fresh.fallen = {str(axis): int(one) for axis, one in state["fallen"].items()}
         fresh._next = int(state["next"])
         self.__dict__.update(fresh.__dict__)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -12,10 +12,12 @@ from torch import Tensor
 from espalier.errors import MethodError
 from espalier.graph.dims import IntArray
 from espalier.parts.gates.beginning import fresh_gates
+from espalier.parts.gates.dormant import Sleeper
 from espalier.parts.gates.entries import EntryGates
 from espalier.parts.gates.folding import Folding
 from espalier.parts.gates.places import Gates
 from espalier.parts.gates.settings import GateSettings
+from espalier.parts.gates.subnetwork import SubNetwork
 from espalier.parts.gates.table import GateTable
 from espalier.parts.gates.weights import Weights
 from espalier.parts.names import Names
@@ -37,12 +39,14 @@ class WeightGates:
 
     def __init__(self, made_by: GatedWeights) -> None:
         self.made_by = made_by
-        self.table = GateTable(made_by.settings)
+        self.table = GateTable(made_by.settings, never_empty=True)
         self.entries = EntryGates(self.table, Weights)
         self.folding = Folding()
-        self._gates: Gates | None = None
+        self.asleep: Mapping[str, Sequence[Sleeper]] = {}
+        """Nothing: what leaves does not come back by itself."""
+        self._gates: SubNetwork | None = None
 
-    def gates(self, context: Context) -> Gates:
+    def gates(self, context: Context) -> SubNetwork:
         """Where the gates act now. Raises MethodError if there are no weights to gate."""
         structure = context.structure
         if self._gates is None or self._gates.topology is not structure.topology:
@@ -50,7 +54,7 @@ class WeightGates:
             if not context.axes:
                 raise MethodError("there are no parameters whose weights could have gates.")
             self.entries.meet(structure, keys, partial(fresh_gates, self.made_by.settings))
-            self._gates = Gates(structure, self.entries.places(structure))
+            self._gates = SubNetwork(structure, Gates(structure, self.entries.places(structure)))
         return self._gates
 
     def shut(self, context: Context) -> dict[str, Tensor]:
