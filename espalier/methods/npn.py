@@ -10,9 +10,12 @@ from espalier.parts.clock import Epochs, Moment, Steps
 from espalier.parts.gates.estimators import DisARM, Estimator
 from espalier.parts.gates.expected import ExpectedCost, GatePenalty
 from espalier.parts.gates.functions import GateFunction, Sigmoid
-from espalier.parts.gates.memory import Gated, Judged
+from espalier.parts.gates.kinds import Bernoulli, Judged
+from espalier.parts.gates.memory import Gated
 from espalier.parts.gates.plastic import Probability, SampledGates, SleepAndWake
+from espalier.parts.gates.settings import GateSettings
 from espalier.parts.gates.stages import Stages
+from espalier.parts.gates.waking import Algorithm1
 from espalier.parts.goal import Direction
 from espalier.parts.schedule import Schedule
 from espalier.parts.select import Uniform
@@ -84,13 +87,10 @@ def npn_pruning(
 
     Raises MethodError for an argument that is not what it should be.
     """
-    gated = Gated(
-        stages, function, estimator, penalty, rate, begin, low=low, patience=patience, judged=judged,
-        strict=axes is not None,
-    )  # fmt: skip
+    kind = Bernoulli(function, estimator, judged)
     return _method(
         "prune",
-        gated,
+        Gated(GateSettings(stages, kind, penalty, rate, begin, low, patience, axes is not None)),
         Schedule(Free(), every, start, until),
         axes,
         "trains stochastic gates on units and removes those that stay shut",
@@ -142,13 +142,11 @@ def npn_growing(
 
     Raises MethodError for an argument that is not what it should be.
     """
-    gated = Gated(
-        stages, function, estimator, penalty, rate, begin, awake, fill, True, fresh, low, patience, judged,
-        axes is not None,
-    )  # fmt: skip
+    kind = Bernoulli(function, estimator, judged)
+    settings = GateSettings(stages, kind, penalty, rate, begin, low, patience, axes is not None)
     return _method(
         "grow",
-        gated,
+        Gated(settings, Algorithm1(fill, fresh), awake),
         Schedule(Free(), every, start, until),
         axes,
         "wakes units under stochastic gates where the held-out loss has fallen",
