@@ -29,6 +29,7 @@ from espalier.errors import CheckpointError, MethodError
 from espalier.method import Method
 from espalier.parts.budget import Latency
 from espalier.parts.clock import Clock
+from espalier.parts.gates.gating import GateState
 from espalier.parts.score import Context, derived_seed
 from espalier.parts.trigger import Metric
 from espalier.structure import Structure
@@ -154,6 +155,16 @@ class Session:
         if one is None or one.method.gating is None:
             return nullcontext()
         return one.method.gating.decided(self._context(one))
+
+    def gates(self) -> GateState | None:
+        """Stage of the search, and the probabilities of all gates, as they are now; None without a method with gates.
+
+        Raises:
+            MethodError: no axis can have gates, or one that was asked for by name cannot.
+        """
+        self._memories.catch_up()
+        one = self._gated
+        return None if one is None or one.method.gating is None else one.method.gating.state(self._context(one))
 
     def _evaluated(self, batch: Batch) -> Tensor:
         """The loss of a batch as the methods want it evaluated."""

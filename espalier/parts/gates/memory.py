@@ -20,6 +20,7 @@ from espalier.graph.dims import IntArray
 from espalier.parts.gates.places import Gates
 from espalier.parts.gates.settings import GateSettings
 from espalier.parts.gates.sleepers import Sleepers, Woken
+from espalier.parts.gates.subnetwork import SubNetwork, Worth
 from espalier.parts.gates.table import GateTable
 from espalier.parts.gates.units import gate_problem, unit_place
 from espalier.parts.gates.waking import Remembered, Seen, Waking
@@ -44,6 +45,8 @@ class Gated:
     awake: Mapping[str, int] | None = field(default=None, hash=False)
     """Name or pattern of axes -> how many of their units, the first ones, are awake when a session begins; the others
     go to sleep at the first event. None: all are."""
+    worth: Worth = field(default_factory=Worth)
+    """When units whose gates are 0 in a step are left out of it, rather than multiplied (`SubNetwork`)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "awake", None if self.awake is None else dict(self.awake))
@@ -70,7 +73,7 @@ class GateMemory:
         self.remembered: Remembered = {} if made_by.waking is None else made_by.waking.begin()
         """What the policy of waking remembers."""
         self._epoch = 0
-        self._gates: Gates | None = None
+        self._gates: SubNetwork | None = None
         self._all_there = False
 
     @property
@@ -80,7 +83,7 @@ class GateMemory:
 
     # --- what training asks for
 
-    def gates(self, context: Context) -> Gates:
+    def gates(self, context: Context) -> SubNetwork:
         """Where the gates act now.
 
         Raises:
@@ -89,7 +92,8 @@ class GateMemory:
         structure = context.structure
         if self._gates is None or self._gates.topology is not structure.topology:
             self._meet(context)
-            self._gates = Gates(structure, [unit_place(structure, axis) for axis in self.logits])
+            gates = Gates(structure, [unit_place(structure, axis) for axis in self.logits])
+            self._gates = SubNetwork(structure, gates, self.made_by.worth)
             self.sleepers.give_back(structure)
         return self._gates
 

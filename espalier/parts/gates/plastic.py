@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,11 @@ from espalier.edit.plan import Plan, Resize
 from espalier.errors import MethodError
 from espalier.measure.stats import without_a_trace
 from espalier.parts.gates.dormant import Sleeper, values_of
+from espalier.parts.gates.gating import GateState
 from espalier.parts.gates.kinds import Rows
 from espalier.parts.gates.memory import GateMemory
-from espalier.parts.gates.places import Gates
 from espalier.parts.gates.sleepers import Newcomer, Woken
+from espalier.parts.gates.subnetwork import SubNetwork
 from espalier.parts.ghosts import sides_of
 from espalier.parts.goal import Goal, Scores
 from espalier.parts.score import Context
@@ -60,22 +61,29 @@ class SampledGates:
         with memory.gates(context).applied(memory.judged(context)):
             yield
 
+    def state(self, context: Context, /) -> GateState:
+        """Stage, k, probabilities and sleepers."""
+        memory, progress = gate_memory(context), context.progress
+        memory.gates(context)  # meets axes that are new
+        table, stages = memory.table, memory.table.settings.stages
+        asleep = {axis: len(found) for axis, found in memory.sleepers.asleep.items()}
+        return GateState(stages.stage(progress), stages.at(progress), table.probabilities(progress), asleep)
+
 
 @dataclass(frozen=True)
 class _Evaluation:
-    """The training loss by multiplying what has gates."""
+    """The training loss at gates."""
 
     model: nn.Module
-    gates: Gates
+    gates: SubNetwork
     forward: Callable[[], Tensor]
 
     def __call__(self, gates: Rows, /) -> Tensor:
-        with self.gates.applied(gates):
-            return self.forward()
+        return self.gates.loss(self.forward, gates)
 
     def aside(self, gates: Rows, /) -> Tensor:
-        with without_a_trace(self.model), self.gates.applied(gates):
-            return self.forward().detach()
+        with without_a_trace(self.model):
+            return self.gates.loss(self.forward, gates).detach()
 
 
 @dataclass(frozen=True)
@@ -104,7 +112,7 @@ class SleepAndWake:
             for axis in goal.sizes
             if axis in leaving or axis in woken
         ]
-        plan = Plan(tuple(edits), seed=context.seed)
+        plan = Plan(tuple(edits), seed=context.seed, hold_norms=False)
         if not any(comer is not None for found in woken.values() for comer in found):
             return plan
         topology = structure.topology
@@ -115,7 +123,7 @@ class SleepAndWake:
         preview = structure.preview(plan)
         sleepers = [one for found in woken.values() for one in found if isinstance(one, Sleeper)]
         values = values_of(sleepers, preview.after, memory.sleepers.after(left, woken), preview.tensors)
-        return Plan(tuple(edits), seed=context.seed, values=_with_newcomers(preview, woken, values))
+        return replace(plan, values=_with_newcomers(preview, woken, values))
 
 
 def _with_newcomers(preview: Preview, woken: Woken, values: dict[str, Tensor]) -> dict[str, Tensor]:

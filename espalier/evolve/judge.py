@@ -1,0 +1,86 @@
+"""Which branch is better: a paired test on held-out samples, with what a network costs as a part of the objective.
+
+A branch is compared with the control, a copy that was trained for as many steps without an edit. With losses l of both
+on the same n samples, prices p and costs c,
+
+    score = mean(l_branch - l_control) + sum over costs of p * ln(c_branch / c_control)
+
+and a branch is accepted if its score lies below 0 by more than z standard errors of the mean difference; z is the
+normal quantile of the confidence, by Bonferroni's correction for as many branches as compete. The error is that of the
+samples alone: what another order of batches would have given is not in it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+from torch import Tensor
+
+from espalier.errors import RunError
+from espalier.evolve.job import unpacked
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a branch did against the control."""
+
+    gain: float
+    """By how much its mean held-out loss is lower."""
+    error: float
+    """Standard error of that."""
+    price: float
+    """What its larger cost counts as in loss; negative for a smaller one."""
+    accepted: bool
+
+    @property
+    def score(self) -> float:
+        """The lower the better; 0 for the control."""
+        return self.price - self.gain
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is to be made small: the held-out loss, and costs at a price."""
+
+    parameters: float = 0.0
+    """The rise of the loss at which a network of e times fewer parameters is as good."""
+    flops: float = 0.0
+    """Likewise, for FLOPs of the forward pass."""
+    confidence: float = 0.95
+    """One-sided, of each decision."""
+
+    def __post_init__(self) -> None:
+        if not (0.5 <= self.confidence < 1 and all(math.isfinite(one) for one in (self.parameters, self.flops))):
+            raise RunError(f"expected a confidence from 0.5 to 1 and prices that are numbers, found {self!r}.")
+
+    def verdict(self, branch: Mapping[str, object], control: Mapping[str, object], competing: int) -> Verdict:
+        """Of one of so many branches, by the results of the jobs."""
+        difference = _losses(branch) - _losses(control)
+        gain, error = -float(difference.mean()), float(difference.std()) / math.sqrt(len(difference))
+        price = self.parameters * _log_ratio(branch, control, "parameters")
+        price += self.flops * _log_ratio(branch, control, "flops")
+        z = NormalDist().inv_cdf(1 - (1 - self.confidence) / max(1, competing))
+        return Verdict(gain, error, price, price - gain < -z * error)
+
+
+def front(points: Sequence[tuple[float, ...]]) -> list[int]:
+    """Numbers of the points than which no other is as good in all and better in one coordinate; lower is better."""
+    return [
+        number
+        for number, one in enumerate(points)
+        if not any(all(b <= a for a, b in zip(one, other, strict=True)) and other != one for other in points)
+    ]
+
+
+def _losses(result: Mapping[str, object]) -> Tensor:
+    return unpacked(str(result["losses"]))
+
+
+def _log_ratio(branch: Mapping[str, object], control: Mapping[str, object], what: str) -> float:
+    return math.log(float(str(branch[what])) / float(str(control[what])))
+
+
+__all__ = ["Objective", "Verdict", "front"]
