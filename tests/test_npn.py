@@ -300,14 +300,15 @@ def test_nothing_wakes_unless_the_held_out_loss_has_fallen_and_all_are_active():
     run = Plain(method, total=200).train(5)
     memory = run.memory
     assert run.sizes() == [2, 3]
-    memory.remembered = {"best": 0.0, "improved": False}  # nothing is below
+    memory.remembered = {**memory.remembered, "best": 0.0, "improved": False}  # nothing is below
     run.train(20)
     assert run.sizes() == [2, 3]
-    memory.remembered = {"best": None, "improved": False}
+    memory.remembered = {**memory.remembered, "best": None, "improved": False}
     memory.logits["0"][0] = -0.5  # 0.38: likely not there
     run.train(4)
     assert run.sizes() == [2, 4]
-    memory.remembered, memory.sleepers.fallen = {"best": None, "improved": False}, {"2": 1}
+    memory.remembered = {**memory.remembered, "best": None, "improved": False}
+    memory.sleepers.fallen = {"2": 1}
     memory.logits["0"][0] = 3.0
     run.train(4)
     assert run.sizes() == [3, 4]
@@ -318,7 +319,7 @@ def test_new_units_come_where_none_sleep():
     run = Plain(method, total=200).train(5)
     assert run.sizes() == [7, 6]
     assert run.session.events[0].contract == "exact"
-    strict = replace(method, memory=replace(method.memory, waking=replace(method.memory.waking, fresh=False)))
+    strict = replace(method, memory=replace(method.memory, fresh=False))
     assert Plain(strict, total=200).train(5).sizes() == [6, 5]
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from espalier.errors import MethodError
 from espalier.graph.dims import IntArray
 from espalier.graph.regions import Boundaries
@@ -66,6 +68,11 @@ class LayerGates:
             self.table.rename({name: None for name in self.table.logits if name not in known})
             self._gates = SubNetwork(structure, Gates(structure, places))
         return self._gates
+
+    def judged(self, context: Context) -> dict[str, Tensor]:
+        """Key -> what its gates multiply by when the network is judged."""
+        self.gates(context)
+        return self.table.judged(context.progress)
 
     def shut(self, context: Context) -> dict[str, float]:
         """Name -> probability, of those whose gates say that they may leave."""

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from torch import Tensor
+
 from espalier.edit.depth_edits import DepthEdit, Remove
 from espalier.edit.plan import Plan, Resize
 from espalier.errors import MethodError
-from espalier.parts.gates.dormant import values_of
+from espalier.parts.gates.dormant import Sleeper, values_of
 from espalier.parts.gates.folding import Left, folded
 from espalier.parts.gates.layer_memory import LayerGates
 from espalier.parts.gates.masking import masked_too
 from espalier.parts.gates.memory import GateMemory
+from espalier.parts.gates.sleepers import Newcomer, Woken
 from espalier.parts.gates.weight_memory import WeightGates
+from espalier.parts.ghosts import sides_of
 from espalier.parts.goal import Goal
 from espalier.parts.score import Context
+from espalier.record import Preview
 
 GatingMemory = GateMemory | WeightGates | LayerGates
 
@@ -32,7 +37,7 @@ class SleepAndWake:
         least = {axis: max(1, goal.least[axis] if goal.direction == "prune" else 1) for axis in goal.sizes}
         leaving = memory.leaving(context, goal.sizes, least)
         room = {axis: goal.most[axis] - size for axis, size in goal.sizes.items() if goal.most[axis] > size}
-        woken = memory.woken(context, room)
+        woken = memory.woken(context, room, leaving)
         edits = tuple(
             Resize(axis, remove=leaving.get(axis, ()), add=len(woken.get(axis, ())))
             for axis in goal.sizes
@@ -45,12 +50,27 @@ class SleepAndWake:
             axis: [unit for unit in range(topology.sizes[topology.by_name[axis].number]) if unit not in units]
             for axis, units in leaving.items()
         }
-        sleepers = [one for found in woken.values() for one in found if one is not None]
-        if sleepers:
+        if any(comer is not None for found in woken.values() for comer in found):
             preview = structure.preview(plan)
+            sleepers = [one for found in woken.values() for one in found if isinstance(one, Sleeper)]
             values = values_of(sleepers, preview.after, memory.sleepers.after(left, woken), preview.tensors)
-            plan = replace(plan, values=values)
+            plan = replace(plan, values=_with_newcomers(preview, woken, values))
         return with_folding(context, memory, plan, left)
+
+
+def _with_newcomers(preview: Preview, woken: Woken, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The values of a plan with those of new units that begin by weights of their own."""
+    for axis, comers in woken.items():
+        rows = {at: one.incoming for at, one in enumerate(comers) if isinstance(one, Newcomer)}
+        if rows:
+            incoming = sides_of(preview, axis).incoming
+            tensors = {**preview.tensors, **values}
+            entries = incoming.read(tensors).clone()
+            for at, row in rows.items():
+                entries[at] = row.to(entries)
+            written = incoming.write(tensors, entries)
+            values = values | {name: written[name] for name in incoming.names}
+    return values
 
 
 @dataclass(frozen=True)

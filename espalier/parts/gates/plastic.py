@@ -53,7 +53,7 @@ class SampledGates:
     def decided(self, context: Context, /) -> Iterator[None]:
         """Run the body with gates as they would be if they were decided now."""
         memory = gate_memory(context)
-        with memory.gates(context).applied(memory.table.judged(context.progress)):
+        with memory.gates(context).applied(memory.judged(context)):
             yield
 
     def state(self, context: Context, /) -> GateState:

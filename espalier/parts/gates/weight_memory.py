@@ -57,6 +57,11 @@ class WeightGates:
             self._gates = SubNetwork(structure, Gates(structure, self.entries.places(structure)))
         return self._gates
 
+    def judged(self, context: Context) -> dict[str, Tensor]:
+        """Key -> what its gates multiply by when the network is judged."""
+        self.gates(context)
+        return self.table.judged(context.progress)
+
     def shut(self, context: Context) -> dict[str, Tensor]:
         """Parameter -> of booleans, what of it gates hold at zero for good now."""
         self.gates(context)
