@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 import torch
@@ -105,6 +106,33 @@ class Odd(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last(self.combine(self.norm(self.first(x))))
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind: type[nn.RNNBase], **options: Any) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 6)
+        self.rnn = kind(6, 5, batch_first=True, **options)
+        self.last = nn.Linear(2 * 5 if options.get("bidirectional") else options.get("proj_size", 5), 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.rnn(self.first(x))[0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [(nn.RNN, {}), (nn.GRU, {"num_layers": 2, "bidirectional": True}), (nn.LSTM, {"num_layers": 2}),
+     (nn.LSTM, {"proj_size": 4})],
+)  # fmt: skip
+def test_masked_is_removed_in_recurrent_layers(kind, options):
+    torch.manual_seed(0)
+    model, x = Recurrent(kind, **options).double(), torch.randn(4, 7, 3, dtype=torch.float64)
+    structure = esp.attach(model, x)
+    axes = gated_axes(structure)
+    assert "first" in axes
+    assert any(axis.startswith("rnn") for axis in axes)
+    check_masked_is_removed(model, (x,), axes)
+    assert model.rnn._flat_weights[0] is model.rnn.weight_ih_l0
 
 
 def test_what_cannot_have_gates_says_why():

@@ -12,6 +12,7 @@ Gradients reach tensors and gates through the product.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -140,9 +141,12 @@ def _put(held: list[tuple[dict[str, Any], str, Any]], table: TensorTable, tensor
             store[key] = tensor
             if isinstance(module, nn.RNNBase):
                 recurrent[module] = None
-    for module in recurrent:  # they keep their weights in a second place
-        held.append((module.__dict__, "_flat_weights", module._flat_weights))
-        module.__dict__["_flat_weights"] = [module._parameters.get(key) for key in module._flat_weights_names]
+    for module in recurrent:  # they keep their weights in a second place, and look whether they are still the same
+        weights = [module._parameters.get(key) for key in module._flat_weights_names]
+        refs = [None if one is None else weakref.ref(one) for one in weights]
+        for key, value in (("_flat_weights", weights), ("_flat_weight_refs", refs)):
+            held.append((module.__dict__, key, module.__dict__[key]))
+            module.__dict__[key] = value
 
 
 __all__ = ["GatePlace", "Gates", "Spread"]
