@@ -58,6 +58,7 @@ def npn_pruning(
     low: float = 0.1,
     patience: int = 5,
     judged: Judged = "hard",
+    per_sample: bool = False,
     every: Steps | Epochs = _EVERY_EPOCH,
     start: Moment = 0.0,
     until: Moment = 1.0,
@@ -85,6 +86,10 @@ def npn_pruning(
         low: see above.
         patience: see above.
         judged: whether a network in eval mode multiplies its units by 1 (``hard``) or by their probability (``mean``).
+        per_sample: whether every sample draws gates of its own: another sub-network for each, and less variance as far
+            as samples are alike, at the price of a product per activation. The loss function of the session has to
+            return one loss per sample. Axes over which norms run, or that are not read by linear or convolutional
+            layers, have no gates then. What the gates of a sample do to others through batch norms is left out.
         every: how often units may leave.
         start: when they may for the first time.
         until: when for the last time.
@@ -96,11 +101,10 @@ def npn_pruning(
     Raises MethodError for an argument that is not what it should be.
     """
     kind = Bernoulli(function, estimator, judged)
+    settings = GateSettings(stages, kind, penalty, rate, begin, low, patience, axes is not None, decay)
     return _method(
         "prune",
-        Gated(
-            GateSettings(stages, kind, penalty, rate, begin, low, patience, axes is not None, decay), columns=columns
-        ),
+        Gated(settings, per_sample=per_sample, columns=columns),
         Schedule(Free(), every, start, until),
         axes,
         "trains stochastic gates on units and removes those that stay shut",
@@ -122,6 +126,7 @@ def npn_growing(
     low: float = 0.1,
     patience: int = 5,
     judged: Judged = "hard",
+    per_sample: bool = False,
     every: Steps | Epochs = _EVERY_EPOCH,
     start: Moment = 0.0,
     until: Moment = 1.0,
@@ -152,6 +157,7 @@ def npn_growing(
         low: as there.
         patience: as there.
         judged: as there.
+        per_sample: as there.
         every: as there.
         start: as there.
         until: as there.
@@ -165,7 +171,7 @@ def npn_growing(
     settings = GateSettings(stages, kind, penalty, rate, begin, low, patience, axes is not None, decay)
     return _method(
         "grow",
-        Gated(settings, waking, fill, fresh, awake, columns=columns),
+        Gated(settings, waking, fill, fresh, awake, per_sample=per_sample, columns=columns),
         Schedule(Free(), every, start, until),
         axes,
         "wakes units under stochastic gates where the held-out loss has fallen",

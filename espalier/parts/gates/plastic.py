@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from espalier.errors import MethodError
 from espalier.graph.capture import tensor_table
 from espalier.measure.stats import without_a_trace
-from espalier.parts.gates.gating import GateState
-from espalier.parts.gates.kinds import Rows
+from espalier.parts.gates.by_sample import SampleEvaluation, samples_of
+from espalier.parts.gates.gating import GateState, mean_of
+from espalier.parts.gates.kinds import Evaluation, Rows
+from espalier.parts.gates.memory import GateMemory
 from espalier.parts.gates.planning import GatingMemory
 from espalier.parts.gates.rows import joined, parted
 from espalier.parts.gates.subnetwork import SubNetwork
@@ -36,19 +38,22 @@ def gate_memory(context: Context) -> GatingMemory:
 
 @dataclass(frozen=True)
 class SampledGates:
-    """The loss under gates that are drawn at every step, shared by the batch."""
+    """The loss under gates that are drawn at every step, shared by the batch or for every sample (`Gated`)."""
 
     def loss(self, context: Context, forward: Callable[[], Tensor], /) -> Tensor:
         """The loss at drawn gates with the penalty, in train mode with gradients; else at decided ones."""
         memory, model = gate_memory(context), context.structure.model
         gates, table = memory.gates(context), memory.table
         if not table.logits:  # they have become part of the weights, or all that had one is gone
-            return forward()
+            return mean_of(forward())
         cost, slopes = table.cost(context.structure.topology, context.progress)
         if not (model.training and torch.is_grad_enabled()):
             with self.decided(context):
-                return forward() + cost.to(torch.float32)
-        at = _Evaluation(model, gates, forward)
+                return mean_of(forward()) + cost.to(torch.float32)
+        by_sample = memory.by_sample(context) if isinstance(memory, GateMemory) else None
+        at: Evaluation = _Evaluation(model, gates, lambda: mean_of(forward()))
+        if by_sample is not None:
+            at = SampleEvaluation(by_sample, forward, samples_of(context.batch))
         k = table.k_at(context.progress)
         drawn = table.settings.kind.loss(table.logits, k, at, context.generator("gates"))
         decay, learnt = _decay(context, table, gates)
@@ -95,6 +100,10 @@ class _Evaluation:
     model: nn.Module
     gates: SubNetwork
     forward: Callable[[], Tensor]
+
+    @property
+    def samples(self) -> int | None:
+        return None
 
     def __call__(self, gates: Rows, /) -> Tensor:
         return self.gates.loss(self.forward, gates)
