@@ -107,7 +107,9 @@ class SubNetwork:
         self._axes = {
             axis: topology.by_name[axis].number
             for axis in gates.sizes
-            if axis in topology.by_name and recurrent.isdisjoint(slot[0] for slot in topology.by_name[axis].slots)
+            if axis in topology.by_name
+            and axis in gates.plain
+            and recurrent.isdisjoint(slot[0] for slot in topology.by_name[axis].slots)
         }
         self._expressions: list[tuple[tuple[str, IntArray], ...]] = []
         self._picked = self._find(table.tensors, table.places)
