@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +49,7 @@ class SampledGates:
         if not (model.training and torch.is_grad_enabled()):
             with self.decided(context):
                 return forward() + cost.to(torch.float32)
-        at = _Evaluation(model, gates, forward)
+        at = _Evaluation(model, gates, forward, context.batch)
         k = table.k_at(context.progress)
         drawn = table.settings.kind.loss(table.logits, k, at, context.generator("gates"))
         table.expect(slopes, drawn)
@@ -77,13 +78,14 @@ class _Evaluation:
     model: nn.Module
     gates: SubNetwork
     forward: Callable[[], Tensor]
+    batch: Any
 
     def __call__(self, gates: Rows, /) -> Tensor:
-        return self.gates.loss(self.forward, gates)
+        return self.gates.loss(self.forward, gates, self.batch)
 
     def aside(self, gates: Rows, /) -> Tensor:
         with without_a_trace(self.model):
-            return self.gates.loss(self.forward, gates).detach()
+            return self.gates.loss(self.forward, gates, self.batch).detach()
 
 
 @dataclass(frozen=True)
