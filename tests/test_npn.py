@@ -17,7 +17,18 @@ import espalier as esp
 from espalier.errors import CheckpointError, MethodError
 from espalier.method import Method
 from espalier.parts import amount, clock, init, recovery, schedule, select
-from espalier.parts.gates import estimators, expected, functions, kinds, memory, plastic, settings, stages, waking
+from espalier.parts.gates import (
+    estimators,
+    expected,
+    functions,
+    kinds,
+    memory,
+    planning,
+    plastic,
+    settings,
+    stages,
+    waking,
+)
 from espalier.parts.gates.dormant import give_state_back, kept
 from espalier.parts.gates.estimators import AR, ARM, DisARM
 from espalier.parts.gates.expected import ExpectedCost, PerUnit
@@ -417,7 +428,8 @@ def test_a_run_that_is_interrupted_goes_on_to_the_same_bits(grows, tmp_path: Pat
         assert torch.equal(one, other)
     assert rest.session.state_dict()["methods"] == through.session.state_dict()["methods"]
     damaged = json.loads(json.dumps(rest.session.state_dict()))
-    damaged["methods"][0]["memory"]["table"]["low"]["0"] = packed(torch.zeros(99))
+    table = damaged["methods"][0]["memory"]["table"]
+    table["logits"]["0"], table["low"]["0"] = packed(torch.zeros(3)), packed(torch.zeros(2))
     with pytest.raises(CheckpointError, match="no state of a session"):
         rest.session.load_state_dict(damaged)
 
@@ -437,6 +449,7 @@ def test_the_method_is_a_frozen_value_whose_text_evaluates_to_it(method):
         memory,
         init,
         kinds,
+        planning,
         plastic,
         recovery,
         schedule,

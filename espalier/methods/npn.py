@@ -12,7 +12,8 @@ from espalier.parts.gates.expected import ExpectedCost, GatePenalty
 from espalier.parts.gates.functions import GateFunction, Sigmoid
 from espalier.parts.gates.kinds import Bernoulli, Judged
 from espalier.parts.gates.memory import Gated
-from espalier.parts.gates.plastic import Probability, SampledGates, SleepAndWake
+from espalier.parts.gates.planning import SleepAndWake
+from espalier.parts.gates.plastic import Probability, SampledGates
 from espalier.parts.gates.settings import GateSettings
 from espalier.parts.gates.stages import Stages
 from espalier.parts.gates.waking import Algorithm1, Waking
