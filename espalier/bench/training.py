@@ -321,6 +321,7 @@ class Training:
                 "axes": {name: list(sizes) for name, sizes in event.sizes.items()},
                 "masks": {name: list(live) for name, live in event.masks.items()},
                 "layers": list(event.layers),
+                **({"widths": self.axes()} if event.layers else {}),
                 "weights": self.weights(),
                 "depth": self.depth(),
                 "parameters": [before.parameters, after.parameters],
