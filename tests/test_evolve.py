@@ -24,7 +24,7 @@ from espalier.errors import RunError
 from espalier.evolve import store as storing
 from espalier.evolve.averaging import Mean
 from espalier.evolve.job import Branch, carried_out, key_of, packed, unpacked
-from espalier.evolve.judge import Objective, front
+from espalier.evolve.judge import Objective, Progress, front
 from espalier.evolve.processes import Processes
 from espalier.evolve.proposals import LAYER_MOVES, RANDOM_MOVES, UNIT_MOVES, Material, Move, RandomMoves, joined
 from espalier.evolve.runners import Futures, InProcess
@@ -32,7 +32,8 @@ from espalier.evolve.store import Store, StoreFull
 from espalier.evolve.surgeon import Search, Surgeon
 
 TOTAL = 3_000_000
-SURGEON = Surgeon(Wider(), Objective(confidence=0.6), cycles=2, candidates=3, rungs=(0.02, 0.02))
+SURGEON = Surgeon(Wider(), Objective(compute=0.0, confidence=0.6), cycles=2, candidates=3, rungs=(0.02, 0.02))
+STILL = Progress(0.0, 1.0, 1.0)
 TIMES = ("seconds", "seconds_training")
 
 
@@ -274,7 +275,7 @@ def test_a_verdict_is_the_paired_test_that_it_says():
         {"losses": packed(one.double()), "parameters": count, "flops": 10}
         for one, count in ((branch, 200), (control, 100))
     ]
-    found = Objective(parameters=0.5).verdict(*results, competing=4)
+    found = Objective(parameters=0.5).verdict(*results, 4, Progress(0.1, 100.0, 900.0))
     difference = (branch - control).double()
     assert found.gain == pytest.approx(-float(difference.mean()), abs=1e-7)
     assert found.error == pytest.approx(float(difference.std()) / math.sqrt(500), rel=1e-6)
@@ -288,9 +289,21 @@ def test_branches_that_are_no_better_are_accepted_as_rarely_as_the_confidence_sa
     for _ in range(trials):
         control = {"losses": packed(torch.randn(200, generator=drawn)), "parameters": 1, "flops": 1}
         branches = [{**control, "losses": packed(torch.randn(200, generator=drawn))} for _ in range(5)]
-        accepted += any(Objective(confidence=0.9).verdict(one, control, 5).accepted for one in branches)
+        accepted += any(Objective(confidence=0.9).verdict(one, control, 5, STILL).accepted for one in branches)
     assert accepted / trials < 0.1 + 3 * math.sqrt(0.1 * 0.9 / trials)
     assert accepted > 0
+
+
+def test_a_network_of_twice_the_cost_pays_with_the_progress_of_half_the_steps_that_are_left():
+    """With losses on a line over ln(FLOPs), two networks that are equal now: what the dearer one will miss."""
+    progress = Progress.between((100.0, 2.0), (200.0, 2.0 - 0.3 * math.log(2)), left=1000.0)
+    assert progress.slope == pytest.approx(0.3)
+    cheap = 0.3 * (math.log(1200) - math.log(200))
+    dear = 0.3 * (math.log(200 + 500) - math.log(200))
+    assert progress.price(2.0) == pytest.approx(cheap - dear)
+    assert progress.price(1.0) == 0
+    assert progress.price(0.5) < 0
+    assert Progress.between((100.0, 2.0), (200.0, 2.5), left=1.0).price(9.0) == 0  # a loss that rises prices nothing
 
 
 def test_packed_losses_come_back_in_single_precision():

@@ -17,7 +17,18 @@ import espalier as esp
 from espalier.errors import CheckpointError, MethodError
 from espalier.method import Method
 from espalier.parts import amount, clock, init, recovery, schedule, select
-from espalier.parts.gates import estimators, expected, functions, kinds, memory, plastic, settings, stages, waking
+from espalier.parts.gates import (
+    estimators,
+    expected,
+    functions,
+    kinds,
+    memory,
+    planning,
+    plastic,
+    settings,
+    stages,
+    waking,
+)
 from espalier.parts.gates.dormant import give_state_back, kept
 from espalier.parts.gates.estimators import AR, ARM, DisARM
 from espalier.parts.gates.expected import ExpectedCost, PerUnit
@@ -289,14 +300,15 @@ def test_nothing_wakes_unless_the_held_out_loss_has_fallen_and_all_are_active():
     run = Plain(method, total=200).train(5)
     memory = run.memory
     assert run.sizes() == [2, 3]
-    memory.remembered = {"best": 0.0, "improved": False}  # nothing is below
+    memory.remembered = {**memory.remembered, "best": 0.0, "improved": False}  # nothing is below
     run.train(20)
     assert run.sizes() == [2, 3]
-    memory.remembered = {"best": None, "improved": False}
+    memory.remembered = {**memory.remembered, "best": None, "improved": False}
     memory.logits["0"][0] = -0.5  # 0.38: likely not there
     run.train(4)
     assert run.sizes() == [2, 4]
-    memory.remembered, memory.sleepers.fallen = {"best": None, "improved": False}, {"2": 1}
+    memory.remembered = {**memory.remembered, "best": None, "improved": False}
+    memory.sleepers.fallen = {"2": 1}
     memory.logits["0"][0] = 3.0
     run.train(4)
     assert run.sizes() == [3, 4]
@@ -307,7 +319,7 @@ def test_new_units_come_where_none_sleep():
     run = Plain(method, total=200).train(5)
     assert run.sizes() == [7, 6]
     assert run.session.events[0].contract == "exact"
-    strict = replace(method, memory=replace(method.memory, waking=replace(method.memory.waking, fresh=False)))
+    strict = replace(method, memory=replace(method.memory, fresh=False))
     assert Plain(strict, total=200).train(5).sizes() == [6, 5]
 
 
@@ -416,7 +428,8 @@ def test_a_run_that_is_interrupted_goes_on_to_the_same_bits(grows, tmp_path: Pat
         assert torch.equal(one, other)
     assert rest.session.state_dict()["methods"] == through.session.state_dict()["methods"]
     damaged = json.loads(json.dumps(rest.session.state_dict()))
-    damaged["methods"][0]["memory"]["table"]["low"]["0"] = packed(torch.zeros(99))
+    table = damaged["methods"][0]["memory"]["table"]
+    table["logits"]["0"], table["low"]["0"] = packed(torch.zeros(3)), packed(torch.zeros(2))
     with pytest.raises(CheckpointError, match="no state of a session"):
         rest.session.load_state_dict(damaged)
 
@@ -436,6 +449,7 @@ def test_the_method_is_a_frozen_value_whose_text_evaluates_to_it(method):
         memory,
         init,
         kinds,
+        planning,
         plastic,
         recovery,
         schedule,

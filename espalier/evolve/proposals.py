@@ -104,6 +104,9 @@ class Move:
         """In words."""
         return f"{self.direction} {self.name}"
 
+    def __str__(self) -> str:
+        return f"{self.kind} {', '.join(f'{name}={value}' for name, value in self.settings)}".rstrip()
+
     def method(self, axes: Sequence[str] | None) -> Method:
         """The method, with one event at the first step."""
         once = {"start": steps(1), "until": steps(1), "every": steps(1), "axes": axes}
@@ -137,10 +140,9 @@ class Move:
 
 
 UNIT_MOVES = (
-    Move.of("grow", "gradmax", amount=0.25),
-    Move.of("grow", "random", amount=0.5),
-    Move.of("prune", "taylor", amount=0.2, refit=True),
-    Move.of("prune", "magnitude", amount=0.2, refit=True),
+    Move.of("grow", "random", width=1.5),
+    Move.of("grow", "random", width=2.25),
+    Move.of("prune", "taylor", amount=0.3, refit=True),
 )
 LAYER_MOVES = (
     Move.of("grow", "net2deeper", per_event=1),
@@ -155,6 +157,22 @@ RANDOM_MOVES = (
     Move.of("grow", "net2deeper", per_event=1),
     Move.of("prune", "layers-random", per_event=1),
 )
+
+
+@dataclass(frozen=True)
+class EveryMove:
+    """Each of some moves on all that it may change, without looking at anything."""
+
+    moves: tuple[Move, ...] = (*UNIT_MOVES, *LAYER_MOVES)
+
+    def __call__(self, material: Material, count: int, /) -> Sequence[Proposal]:
+        """The first ones that find something to do."""
+        found: list[Proposal] = []
+        for move in self.moves:
+            plan = move.plan(material, None) if len(found) < count else None
+            if plan:
+                found.append(Proposal(plan, move.kind, f"tried on everything: {move}"))
+        return found
 
 
 @dataclass(frozen=True)
@@ -208,6 +226,6 @@ def _merged(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 __all__ = [
-    "LAYER_MOVES", "RANDOM_MOVES", "UNIT_MOVES", "Material", "Move", "Proposal", "Proposer", "RandomMoves",
+    "LAYER_MOVES", "RANDOM_MOVES", "UNIT_MOVES", "EveryMove", "Material", "Move", "Proposal", "Proposer", "RandomMoves",
     "Scout", "joined",
 ]  # fmt: skip

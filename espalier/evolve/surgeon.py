@@ -18,7 +18,7 @@ from typing import Any
 
 from espalier.errors import RunError
 from espalier.evolve.job import Branch, Exam, Job, key_of
-from espalier.evolve.judge import Objective, Verdict
+from espalier.evolve.judge import Objective, Progress, Verdict
 from espalier.evolve.ledger import Ledger
 from espalier.evolve.problem import Problem
 from espalier.evolve.proposals import Proposer, RandomMoves, Scout
@@ -77,6 +77,8 @@ class Node:
     """Address of its checkpoint; None for a fresh one."""
     steps: int
     """That it was trained for."""
+    compute: int
+    """FLOPs that it was trained with, those of branches that lost left out."""
     result: Record
     """Of the job that made it."""
 
@@ -127,7 +129,7 @@ class Search:
         idle = 0
         for cycle, begin in enumerate(self.surgeon.times()):
             node = self._trained(node, math.floor(begin * self.total))
-            if self.spent + self._rung_flops(node) >= self.total or idle >= self.surgeon.patience:
+            if self.spent + self._rung_flops() >= self.total or idle >= self.surgeon.patience:
                 break
             after = self._cycle(cycle, node)
             idle = idle + 1 if after is None else 0
@@ -141,13 +143,16 @@ class Search:
         result = self._must(Branch(self.problem, None, None, 0, 0, 0, self.total, 0.0))
         self.spent += int(result["spent"])
         self._on_record({"kind": "start", "total": self.total, **_shown(result)})
-        return Node(str(result["network"]), 0, result)
+        return Node(str(result["network"]), 0, 0, result)
 
     def _trained(self, node: Node, until: int) -> Node:
         """The network trained on alone until so many FLOPs are spent, in pieces."""
-        piece = max(1, math.floor(_PIECE * self.total / node.result["step_flops"]))
-        while (left := (min(until, self.total) - self.spent) // int(node.result["step_flops"])) > 0:
-            job = self._branch(node, None, min(piece, left), None)
+        left = (min(until, self.total) - self.spent) // int(node.result["step_flops"])
+        pieces = math.ceil(left * node.result["step_flops"] / (_PIECE * self.total))
+        for number in range(pieces):
+            # what comes before a cycle is judged, so that it is known how fast the network learns
+            judged = self.surgeon.averaged if number == pieces - 1 and until < self.total else None
+            job = self._branch(node, None, left * (number + 1) // pieces - left * number // pieces, judged)
             node = self._after(node, self._must(job), job.steps)
         return node
 
@@ -155,7 +160,11 @@ class Search:
         self.spent += int(result["spent"])
         self._forget_all_but(result)
         self._on_record({"kind": "trained", "steps": node.steps + steps, "total_spent": self.spent, **_shown(result)})
-        return Node(str(result["network"]), node.steps + steps, result)
+        return self._next(node, result, steps)
+
+    def _next(self, node: Node, result: Record, steps: int) -> Node:
+        compute = node.compute + steps * int(result["step_flops"])
+        return Node(str(result["network"]), node.steps + steps, compute, result)
 
     def _ended(self, node: Node) -> Record:
         judged = self._must(self._branch(node, None, 0, 0.0))
@@ -193,7 +202,8 @@ class Search:
             self.spent += sum(int(one.get("spent", 0)) for one in results)
             if "failed" in results[0]:
                 raise RunError(f"the search cannot go on, since its control failed: {results[0]['failed']}")
-            control = Node(str(results[0]["network"]), control.steps + steps, results[0])
+            control = self._next(control, results[0], steps)
+            progress = self._progress(node, control)
             verdicts = {}
             for name, result in zip(names, results[1:], strict=True):
                 record = {"kind": "branch", "cycle": cycle, "rung": rung, "name": name, "parent": self._lineage}
@@ -201,14 +211,16 @@ class Search:
                 if "failed" in result:
                     self._on_record({**record, "failed": result["failed"]})
                     continue
-                verdict = surgeon.objective.verdict(result, results[0], len(proposals))
+                verdict = surgeon.objective.verdict(result, results[0], len(proposals), progress)
                 verdicts[name] = verdict
-                nodes[name] = Node(str(result["network"]), nodes[name].steps + steps, result)
+                nodes[name] = self._next(nodes[name], result, steps)
                 self._on_record({
                     **record, **_shown(result), "gain": verdict.gain, "error": verdict.error, "price": verdict.price,
                     "accepted": verdict.accepted, "total_spent": self.spent,
                 })  # fmt: skip
-            self._on_record({"kind": "control", "cycle": cycle, "rung": rung, **_shown(results[0])})
+            self._on_record({
+                "kind": "control", "cycle": cycle, "rung": rung, "slope": progress.slope, **_shown(results[0])
+            })  # fmt: skip
             best = sorted(verdicts, key=lambda name: (verdicts[name].score, name))
             if rung + 1 < len(surgeon.rungs):
                 best = best[: max(1, math.ceil(surgeon.keep * len(best)))]
@@ -221,7 +233,12 @@ class Search:
         self._lineage += 1
         return nodes[winner]
 
-    def _rung_flops(self, node: Node) -> int:
+    def _progress(self, node: Node, control: Node) -> Progress:
+        """How fast the control learns, since the network was judged from which the cycle began."""
+        before = (max(1, node.compute), float(node.result["loss"]))
+        return Progress.between(before, (control.compute, float(control.result["loss"])), self.total - self.spent)
+
+    def _rung_flops(self) -> int:
         """What a cycle will cost, about."""
         return math.ceil(sum(self.surgeon.rungs) * self.total * (1 + self.surgeon.candidates))
 

@@ -12,7 +12,7 @@ keys of all other dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -58,6 +58,8 @@ class Slice:
     """What a tensor and the optimizer's state of it held for a unit; nobody changes the tensors of it."""
 
     tensor: str
+    dim: int
+    """The dimension along which it holds nothing but this unit."""
     keys: tuple[Tensor, ...]
     """For every dimension the keys of its positions, int32, shape (positions, numbers)."""
     values: Entries
@@ -67,12 +69,13 @@ class Slice:
         """Some positions along a dimension of the tensor; without state that does not have it."""
         keys = (*self.keys[:dim], self.keys[dim][rows], *self.keys[dim + 1 :])
         state = {key: one.at(dim, rows) for key, one in self.state.items() if dim in one.dims}
-        return Slice(self.tensor, keys, self.values.at(dim, rows), state)
+        return Slice(self.tensor, dim, keys, self.values.at(dim, rows), state)
 
     def to_state(self) -> dict[str, Any]:
         """As what the state of a memory can hold."""
         return {
             "tensor": self.tensor,
+            "dim": self.dim,
             "keys": list(self.keys),
             "values": self.values.to_state(),
             "state": {key: one.to_state() for key, one in self.state.items()},
@@ -88,7 +91,7 @@ class Slice:
             expected = tuple(1 if dim is None else len(keys[dim]) for dim in one.dims)
             if tuple(one.values.shape) != expected:
                 raise ValueError(f"{data['tensor']}: expected shape {expected}, found {tuple(one.values.shape)}")
-        return cls(str(data["tensor"]), keys, values, state)
+        return cls(str(data["tensor"]), int(data["dim"]), keys, values, state)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +109,10 @@ class Sleeper:
     def to_state(self) -> dict[str, Any]:
         """As what the state of a memory can hold."""
         return {"number": self.number, "slices": [one.to_state() for one in self.slices]}
+
+    def without(self, places: Collection[tuple[str, int]]) -> Sleeper:
+        """Without what these dimensions of tensors hold of it: there it begins as surgery lets it begin."""
+        return replace(self, slices=tuple(one for one in self.slices if (one.tensor, one.dim) not in places))
 
     @classmethod
     def from_state(cls, data: Mapping[str, Any]) -> Sleeper:
@@ -127,7 +134,7 @@ def kept(structure: Structure, axis: str, units: Iterable[int], ids: Ids) -> dic
         keys = [_keys(topology, name, other, ids) for other in range(tensor.dim())]
         keys[dim] = keys[dim][rows]
         values = Entries(tuple(range(tensor.dim())), tensor.index_select(dim, rows.to(tensor.device)).cpu())
-        together = Slice(name, tuple(keys), values, _state_at(structure, tensors[name], dim, rows))
+        together = Slice(name, dim, tuple(keys), values, _state_at(structure, tensors[name], dim, rows))
         owners = torch.from_numpy(at)[rows]
         for unit, slices in found.items():
             slices.append(together.at(dim, (owners == unit).nonzero().flatten()))

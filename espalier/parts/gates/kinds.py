@@ -48,6 +48,10 @@ class Drawn:
 class GateKind(Protocol):
     """How gates are drawn and trained."""
 
+    @property
+    def lasting(self) -> bool:
+        """Whether gates that differ from each other may be left between 0 and 1 when all are decided."""
+
     def probability(self, logits: Tensor, k: float, /) -> Tensor:
         """Of a gate that is not zero; of the shape of the logits, differentiable by them where it is not flat.
 
@@ -80,6 +84,10 @@ class Bernoulli:
     def __post_init__(self) -> None:
         if self.shown not in get_args(Judged):
             raise MethodError(f"judged: expected 'hard' or 'mean', found {self.shown!r}.")
+
+    @property
+    def lasting(self) -> bool:
+        return False
 
     def probability(self, logits: Tensor, k: float, /) -> Tensor:
         return self.function.probability(logits, k)

@@ -1,4 +1,4 @@
-"""Training with gates: the loss at gates that are drawn at every step, and the edits that follow from the gates.
+"""Training with gates: the loss at gates that are drawn at every step.
 
 What a kind of gates evaluates aside (`espalier.parts.gates.kinds`) is evaluated without a graph, with the same random
 numbers (dropout masks), in the same modes, and with all buffers put back, so that all losses of a step are of one
@@ -9,26 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from espalier.edit.plan import Plan, Resize
 from espalier.errors import MethodError
 from espalier.measure.stats import without_a_trace
-from espalier.parts.gates.dormant import values_of
 from espalier.parts.gates.gating import GateState
 from espalier.parts.gates.kinds import Rows
-from espalier.parts.gates.memory import GateMemory
+from espalier.parts.gates.planning import GatingMemory
 from espalier.parts.gates.subnetwork import SubNetwork
 from espalier.parts.goal import Goal, Scores
 from espalier.parts.score import Context
 
 
-def gate_memory(context: Context) -> GateMemory:
+def gate_memory(context: Context) -> GatingMemory:
     """The gates of a session. Raises MethodError if the method has another memory."""
-    if not isinstance(context.memory, GateMemory):
+    if not isinstance(context.memory, GatingMemory):
         raise MethodError(f"gates need their memory, found {context.memory!r}: give the method memory=Gated(...).")
     return context.memory
 
@@ -55,7 +53,7 @@ class SampledGates:
     def decided(self, context: Context, /) -> Iterator[None]:
         """Run the body with gates as they would be if they were decided now."""
         memory = gate_memory(context)
-        with memory.gates(context).applied(memory.table.judged(context.progress)):
+        with memory.gates(context).applied(memory.judged(context)):
             yield
 
     def state(self, context: Context, /) -> GateState:
@@ -63,7 +61,7 @@ class SampledGates:
         memory, progress = gate_memory(context), context.progress
         memory.gates(context)  # meets axes that are new
         table, stages = memory.table, memory.table.settings.stages
-        asleep = {axis: len(found) for axis, found in memory.sleepers.asleep.items()}
+        asleep = {axis: len(found) for axis, found in memory.asleep.items()}
         return GateState(stages.stage(progress), stages.at(progress), table.probabilities(progress), asleep)
 
 
@@ -85,42 +83,15 @@ class _Evaluation:
 
 @dataclass(frozen=True)
 class Probability:
-    """The probability of a unit's gate; 1 for units without a gate."""
+    """The probability of the gate of a unit, a weight or a layer; 1 for what has none."""
 
     def __call__(self, context: Context, goal: Goal, /) -> Scores:
         memory = gate_memory(context)
         memory.gates(context)
         found = memory.table.probabilities(context.progress)
-        return Scores({axis: found.get(axis, torch.ones(size)) for axis, size in goal.sizes.items()})
+        shapes: dict[str, tuple[int, ...]] = {key: (size,) for key, size in goal.sizes.items()}
+        shapes |= {key: tuple(one.live.shape) for key, one in goal.weights.items()}
+        return Scores({key: found[key].view(at) if key in found else torch.ones(at) for key, at in shapes.items()})
 
 
-@dataclass(frozen=True)
-class SleepAndWake:
-    """Units whose gates stay shut go to sleep, and others wake: `GateMemory.leaving` and `GateMemory.woken`."""
-
-    def __call__(self, context: Context, goal: Goal, /) -> Plan:
-        memory, structure = gate_memory(context), context.structure
-        least = {axis: max(1, goal.least[axis] if goal.direction == "prune" else 1) for axis in goal.sizes}
-        leaving = memory.leaving(context, goal.sizes, least)
-        room = {axis: goal.most[axis] - size for axis, size in goal.sizes.items() if goal.most[axis] > size}
-        woken = memory.woken(context, room)
-        edits = [
-            Resize(axis, remove=leaving.get(axis, ()), add=len(woken.get(axis, ())))
-            for axis in goal.sizes
-            if axis in leaving or axis in woken
-        ]
-        plan = Plan(tuple(edits), seed=context.seed, hold_norms=False)
-        sleepers = [one for found in woken.values() for one in found if one is not None]
-        if not sleepers:
-            return plan
-        topology = structure.topology
-        left = {
-            axis: [unit for unit in range(topology.sizes[topology.by_name[axis].number]) if unit not in units]
-            for axis, units in leaving.items()
-        }
-        preview = structure.preview(plan)
-        values = values_of(sleepers, preview.after, memory.sleepers.after(left, woken), preview.tensors)
-        return replace(plan, values=values)
-
-
-__all__ = ["Probability", "SampledGates", "SleepAndWake", "gate_memory"]
+__all__ = ["Probability", "SampledGates", "gate_memory"]

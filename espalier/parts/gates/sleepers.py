@@ -7,8 +7,10 @@ was carried out shows when the edit is followed.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+from torch import Tensor
 
 from espalier.graph.dims import IntArray
 from espalier.graph.topology import Topology
@@ -16,8 +18,19 @@ from espalier.parts.gates.dormant import Sleeper, give_state_back, handed_over, 
 from espalier.parts.names import Names, carried
 from espalier.structure import Structure
 
-Woken = Mapping[str, Sequence[Sleeper | None]]
-"""Axis -> the units that wake there, in this order behind the others; None for a new one."""
+
+@dataclass(frozen=True, eq=False)
+class Newcomer:
+    """A new unit that nothing reads at first, and which begins by weights of its own."""
+
+    incoming: Tensor
+    """(d,): the entries of all that makes it, in the order of `espalier.parts.ghosts.Sides.incoming`."""
+
+
+Comer: TypeAlias = Sleeper | Newcomer | None
+"""A unit that comes; None for a new one that begins as surgery lets it begin."""
+Woken = Mapping[str, Sequence[Comer]]
+"""Axis -> the units that wake there, in this order behind the others."""
 
 
 class Sleepers:
@@ -34,7 +47,7 @@ class Sleepers:
         self._restoring: list[Sleeper] = []
         self._leaving: dict[str, dict[int, Sleeper]] = {}
         self._were_awake: dict[str, int] = {}
-        self._waking: dict[str, tuple[Sleeper | None, ...]] = {}
+        self._waking: dict[str, tuple[Comer, ...]] = {}
 
     def meet(self, topology: Topology) -> bool:
         """Give numbers to the units of axes that are not known yet; whether these were the first."""
@@ -74,8 +87,8 @@ class Sleepers:
             found[axis] = [self.numbers[axis][unit] for unit in old]
         for axis, sleepers in woken.items():
             for sleeper in sleepers:
-                fresh += sleeper is None
-                found[axis] = [*found[axis], fresh - 1 if sleeper is None else sleeper.number]
+                fresh += not isinstance(sleeper, Sleeper)
+                found[axis] = [*found[axis], sleeper.number if isinstance(sleeper, Sleeper) else fresh - 1]
         return found
 
     def follow(self, axis: str, origins: IntArray) -> bool:
@@ -93,7 +106,7 @@ class Sleepers:
             sleeper = next(came, None) if origin < 0 else None
             if origin >= 0:
                 numbers.append(known[origin])
-            elif sleeper is not None:
+            elif isinstance(sleeper, Sleeper):
                 woken.append(sleeper)
                 numbers.append(sleeper.number)
             else:
@@ -153,4 +166,4 @@ def _renamed(sleeper: Sleeper, names: Names) -> Sleeper:
     return replace(sleeper, slices=tuple(slices))
 
 
-__all__ = ["Sleepers", "Woken"]
+__all__ = ["Comer", "Newcomer", "Sleepers", "Woken"]

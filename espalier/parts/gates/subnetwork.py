@@ -124,6 +124,14 @@ class SubNetwork:
         """Run the body with the whole network multiplied by these numbers: `Gates.applied`."""
         return self._gates.applied(gates)
 
+    def factors(self, gates: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What tensors are multiplied by: `Gates.factors`."""
+        return self._gates.factors(gates)
+
+    def counting(self, key: str) -> bool:
+        """Whether the statistics of a norm or a mean leave out what the gates of this key shut."""
+        return self._gates.counting(key)
+
     def loss(self, forward: Forward, gates: Mapping[str, Tensor]) -> Tensor:
         """What `forward` gives with units multiplied by these numbers, as under `Gates.applied`.
 
