@@ -3,6 +3,7 @@
 from espalier.methods.autogrow import autogrow as AutoGrow
 from espalier.methods.copy_blocks import copy_blocks as CopyBlocks
 from espalier.methods.firefly import firefly as Firefly
+from espalier.methods.firefly_deeper import firefly_deeper as FireflyDeeper
 from espalier.methods.gradmax import gradmax as GradMax
 from espalier.methods.gradmax_opt import gradmax_opt as GradMaxOpt
 from espalier.methods.naive_zero_in import naive_zero_in as NaiveZeroIn
@@ -25,6 +26,7 @@ __all__ = [
     "AutoGrow",
     "CopyBlocks",
     "Firefly",
+    "FireflyDeeper",
     "GradMax",
     "GradMaxOpt",
     "NaiveZeroIn",

@@ -19,6 +19,7 @@ from typing import Any, ParamSpec, Protocol, get_args
 import torch
 from torch import Tensor
 
+from espalier.edit.depth_edits import DepthEdit
 from espalier.edit.plan import Plan, Remask, Resize
 from espalier.errors import MethodError
 from espalier.parts.budget import Sparsity
@@ -28,7 +29,7 @@ from espalier.parts.depth_places import Places
 from espalier.parts.depth_select import Rank
 from espalier.parts.gates.gating import Gating, Planner
 from espalier.parts.goal import Direction, Goal, Level, Scores, Selection
-from espalier.parts.init import Beginning, Init, Neutral
+from espalier.parts.init import Init, Neutral
 from espalier.parts.keep import Keep, check_entries
 from espalier.parts.memory import Memory
 from espalier.parts.recovery import Accept, Recovery
@@ -161,11 +162,23 @@ class Method:
 
     def _of_layers(self, context: Context, goal: Goal, chosen: Selection, scores: Scores) -> Plan:
         """The plan in which these layers go or come; what they draw follows the seed."""
-        edits = [edit for name in chosen for edit in seeded(goal.layers[name], derived_seed(context.seed, name))]
+        edits: list[DepthEdit] = []
+        first: dict[str, int] = {}
+        for name in chosen:
+            first[name] = len(edits)
+            edits += seeded(goal.layers[name], derived_seed(context.seed, name))
         resizes = tuple(one for name in chosen for one in goal.layers[name].resizes)
         units = {one.axis: tuple(range(one.add)) for one in resizes}
-        start = self.init(context, units, scores) if units else Beginning()
-        return Plan(resizes, seed=context.seed, values=start.values, deltas=start.deltas, depth=tuple(edits))
+        layers = {name: units for name, units in chosen.items() if not goal.layers[name].resizes}
+        start = self.init(context, {**layers, **units}, scores)
+        return Plan(
+            resizes,
+            seed=context.seed,
+            values=start.values,
+            deltas=start.deltas,
+            depth=tuple(edits),
+            starts={first[name]: values for name, values in start.layers.items()},
+        )
 
 
 P = ParamSpec("P")

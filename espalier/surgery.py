@@ -174,7 +174,7 @@ class Surgery:
         if not plan.depth or plan.edits or plan.masks or plan.values or plan.deltas:
             known, edit = self._resized(journal, plan)
         else:
-            known, edit = self.known, Edit.nothing(plan, cost_of(self.known.topology))
+            known, edit = self.known, Edit.nothing(replace(plan, starts={}), cost_of(self.known.topology))
         if plan.depth:
             try:
                 known, edit = self._regrown(journal, plan, known, edit)
@@ -189,7 +189,7 @@ class Surgery:
         changes, known = staged.changes, self.known
         origins = {changes.before.axes[number].name: units for number, units in changes.axes.items()}
         edit = Edit(
-            replace(plan, values={}, deltas={}, masks=()),
+            replace(plan, values={}, deltas={}, starts={}, masks=()),
             contract.kind,
             contract.why,
             {
@@ -220,7 +220,7 @@ class Surgery:
 
     def _regrown(self, journal: Journal, plan: Plan, known: Known, edit: Edit) -> tuple[Known, Edit]:
         """The part of a plan in which layers come or go, after its other parts."""
-        promise = promise_of(known.topology, self.model, plan.depth)
+        promise = promise_of(known.topology, self.model, plan.depth, plan.starts)
         table = tensor_table(self.model)
         found = regrow(
             journal,
@@ -230,6 +230,7 @@ class Surgery:
             plan.depth,
             [self.optimizer] if self.optimizer is not None else [],
             [copy_of(table, module).root for module in self.follow],
+            plan.starts,
         )
         after, renamed = regrown(known, found, self.step)
         tensors = tensor_table(self.model).tensors
@@ -265,7 +266,7 @@ class Surgery:
         check_values(plan, staged.changes, subject.table)
         masking = masking_of(plan, staged.changes, self.known.masks, subject.table.tensors)
         constants = self._changed_constants(subject, staged)
-        contract = contract_of(staged.changes, subject.table.tensors, constants)
+        contract = contract_of(staged.changes, subject.table.tensors, constants, hold_norms=plan.hold_norms)
         if not staged.changes.axes:
             contract = replace(contract, why="what is masked is zero, and what is live anew starts at zero")
         if plan.values or plan.deltas:

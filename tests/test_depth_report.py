@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from espalier.bench.records import read_run
@@ -39,6 +40,15 @@ def test_the_page_says_what_came_and_went(tmp_path: Path) -> None:
     assert "insert &lt;b&gt;copy&lt;/b&gt; after layer1.0" in page
     assert "<b>copy</b>" not in page
     assert "an axis goes by the name that it has at each time" in page
+
+
+def test_counts_of_layers_have_ticks_at_whole_numbers(tmp_path: Path) -> None:
+    page = write_report(folder(tmp_path / "run", depth=True)).read_text()
+    for name in ("Layers and cells;", "Layers and cells per event;"):
+        chart = page[page.index(f'aria-label="{name}') :]
+        ticks = re.findall(r'text-anchor="end">(.*?)<', chart[: chart.index("</figure>")])
+        assert len(ticks) == len(set(ticks)) >= 3
+        assert ticks == [str(at) for at in range(int(ticks[0]), int(ticks[-1]) + 1)]
 
 
 def test_runs_without_layers_have_no_such_section(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import espalier as esp
 from espalier.errors import MethodError
 from espalier.measure.cost import cost_of
 from espalier.parts.budget import Polynomial
-from espalier.parts.gates.expected import ExpectedCost, PerUnit, expected, moment
+from espalier.parts.gates.expected import Expected, ExpectedCost, PerUnit, moment
 from espalier.parts.gates.functions import HardSigmoid, Sigmoid
 from espalier.parts.gates.stages import DECIDED, Stages
 
@@ -43,9 +43,12 @@ def test_products_of_distinct_axes_are_the_polynomial_at_expected_sizes():
     cost = Polynomial({("a", "b"): 3, ("a",): 2, (): 5})
     p = {"a": drawn(3, 1), "b": drawn(4, 2)}
     a, b = (float(one.sum()) for one in p.values())
-    assert float(expected(cost, p)) == pytest.approx(3 * a * b + 2 * a + 5)
+    assert float(Expected(cost)(p)) == pytest.approx(3 * a * b + 2 * a + 5)
+    leaves = {axis: one.clone().requires_grad_() for axis, one in p.items()}
+    grads = torch.autograd.grad(Expected(cost)(leaves), list(leaves.values()))
+    assert [one.tolist() for one in grads] == [pytest.approx([3 * b + 2] * 3), pytest.approx([3 * a] * 4)]
     squared = Polynomial({("a", "a"): 1})
-    assert float(expected(squared, p)) == pytest.approx(a * a + float((p["a"] * (1 - p["a"])).sum()))
+    assert float(Expected(squared)(p)) == pytest.approx(a * a + float((p["a"] * (1 - p["a"])).sum()))
 
 
 @pytest.mark.parametrize("of", ["parameters", "flops"])
@@ -68,10 +71,11 @@ def test_the_expected_cost_of_a_coupled_network_is_that_of_enumeration(of):
         at = {topology.by_name[axis].number: count for axis, count in zip(axes, counts, strict=True)}
         chance = math.prod(table[count] for (_, _, table), count in zip(tables, counts, strict=True))
         total += chance * getattr(cost_of(topology, at), of)
-    found = penalty(topology, {axis: p for axis, p, _ in tables}, reference)
+    priced = penalty.priced(topology, [axis for axis, _, _ in tables], reference)
+    found = priced({axis: p for axis, p, _ in tables})
     assert float(found) == pytest.approx(2 * total / reference, rel=1e-12)
     whole = {axis: torch.ones(size) for axis, size in zip(axes, sizes, strict=True)}
-    assert float(penalty(topology, whole, reference)) == pytest.approx(2.0)
+    assert float(priced(whole)) == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize("function", [Sigmoid(), HardSigmoid()], ids=repr)
@@ -79,7 +83,7 @@ def test_the_gradient_by_logits_is_the_papers(function):
     phi = torch.linspace(-1, 1, 5, dtype=torch.float64).requires_grad_()
     p = function.probability(phi, 2.0)
     structure = esp.attach(*ZOO["mlp"]())
-    value = PerUnit({"0": 0.3, "*": 9.0})(structure.topology, {"0": p}, 1.0)
+    value = PerUnit({"0": 0.3, "*": 9.0}).priced(structure.topology, ["0"], 1.0)({"0": p})
     (found,) = torch.autograd.grad(value, phi)
     p, c = p.detach(), function.chain(phi.detach(), 2.0)
     torch.testing.assert_close(found, 0.3 * c * p * (1 - p))

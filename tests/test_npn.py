@@ -17,12 +17,14 @@ import espalier as esp
 from espalier.errors import CheckpointError, MethodError
 from espalier.method import Method
 from espalier.parts import amount, clock, init, recovery, schedule, select
-from espalier.parts.gates import estimators, expected, functions, memory, plastic, stages
+from espalier.parts.gates import estimators, expected, functions, kinds, memory, plastic, settings, stages, waking
 from espalier.parts.gates.dormant import give_state_back, kept
 from espalier.parts.gates.estimators import AR, ARM, DisARM
 from espalier.parts.gates.expected import ExpectedCost, PerUnit
 from espalier.parts.gates.functions import HardSigmoid
-from espalier.parts.gates.memory import Gated, GateMemory
+from espalier.parts.gates.memory import GateMemory
+from espalier.parts.gates.packing import packed
+from espalier.parts.gates.settings import GateSettings
 from espalier.parts.gates.stages import Stages
 
 ALWAYS = Stages(k=3.0, start=0.0, until=1.0)
@@ -137,7 +139,7 @@ def test_the_gradient_of_the_logits_is_that_of_enumeration(function):
     run.session.loss(run.batch)
     memory = run.memory
     phi = memory.logits["2"].clone().requires_grad_()
-    p = memory.settings.function.probability(phi, 1.0)
+    p = memory.table.settings.kind.probability(phi, 1.0)
     total = 0.1 * p.sum()
     with torch.no_grad():
         losses = []
@@ -152,7 +154,7 @@ def test_the_gradient_of_the_logits_is_that_of_enumeration(function):
     found = []
     for _ in range(3000):
         run.session.loss(run.batch)
-        found.append(memory._expected["2"])
+        found.append(memory.table._slope)
         run.session._step += 1  # other random numbers, and nothing moves
     rows = torch.stack(found)
     assert ((rows.mean(0) - exact).abs() < 5 * rows.std(0) / len(rows) ** 0.5).all()
@@ -180,7 +182,7 @@ def test_the_twin_leaves_statistics_and_random_numbers_alone():
 
 def test_the_twin_is_left_out_where_it_is_the_same():
     run = Plain(esp.prune.NPN(replace(ALWAYS, k=0.5), begin=0.999, axes=["0"])).train(5)
-    assert 0.98 < float(run.memory.probabilities(run.session._context(run.session._gated))["0"].min()) < 1
+    assert 0.98 < float(run.memory.table.probabilities(0.1)["0"].min()) < 1
     assert run.calls < 10  # two per step at most; six gates of 0.999 agree in 99% of all draws
 
 
@@ -228,7 +230,7 @@ def test_low_units_go_to_sleep_during_the_search_but_never_all():
     assert run.sizes() == [6, 5]
     run.train(2)
     assert run.sizes() == [1, 4]
-    assert {axis: len(one) for axis, one in run.memory.asleep.items()} == {"0": 5, "2": 1}
+    assert {axis: len(one) for axis, one in run.memory.sleepers.asleep.items()} == {"0": 5, "2": 1}
     assert len(run.memory.logits["2"]) == 4
 
 
@@ -242,17 +244,17 @@ def test_a_strong_penalty_prunes_and_training_goes_on():
 def test_edits_of_others_are_followed_and_undone():
     run = Plain(esp.prune.NPN(replace(ALWAYS, k=1.0), None)).train(2)
     before = json.dumps(run.memory.state())
-    numbers = list(run.memory._ids["0"])
+    numbers = list(run.memory.sleepers.numbers["0"])
     run.structure.prune("0", [1, 2])
     run.session.state_dict()
-    assert run.memory._ids["0"] == [numbers[unit] for unit in (0, 3, 4, 5)]
+    assert run.memory.sleepers.numbers["0"] == [numbers[unit] for unit in (0, 3, 4, 5)]
     run.structure.undo()
     run.session.state_dict()
     assert json.dumps(run.memory.state()) == before
     run.structure.grow("2", by=2)
     run.train(2)
     assert len(run.memory.logits["2"]) == 7
-    assert not any(run.memory.asleep.values())
+    assert not any(run.memory.sleepers.asleep.values())
 
 
 # --- Expansion -------------------------------------------------------------------------------------------------------
@@ -270,11 +272,11 @@ def test_growing_begins_with_few_and_wakes_them_with_their_own_weights():
     run.train(5)
     assert run.sizes() == [2, 3]
     assert first.shape == (32, 2)
-    asleep = {axis: [one.number for one in found] for axis, found in run.memory.asleep.items()}
+    asleep = {axis: [one.number for one in found] for axis, found in run.memory.sleepers.asleep.items()}
     run.train(75)
     assert run.sizes()[0] > 2
     assert run.sizes()[1] > 3
-    woken = run.memory._ids["0"][2:]
+    woken = run.memory.sleepers.numbers["0"][2:]
     assert woken == asleep["0"][: len(woken)]  # in their order
     last = run.model[0].weight[-1].detach() if run.sizes()[0] < 6 else None
     assert last is None or not torch.equal(last, torch.zeros(4))
@@ -287,14 +289,15 @@ def test_nothing_wakes_unless_the_held_out_loss_has_fallen_and_all_are_active():
     run = Plain(method, total=200).train(5)
     memory = run.memory
     assert run.sizes() == [2, 3]
-    memory._best = 0.0  # nothing is below
+    memory.remembered = {**memory.remembered, "best": 0.0, "improved": False}  # nothing is below
     run.train(20)
     assert run.sizes() == [2, 3]
-    memory._best = float("inf")
+    memory.remembered = {**memory.remembered, "best": None, "improved": False}
     memory.logits["0"][0] = -0.5  # 0.38: likely not there
     run.train(4)
     assert run.sizes() == [2, 4]
-    memory._best, memory.fallen = float("inf"), {"2": 1}
+    memory.remembered = {**memory.remembered, "best": None, "improved": False}
+    memory.sleepers.fallen = {"2": 1}
     memory.logits["0"][0] = 3.0
     run.train(4)
     assert run.sizes() == [3, 4]
@@ -337,7 +340,7 @@ def test_sleep_and_wake_is_a_round_trip_to_the_bit(name, axis, unit):
     before = copy.deepcopy(model.state_dict())
     moments = {key: copy.deepcopy(state) for key, one in model.named_parameters() for state in [optimizer.state[one]]}
     slots = structure.axes[axis].slots
-    sleeper = Sleeper.from_json(json.loads(json.dumps(kept(structure, axis, unit, ids).to_json())))
+    sleeper = Sleeper.from_state(kept(structure, axis, [unit], ids)[unit].to_state())
     structure.prune(axis, [unit])
     order = [one for one in range(size) if one != unit] + [unit]
     ids[axis] = [ids[axis][one] for one in order]
@@ -375,7 +378,7 @@ def test_what_came_meanwhile_starts_as_surgery_starts_it():
     for axis in structure.axes:
         ids[axis] = [*ids[axis], *range(1000, 1000 + structure.axes[axis].size - len(ids[axis]))]
     weight = model[2].weight.detach().clone()
-    sleeper = kept(structure, "0", 1, ids)
+    sleeper = kept(structure, "0", [1], ids)[1]
     structure.prune("0", [1])
     structure.prune("2", [0])
     structure.grow("2", by=1)
@@ -412,9 +415,9 @@ def test_a_run_that_is_interrupted_goes_on_to_the_same_bits(grows, tmp_path: Pat
     assert len(through.session.events) > 0
     for one, other in zip(rest.model.parameters(), through.model.parameters(), strict=True):
         assert torch.equal(one, other)
-    assert rest.memory.state() == through.memory.state()
+    assert rest.session.state_dict()["methods"] == through.session.state_dict()["methods"]
     damaged = json.loads(json.dumps(rest.session.state_dict()))
-    damaged["methods"][0]["memory"]["low"]["0"].append(1)
+    damaged["methods"][0]["memory"]["table"]["low"]["0"] = packed(torch.zeros(99))
     with pytest.raises(CheckpointError, match="no state of a session"):
         rest.session.load_state_dict(damaged)
 
@@ -433,11 +436,14 @@ def test_the_method_is_a_frozen_value_whose_text_evaluates_to_it(method):
         functions,
         memory,
         init,
+        kinds,
         plastic,
         recovery,
         schedule,
         select,
+        settings,
         stages,
+        waking,
     )
     names = {name: value for part in parts for name, value in vars(part).items()}
     assert eval(repr(method), {**names, "Method": Method}) == method
@@ -445,10 +451,10 @@ def test_the_method_is_a_frozen_value_whose_text_evaluates_to_it(method):
 
 
 def test_wrong_settings_say_so():
-    model, example = ZOO["attention_separate"]()
+    model, example = nn.Sequential(nn.Linear(3, 6), nn.Softmax(-1), nn.Linear(6, 2)), (torch.randn(4, 3),)
     structure = esp.attach(model, example, optimizer=torch.optim.SGD(model.parameters(), 0.1))
-    session = esp.Session(structure, [esp.prune.NPN(axes=["stem"])], loss=lambda m, b: m(*b).sum(), total_steps=5)
-    with pytest.raises(MethodError, match=r"stem cannot have gates: .* LayerNorm"):
+    session = esp.Session(structure, [esp.prune.NPN(axes=["0"])], loss=lambda m, b: m(*b).sum(), total_steps=5)
+    with pytest.raises(MethodError, match=r"0 cannot have gates: is normalised by a softmax"):
         session.loss(example)
     with pytest.raises(MethodError, match="judged"):
         esp.prune.NPN(judged="soft")
@@ -457,7 +463,7 @@ def test_wrong_settings_say_so():
     with pytest.raises(MethodError, match="low"):
         esp.prune.NPN(low=0.7)
     with pytest.raises(MethodError, match="patience"):
-        Gated(patience=0)
+        GateSettings(patience=0)
     run = Plain(None)
     with pytest.raises(MethodError, match="both evaluate the loss"):
         esp.Session(run.structure, [esp.prune.NPN(), esp.grow.NPN()], loss=run.loss, total_steps=9)
@@ -480,7 +486,7 @@ def test_proposing_changes_nothing():
     run = Plain(esp.prune.NPN(ALWAYS, None, patience=1)).train(3)
     run.memory.logits["0"][:3] = -5.0
     run.train(1)
-    run.memory._look(run.session._context(run.session._gated))
+    run.memory.table.end_epoch(0.1)
     before, state = snapshot(run.model, run.optimizer, run.structure), json.dumps(run.memory.state())
     context = run.session._context(run.session._gated)
     goal = run.session._controller.goal(run.session._gated, run.session._clock(), context.axes)

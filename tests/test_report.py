@@ -8,16 +8,16 @@ import random
 import re
 from base64 import b64encode
 from hashlib import sha256
-from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from gated_records import gated_records
+from report_page import Page
 
 from espalier.bench.report import write_report
 from espalier.errors import DataError
 
-VOID = {"meta", "br", "link", "img", "input", "hr"}
 STEPS = 40  # per epoch
 
 
@@ -154,43 +154,6 @@ FEW = {"fc1": 32, "fc2": 24, "fc3": 16}
 MANY = {f"encoder.layer.{at}.{name}": 16 + 8 * (at % 5) for at in range(20) for name in ("q", "v", "up", "down")}
 
 
-class Page(HTMLParser):
-    """Parses a page strictly: every tag closed in order; collects elements and text."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.source = path.read_text()
-        self.elements: list[tuple[str, dict[str, str]]] = []
-        self.text: list[str] = []
-        self.scripts: list[str] = []
-        self.open: list[str] = []
-        self.feed(self.source)
-        self.close()
-        assert self.open == [], f"never closed: {self.open}"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, {name: value or "" for name, value in attrs}))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, {name: value or "" for name, value in attrs}))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open, f"</{tag}> closes nothing"
-        assert self.open.pop() == tag, f"</{tag}> closes another element"
-
-    def handle_data(self, data: str) -> None:
-        inside = self.open[-1] if self.open else ""
-        {"script": self.scripts, "style": []}.get(inside, self.text).append(data)
-
-    def words(self) -> str:
-        return " ".join(" ".join(self.text).split())
-
-    def classed(self, *wanted: str) -> list[dict[str, str]]:
-        return [attrs for _, attrs in self.elements if set(wanted) <= set(attrs.get("class", "").split())]
-
-
 def render(folder: Path, records: list[dict[str, object]], tail: str = "") -> Page:
     return Page(write_report(write_folder(folder, records, tail)))
 
@@ -209,6 +172,8 @@ RUNS = {
     "no events": lambda: [record for record in sample_records(FEW) if record["kind"] != "event"],
     "masks": lambda: masked_records(dynamic=False),
     "masks that move": lambda: masked_records(dynamic=True),
+    "gates": lambda: gated_records({"fc1": 32, "fc2": 16}),
+    "gates of a large network": lambda: gated_records({f"layer{at}": 256 for at in range(30)}, planar=False),
     "bare records": lambda: [{"kind": kind} for kind in ("start", "event", "epoch", "static_epoch", "end")],
 }
 
@@ -477,6 +442,33 @@ def test_axes_and_modules_that_come_and_go(tmp_path: Path) -> None:
     runs = [attrs for tag, attrs in page.elements if tag == "rect" and "fill-opacity" in attrs]
     assert [attrs["class"] for attrs in runs] == ["even", "prune", "even", "grow"]
     assert [float(attrs["x"]) for attrs in runs] == [0, 1000, 0, 1000]
+
+
+def test_axes_that_come_and_go_in_a_short_while_are_seen(tmp_path: Path) -> None:
+    def event(step: int, layers: list[str], widths: dict[str, int]) -> dict[str, object]:
+        return {"kind": "event", "step": step, "action": "grow", "axes": {}, "layers": layers, "widths": widths}
+
+    records = [
+        {"kind": "start", "axes": {"a": 4}},
+        event(4001, ["insert copy(source=a, seed=77) after a"], {"a": 4, "b": 16}),
+        event(4004, ["remove b"], {"a": 4}),
+        {"kind": "epoch", "epoch": 1, "step": 9999, "axes": {"a": 4}},
+    ]
+    page = render(tmp_path, records)
+    assert "b 0 → 16 → 0" in page.words()
+    assert "insert copy(source=a) after a" in page.words()
+    strip = page.source[page.source.index("width of b over time") :]
+    assert re.findall(r"steps ([\d,]+) to ([\d,]+): (\d+)", strip[: strip.index("</svg>")]) == [
+        ("0", "4,001", "0"),
+        ("4,001", "4,004", "16"),
+        ("4,004", "9,999", "0"),
+    ]
+
+
+def test_a_strip_of_many_changes_has_few_pieces(tmp_path: Path) -> None:
+    records = [{"kind": "epoch", "epoch": at, "step": at, "axes": {"a": 4 + at % 7}} for at in range(3000)]
+    strip = render(tmp_path, records).source.split("width of a over time")[1]
+    assert 100 < strip[: strip.index("</svg>")].count("<rect") <= 161
 
 
 def test_text_that_utf8_cannot_hold_is_replaced(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ WIDTH, HEIGHT = 560, 270
 LEFT, RIGHT, TOP, BOTTOM = 50, 20, 12, 44
 MOST_BANDS = 240  # hover targets per chart; a run of 10,000 epochs must not make a page of 100 MB
 MOST_RUNS = 160  # pieces per width strip, for the same reason
+FEW_MARKERS = 40  # more are drawn smaller
 EARLY = 0.1  # the part of the x range whose values need not fit where they would flatten all others
 FEWEST_TO_CUT = 20
 FAR = 10 * HEIGHT  # how far outside of the plot a line may go: a diverged loss must not overflow the renderer
@@ -133,12 +134,14 @@ def line_chart(
     *,
     markers: Sequence[Marker] = (),
     x_whole: bool = False,
+    y_whole: bool = False,
     from_zero: bool = False,
     may_be_log: bool = False,
     may_cut: bool = False,
 ) -> str:
     """An SVG of lines with hover targets and event markers; values that are not finite leave gaps and are counted.
 
+    `x_whole` and `y_whole` say that there is nothing between whole numbers, and so no tick.
     With `may_cut` the y axis fits what comes after the first tenth where that takes less than half of the whole range;
     the beginning then lies outside of the plot, and a note says so.
     """
@@ -157,20 +160,17 @@ def line_chart(
         y_ticks = _log_ticks(y_scale.low, y_scale.high)
     else:
         low, high = _span(min(0.0, *ys) if from_zero else min(ys), max(ys))
-        step = _tick_step(low, high, 5)
+        step = tick_step(low, high, 5, y_whole)
         low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
-        y_scale, y_ticks = Scale(low, high, HEIGHT - BOTTOM, TOP), _ticks(low, high, step)
-    x_step = _tick_step(x_scale.low, x_scale.high, 6)
-    if x_whole:  # 2.5 becomes 5
-        x_step = max(1.0, x_step if x_step % 1 == 0 else 2 * x_step)
-    x_ticks = _ticks(x_scale.low, x_scale.high, x_step)
+        y_scale, y_ticks = Scale(low, high, HEIGHT - BOTTOM, TOP), ticks(low, high, step)
+    x_ticks = ticks(x_scale.low, x_scale.high, tick_step(x_scale.low, x_scale.high, 6, x_whole))
     floor = HEIGHT - BOTTOM
     described = f"{label}; over {x_label}; {', '.join(line.name for line in series)}"
     return "".join(
         [
             f'<svg class="chart" role="img" aria-label="{escape(described)}" viewBox="0 0 {WIDTH} {HEIGHT}">',
-            *(_y_tick(y_scale(tick), y_format(tick)) for tick in y_ticks),
-            *(_x_tick(x_scale(tick), x_format(tick)) for tick in x_ticks),
+            *(y_tick(y_scale(tick), y_format(tick)) for tick in y_ticks),
+            *(x_tick(x_scale(tick), x_format(tick)) for tick in x_ticks),
             f'<line class="base" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM}"/>',
             f'<text x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 5}" text-anchor="middle">',
             f"{escape(x_label)}{' · logarithmic y axis' if log else ''}</text>",
@@ -180,7 +180,7 @@ def line_chart(
             *(_line(line, segments, x_scale, y_scale) for line, segments in drawn),
             *_bands(drawn, x_scale, y_scale, x_label, x_format, y_format),
             "</svg>",
-            *(_marker(marker, x_scale, y_scale) for marker in markers),
+            *(_marker(marker, x_scale, y_scale, 1.0 if len(markers) <= FEW_MARKERS else 0.6) for marker in markers),
             "</svg>",
             '<p class="note">The first values lie outside of the plot.</p>' if cut else "",
             _missing(series),
@@ -195,7 +195,8 @@ def width_strip(name: str, sizes: Sequence[tuple[float, float]], last: float, he
     """
     largest, first = max(size for _, size in sizes) or 1.0, sizes[0][1]
     last = max(last, sizes[-1][0], 1.0)
-    sizes = list({int(step / last * MOST_RUNS): (step, size) for step, size in sizes}.values())
+    if len(sizes) > MOST_RUNS:
+        sizes = list({int(step / last * MOST_RUNS): (step, size) for step, size in sizes}.values())
     parts = [
         f'<svg class="strip" role="img" aria-label="{escape(f"width of {name} over time")}" height="{height}" '
         f'viewBox="0 0 1000 100" preserveAspectRatio="none">'
@@ -266,13 +267,18 @@ def _span(low: float, high: float, pad: float | None = None) -> tuple[float, flo
     return low - pad, high + pad
 
 
-def _tick_step(low: float, high: float, count: int) -> float:
+def tick_step(low: float, high: float, count: int, whole_numbers: bool = False) -> float:
+    """A round distance between about `count` ticks."""
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
-    return next((factor * power for factor in (1, 2, 2.5, 5) if factor * power >= rough), 10 * power)
+    step = next((factor * power for factor in (1, 2, 2.5, 5) if factor * power >= rough), 10 * power)
+    if whole_numbers:  # 2.5 becomes 5
+        step = max(1.0, step if step % 1 == 0 else 2 * step)
+    return step
 
 
-def _ticks(low: float, high: float, step: float) -> list[float]:
+def ticks(low: float, high: float, step: float) -> list[float]:
+    """The multiples of `step` from `low` to `high`."""
     return [index * step for index in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
@@ -284,14 +290,16 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return inside[:: math.ceil(len(inside) / 8)]
 
 
-def _y_tick(y: float, text: str) -> str:
+def y_tick(y: float, text: str) -> str:
+    """A line across the plot, and its text beside it."""
     return (
         f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
         f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{escape(text)}</text>'
     )
 
 
-def _x_tick(x: float, text: str) -> str:
+def x_tick(x: float, text: str) -> str:
+    """A text below the plot."""
     return f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{escape(text)}</text>'
 
 
@@ -345,7 +353,7 @@ def _bands(
     return bands
 
 
-def _marker(marker: Marker, x_scale: Scale, y_scale: Scale) -> str:
+def _marker(marker: Marker, x_scale: Scale, y_scale: Scale, size: float) -> str:
     if marker.x is None:
         return ""
     x = x_scale(marker.x)
@@ -353,7 +361,7 @@ def _marker(marker: Marker, x_scale: Scale, y_scale: Scale) -> str:
     if marker.y is None:
         floor = HEIGHT - BOTTOM
         return f'<line class="rug {css}" x1="{x:.1f}" x2="{x:.1f}" y1="{floor - 8}" y2="{floor}">{title}</line>'
-    place = f"translate({x:.1f},{y_scale(marker.y):.1f})"
+    place = f"translate({x:.1f},{y_scale(marker.y):.1f}){'' if size == 1 else f'scale({size:g})'}"
     return f'<path class="event {css}" transform="{place}" d="{_shape(marker.action)}">{title}</path>'
 
 

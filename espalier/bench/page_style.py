@@ -52,7 +52,7 @@ color:var(--muted);font-size:12.5px;white-space:nowrap}
 th,td{padding:8px 14px;vertical-align:middle}tr+tr td{border-top:1px solid var(--line)}
 th:first-child,td:first-child{padding-left:20px}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}.s{white-space:nowrap}
-td code{margin-right:4px}
+td code{margin-right:4px}.l{display:block;min-width:210px}
 .bars{width:30%;min-width:130px}.bars i{display:block;height:7px;border-radius:2px;min-width:1px;margin:2px 0}
 .bars .before,.key.before{--c:var(--even)}.bars .after,.key.after{--c:var(--blue)}.bars i{background:var(--c)}
 .act{display:inline-flex;align-items:center;gap:7px;white-space:nowrap}.act svg{width:12px;height:12px}
@@ -66,7 +66,9 @@ dl{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,230px),1f
 dt{color:var(--muted);font-size:13px}dd{margin:0;overflow-wrap:anywhere}
 @media (max-width:860px){main{padding:24px 18px 48px}.plots{grid-template-columns:minmax(0,1fr)}
 .tiles{grid-template-columns:repeat(2,minmax(0,1fr))}.tile.hero{grid-row:auto}}
-@media (max-width:460px){.tile{grid-column:1/-1}}
+@media (max-width:460px){main{padding:20px 14px 40px}.card{padding:15px 16px}.scroll{padding:0}.tiles,.plots{gap:12px}
+.tile b{font-size:19px}.tile b small{font-size:14px}.hero b{font-size:42px}.tile.hero{grid-column:1/-1}
+.chart{overflow:visible;font-size:18px}.spread{font-size:14px}th,td{padding:7px 10px}}
 @media print{body{background:#fff}.scroll{max-height:none}.card{break-inside:avoid;box-shadow:none}}
 """
 

@@ -5,15 +5,20 @@ with a `kind`:
 
     start         parameters, flops (per sample), axes {name: size}, weights {parameter that has a mask: [live, all]},
                   depth {stage: number of layers or cells} if a method changes it, architecture [{module, type, shape,
-                  parameters}]
+                  parameters}], points {inputs, labels} if a method has gates and inputs are points of a plane
     epoch         epoch, step, train_loss, train_accuracy, val_loss, val_accuracy, learning_rate, parameters, flops,
-                  axes, weights, depth, training_flops, seconds
+                  axes, weights, depth, training_flops, seconds; gates if a method has any; map at a few epochs
     event         step, epoch, method, action (grow or prune), axes {name: [before, after]}, masks {parameter: [live
-                  before, after]}, layers [what came or went], weights and depth (after it), parameters [before, after],
-                  flops [before, after], loss [before, after] on the same batch, contract, training_flops, seconds
+                  before, after]}, layers [what came or went], widths {name: size} of all axes after it if any
+                  did, weights and depth (after it), parameters [before, after], flops [before, after], loss [before,
+                  after] on the same batch, contract, training_flops, seconds
     static_epoch  as epoch, for the static network of the final size
     end           test_accuracy, test_loss, parameters, flops, axes, weights, depth, architecture, training_flops,
                   seconds, and static: null or the same figures of the static network
+
+gates is {stage: 0 before the search, 1 in it, 2 after it; k; axes {what has gates: how many have a probability in each
+of some equal parts of [0, 1]}; asleep {axis: units outside of the network}}. map is {x, y: [first, last], values: rows,
+from the first y on, of the probability of the second of two classes}.
 
 Everything in the folder is data from others: nothing is executed, what cannot be read is left out and said.
 """
@@ -151,11 +156,23 @@ def latest(run: Run, key: str) -> object:
     return None
 
 
+def action_of(event: Record) -> str:
+    """What an event did. A method with gates both wakes units and lets them sleep, under one name: then sizes tell."""
+    action = str(event.get("action"))
+    if action not in ("grow", "prune") or event.get("layers"):
+        return action
+    sizes = [tuple(map(as_number, as_pair(pair))) for pair in as_mapping(event.get("axes")).values()]
+    ways = {after > before for before, after in sizes if before is not None and after is not None and after != before}
+    if len(ways) != 1:
+        return action
+    return "grow" if ways.pop() else "prune"
+
+
 def count_of(run: Run, action: str) -> int:
     """How many events of an action there were."""
-    return sum(event.get("action") == action for event in run.events)
+    return sum(action_of(event) == action for event in run.events)
 
 
 def actions_of(run: Run) -> list[str]:
     """The different actions of the events, in order of the alphabet."""
-    return sorted({str(event.get("action")) for event in run.events})
+    return sorted({action_of(event) for event in run.events})

@@ -12,11 +12,12 @@ from hashlib import sha256
 from html import escape
 from pathlib import Path
 
-from espalier.bench.charts import SCRIPT, si
-from espalier.bench.charts import STYLE as CHART_STYLE
+from espalier.bench import charts, gate_pictures, heat, stepper
+from espalier.bench.charts import si, whole
 from espalier.bench.page_style import LOGO, PAGE_STYLE
 from espalier.bench.records import Record, Run, as_mapping, as_number, count_of, latest, read_run
 from espalier.bench.report_depth import depth
+from espalier.bench.report_gates import gates
 from espalier.bench.report_plots import cost, learning, widths
 from espalier.bench.report_sparsity import held_text, sparsity
 from espalier.bench.report_tables import architecture, configuration, event_table
@@ -29,6 +30,9 @@ from espalier.bench.wording import (
     relative_text,
     times_text,
 )
+
+STYLE = "".join([charts.STYLE, heat.STYLE, gate_pictures.STYLE, stepper.STYLE, PAGE_STYLE])
+SCRIPT = charts.SCRIPT + stepper.SCRIPT
 
 
 def write_report(folder: Path) -> Path:
@@ -43,16 +47,17 @@ def write_report(folder: Path) -> Path:
 
 
 def _page(run: Run) -> str:
-    title = " · ".join(str(run.config[key]) for key in ("task", "model") if run.config.get(key)) or "Run"
+    names = dict.fromkeys(str(run.config[key]) for key in ("task", "model") if run.config.get(key))
+    title = " · ".join(names) or "Run"
     digest = b64encode(sha256(SCRIPT.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    sections = (_tiles, learning, cost, depth, sparsity, widths, architecture, event_table, configuration)
+    sections = (_tiles, learning, cost, gates, depth, sparsity, widths, architecture, event_table, configuration)
     return "\n".join(
         [
             '<!doctype html><html lang="en"><head><meta charset="utf-8">',
             f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{escape(title)} · Espalier</title><style>{PAGE_STYLE}{CHART_STYLE}</style></head><body><main>",
+            f"<title>{escape(title)} · Espalier</title><style>{STYLE}</style></head><body><main>",
             _header(run, title),
             *(section(run) for section in sections),
             f"</main><script>{SCRIPT}</script></body></html>",
@@ -64,7 +69,11 @@ def _header(run: Run, title: str) -> str:
     ended = run.end is not None
     badge = f'<span class="badge{"" if ended else " open"}">{"finished" if ended else "not ended"}</span>'
     facts = (("growing", "grow"), ("pruning", "prune"), ("setting", "setting"), ("seed", "seed"), ("device", "device"))
-    shown = [f"<span>{word} <b>{as_text(run.config[key])}</b></span>" for word, key in facts if key in run.config]
+    shown = [
+        f"<span>{word} <b>{as_text(run.config[key])}</b></span>"
+        for word, key in facts
+        if run.config.get(key) not in (None, "none")
+    ]
     notices = "".join(f'<p class="warn">{escape(notice)}</p>' for notice in run.notices)
     return (
         f'<header><div class="brand">{LOGO}<span>Espalier run report</span>{badge}</div><h1>{escape(title)}</h1>'
@@ -75,9 +84,13 @@ def _header(run: Run, title: str) -> str:
 
 def _summary(run: Run) -> str:
     """The run in two sentences."""
-    grown, pruned = times_text(count_of(run, "grow")), times_text(count_of(run, "prune"))
-    epochs = "1 epoch" if len(run.epochs) == 1 else f"{len(run.epochs)} epochs"
-    first = f"The network grew {grown} and was pruned {pruned} in {epochs} of training."
+    did = [
+        f"{word} {times_text(count)}"
+        for word, count in (("grew", count_of(run, "grow")), ("was pruned", count_of(run, "prune")))
+        if count
+    ]
+    epochs = "1 epoch" if len(run.epochs) == 1 else f"{whole(len(run.epochs))} epochs"
+    first = f"The network {' and '.join(did) or 'neither grew nor was pruned'} in {epochs} of training."
     parameters = relative_text(run.start.get("parameters"), latest(run, "parameters"))
     flops = relative_text(run.start.get("flops"), latest(run, "flops"))
     held = f" Masks hold {held_text(run)} of the weights that have one at zero." if held_text(run) else ""

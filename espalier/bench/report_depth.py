@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from espalier.bench.charts import Series, legend, line_chart, whole
 from espalier.bench.records import Run, as_mapping, as_number
 from espalier.bench.report_plots import strips
@@ -41,22 +43,22 @@ def depth(run: Run) -> str:
     line = Series("blocks", "cost", ((*total, (last, total[-1][1]))), stepped=True)
     moved = [_moved(run, action, word) for action, word in (("grow", "came"), ("prune", "went"))]
     drawn = [one for one in moved if one.points]
-    charts = (
-        f'<figure class="card"><figcaption>Layers and cells</figcaption>'
-        f"{line_chart('Layers and cells', [line], 'step', whole, whole, x_whole=True, from_zero=True)}</figure>"
-    )
-    if drawn:
-        charts += (
-            f'<figure class="card"><figcaption>Layers and cells per event</figcaption>{legend(drawn)}'
-            f"{line_chart('Layers and cells per event', drawn, 'step', whole, whole, x_whole=True, from_zero=True)}"
-            "</figure>"
-        )
+    charts = [_chart("Layers and cells", [line], "")]
+    if any(count > 1 for one in drawn for _, count in one.points if count is not None):
+        charts.append(_chart("Layers and cells per event", drawn, legend(drawn)))
+    stages = f'<div class="card{" below" if len(charts) > 1 else ""}">{strips(found, last, "number of blocks")}</div>'
     about = (
         f"{whole(total[0][1])} layers or cells at the start, {whole(total[-1][1])} at the end, in "
         f"{len(found)} {'stage' if len(found) == 1 else 'stages'}: rows of blocks of one size."
     )
-    body = f'<div class="plots">{charts}</div><div class="card below">{strips(found, last, "number of blocks")}</div>'
-    return section("Depth", about, body)
+    if len(charts) > 1:
+        return section("Depth", about, f'<div class="plots">{"".join(charts)}</div>{stages}')
+    return section("Depth", about, f'<div class="plots">{charts[0]}{stages}</div>')
+
+
+def _chart(title: str, series: Sequence[Series], keys: str) -> str:
+    chart = line_chart(title, series, "step", whole, whole, x_whole=True, y_whole=True, from_zero=True)
+    return f'<figure class="card"><figcaption>{title}</figcaption>{keys}{chart}</figure>'
 
 
 def _at(history: History, step: float) -> float:

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from espalier.bench.charts import Marker, Series, legend, line_chart, percent, si, whole, width_strip
-from espalier.bench.records import LARGEST, Record, Run, actions_of, as_mapping, as_number, as_pair
-from espalier.bench.wording import loss_text, plain_change, section
+from espalier.bench.records import LARGEST, Record, Run, action_of, actions_of, as_mapping, as_number, as_pair
+from espalier.bench.wording import layer_text, loss_text, plain_change, section
 
 FEW_AXES = 12
 
@@ -52,7 +52,7 @@ def _rug(run: Run, x_key: str) -> list[Marker]:
     """Every event as a tick: placed by its own training FLOPs, or within its epoch by its step."""
     return [
         Marker(
-            str(event.get("action")),
+            action_of(event),
             _epoch_at(run, event) if x_key == "epoch" else as_number(event.get(x_key)),
             _event_tip(event),
         )
@@ -102,7 +102,7 @@ def _cost_history(run: Run, key: str) -> tuple[list[tuple[float, float]], list[M
         if record["kind"] == "event":
             # An event whose cost was not recorded is still marked, at the last cost known.
             height = points[-1][1] if points else 0.0
-            markers.append(Marker(str(record.get("action")), step, _event_tip(record), height))
+            markers.append(Marker(action_of(record), step, _event_tip(record), height))
     return points, markers
 
 
@@ -110,10 +110,10 @@ def _event_tip(event: Record) -> str:
     """Plain text (the chart escapes it)."""
     axes = [f"{name}: {plain_change(pair, whole)}" for name, pair in as_mapping(event.get("axes")).items()]
     axes += [f"{name}: {plain_change(pair, whole)} live" for name, pair in as_mapping(event.get("masks")).items()]
-    axes += list(map(str, layers)) if isinstance(layers := event.get("layers"), list) else []
+    axes += list(map(layer_text, layers)) if isinstance(layers := event.get("layers"), list) else []
     rest = [f"and {len(axes) - 6} more"] if len(axes) > 6 else []
     lines = [
-        f"{event.get('action')} by {event.get('method')}, step {event.get('step')}, epoch {event.get('epoch')}",
+        f"{action_of(event)} by {event.get('method')}, step {event.get('step')}, epoch {event.get('epoch')}",
         *axes[:6],
         *rest,
         f"parameters: {plain_change(event.get('parameters'), whole)}",
@@ -145,7 +145,9 @@ def _width_history(run: Run) -> tuple[dict[str, list[tuple[float, float]]], floa
             for name, pair in axes.items():
                 before, after = (as_number(value) or 0.0 for value in as_pair(pair))
                 put(str(name), after, before)
-            continue
+            axes = record.get("widths")
+            if not isinstance(axes, dict):
+                continue
         snapshot = {str(name): max(0.0, as_number(size) or 0.0) for name, size in axes.items()}
         for name in [*snapshot, *(known for known in sizes if known not in snapshot)]:
             size = snapshot.get(name, 0.0)
@@ -188,7 +190,10 @@ def _width_figure(name: str, history: Sequence[tuple[float, float]], last: float
     first, final = history[0][1], history[-1][1]
     css = "up" if final > first else "down" if final < first else ""
     name_html = f'<code class="name" title="{escape(name)}"><bdi>{escape(name)}</bdi></code>'
-    size_html = f'<span class="size">{whole(first)} → <b class="{css}">{whole(final)}</b></span>'
+    sizes = [size for _, size in history]
+    between = max(sizes, key=lambda size: abs(size - first))
+    by_way_of = f"{whole(between)} → " if first == final != between else ""  # what came and went, or went and came
+    size_html = f'<span class="size">{whole(first)} → {by_way_of}<b class="{css}">{whole(final)}</b></span>'
     strip = width_strip(name, history, last, 64 if few else 18)
     parts = (name_html, size_html, strip) if few else (name_html, strip, size_html)
     return f'<div class="{"mini" if few else "row"}">{"".join(parts)}</div>'

@@ -96,7 +96,7 @@ def sparsity(run: Run) -> str:
     chart = line_chart("Sparsity", [held], "step", whole, percent, x_whole=True, from_zero=True)
     moved = [_moved(run, action, word) for action, word in (("prune", "masked"), ("grow", "made live"))]
     drawn = [line for line in moved if line.points]
-    moves = line_chart("Weights per event", drawn, "step", whole, si, x_whole=True, may_be_log=True)
+    moves = line_chart("Weights per event", drawn, "step", whole, si, x_whole=True, y_whole=True, may_be_log=True)
     cards = (
         f'<figure class="card"><figcaption>Sparsity</figcaption>{chart}</figure>'
         f'<figure class="card"><figcaption>Weights that an event masked or made live</figcaption>{legend(drawn)}{moves}'

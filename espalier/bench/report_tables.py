@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from html import escape
 
 from espalier.bench.charts import event_icon, si, whole
-from espalier.bench.records import Record, Run, as_mapping, as_number, as_pair
-from espalier.bench.wording import MISSING, as_text, change, loss_text, section
+from espalier.bench.records import Record, Run, action_of, as_mapping, as_number, as_pair
+from espalier.bench.wording import MISSING, as_text, change, layer_text, loss_text, section
 
 NAMED_AXES = 3
+MANY_ROWS = 12
+"""That are more than the window of a table shows."""
 
 
 def architecture(run: Run) -> str:
@@ -25,6 +27,7 @@ def architecture(run: Run) -> str:
     about = "Every module that holds parameters, as it was at the start and as it is at the end."
     if after is None:
         about = "Every module that holds parameters at the start; the other half comes when the run ends."
+    about += f" Scroll for all {len(rows)}." if len(rows) > MANY_ROWS else ""
     head = (
         '<tr><th>Module</th><th>Type</th><th>Shape before</th><th>Shape after</th><th class="n">Parameters</th>'
         '<th class="bars"><span class="legend"><span class="key before"><i></i>before</span>'
@@ -85,11 +88,12 @@ def event_table(run: Run) -> str:
     if not run.events:
         return section("Events", "No grow or prune event has happened.", "")
     about = "What changed, what it cost, and the loss on the same batch right before and after."
+    about += f" Scroll for all {len(run.events)}." if len(run.events) > MANY_ROWS else ""
     return section("Events", about, _table(head, [_event_row(event) for event in run.events]))
 
 
 def _event_row(event: Record) -> str:
-    action = str(event.get("action"))
+    action = action_of(event)
     css = action if action in ("grow", "prune") else "other"
     contract = as_text(event.get("contract"))
     pill = f'<span class="pill {contract if contract in ("exact", "changing") else ""}">{contract}</span>'
@@ -121,7 +125,7 @@ def _places(event: Record, key: str, unit: str) -> list[str]:
 
 def _layers(event: Record) -> list[str]:
     layers = event.get("layers")
-    return [f'<span class="s">{escape(str(one))}</span>' for one in layers] if isinstance(layers, list) else []
+    return [f'<span class="l">{escape(layer_text(one))}</span>' for one in layers] if isinstance(layers, list) else []
 
 
 def _listed(items: Sequence[str]) -> str:

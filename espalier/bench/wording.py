@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from html import escape
 
 from espalier.bench.charts import Formatter, si, whole
 from espalier.bench.records import as_number, as_pair
 
 MISSING = "—"
+_SEED = re.compile(r",? ?\bseed=\d+")
 
 
 def as_text(value: object, form: Formatter = whole) -> str:
@@ -50,7 +52,7 @@ def duration_text(seconds: float) -> str:
 
 def times_text(count: int) -> str:
     """How often: once, twice, 3 times."""
-    return {1: "once", 2: "twice"}.get(count, f"{count} times")
+    return {1: "once", 2: "twice"}.get(count, f"{whole(count)} times")
 
 
 def relative_text(before: object, after: object) -> str:
@@ -69,6 +71,11 @@ def plain_change(pair: object, form: Formatter) -> str:
     """`before → after` as plain text, for where a chart escapes it."""
     values = [(as_number(value), value) for value in as_pair(pair)]
     return " → ".join(MISSING if raw is None else str(raw) if value is None else form(value) for value, raw in values)
+
+
+def layer_text(edit: object) -> str:
+    """What came or went, without the seed that its weights were drawn by."""
+    return _SEED.sub("", str(edit))
 
 
 def section(title: str, about: str, body: str) -> str:

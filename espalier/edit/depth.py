@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from espalier.edit.attributes import AttributeChange
 from espalier.edit.depth_attributes import following, lists_of
-from espalier.edit.depth_edits import DepthEdit, Insert, Remove, Replace
+from espalier.edit.depth_edits import NO_STARTS, DepthEdit, Insert, Remove, Replace, Starts
 from espalier.edit.elsewhere import Changed, difference, repeats
 from espalier.edit.journal import Journal
 from espalier.edit.membership import follow
@@ -49,8 +49,11 @@ class Regrown:
     """Attributes that followed, at their paths now."""
 
 
-def promise_of(topology: Topology, model: nn.Module, edits: Sequence[DepthEdit]) -> Promise:
-    """What edits of layers promise together: the weakest of what each does alone. Raises PlanError as `regrow`."""
+def promise_of(topology: Topology, model: nn.Module, edits: Sequence[DepthEdit], starts: Starts = NO_STARTS) -> Promise:
+    """What edits of layers promise together: the weakest of what each does alone. Raises PlanError as `regrow`.
+
+    What starts from values of the plan keeps the promise of its recipe only where that does not rest on these.
+    """
     modules = lookup(model)
     absorbed = {path for one in edits if isinstance(one, Replace) for path in one.by.absorbed()}
     found = [Promise("exact", "nothing changes")]
@@ -61,6 +64,13 @@ def promise_of(topology: Topology, model: nn.Module, edits: Sequence[DepthEdit])
             found.append(edit.by.promise(topology, modules, edit.module, before=False))
         elif edit.module not in absorbed:
             found.append(_of_removal(topology, edit))
+    for number, values in starts.items():
+        edit = edits[number]
+        assert not isinstance(edit, Remove)
+        at, recipe = (edit.at, edit.layer) if isinstance(edit, Insert) else (edit.module, edit.by)
+        silent = recipe.silent()
+        if any(silent is None or (name in silent and bool(value.any())) for name, value in values.items()):
+            found.append(Promise("changing", f"the new layer at {at} starts from values that the plan brings"))
     return weakest(reversed(found))
 
 
@@ -81,6 +91,7 @@ def regrow(
     edits: Sequence[DepthEdit],
     optimizers: Sequence[Optimizer],
     followers: Sequence[nn.Module],
+    starts: Starts = NO_STARTS,
 ) -> Regrown:
     """Carry out edits of layers, all changes through the journal, which the caller rolls back if this raises.
 
@@ -92,6 +103,7 @@ def regrow(
         edits: what is to be done; modules go by their present paths.
         optimizers: whose groups follow.
         followers: in every copy of the model that shares its edits the module that has the model's own paths.
+        starts: values that parameters of new layers start from, in copies too.
 
     Raises:
         PlanError: an edit does not fit the model.
@@ -107,7 +119,7 @@ def regrow(
             break
         attempt = Journal()
         try:
-            found = _tried(attempt, model, example, present, steps, optimizers, followers)
+            found = _tried(attempt, model, example, present, steps, optimizers, followers, starts)
             if trains and _writes_in_place(found.topology):
                 _check_backward(model, example)
         except SurgeryError as problem:
@@ -152,7 +164,7 @@ def replay(
     Raises PlanError if they do not fit it.
     """
     for steps in plans:
-        _change(journal, model, steps, optimizers, followers)
+        _change(journal, model, steps, optimizers, followers, NO_STARTS)
 
 
 @dataclass(frozen=True)
@@ -175,11 +187,12 @@ def _change(
     steps: Sequence[Step],
     optimizers: Sequence[Optimizer],
     followers: Sequence[nn.Module],
+    starts: Starts,
 ) -> _Change:
     old_modules, old_table = dict(model.named_modules()), tensor_table(model)
-    made = make(journal, model, steps)
+    made = make(journal, model, steps, starts)
     for root in followers:
-        make(journal, root, steps)
+        make(journal, root, steps, starts)
     here = {id(module): path for path, module in model.named_modules()}
     table = tensor_table(model)
     tensors = _still_there(old_table, table)
@@ -202,9 +215,10 @@ def _tried(
     steps: Sequence[Step],
     optimizers: Sequence[Optimizer],
     followers: Sequence[nn.Module],
+    starts: Starts,
 ) -> Regrown:
     old_modules, lists = dict(model.named_modules()), lists_of(model)
-    change = _change(journal, model, steps, optimizers, followers)
+    change = _change(journal, model, steps, optimizers, followers, starts)
     attributes = following(model, lists, {path: old_modules[path] for path in change.modules})
     for root in (model, *followers):
         for one in attributes:

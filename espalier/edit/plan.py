@@ -1,8 +1,8 @@
 """Plans: frozen, printable, serialisable lists of edits.
 
 A plan names axes and units, nothing that is live; making one changes nothing. Its structure is JSON; the values that
-new units start from and what is added to weights that stay (if a method gives any) are tensors beside it, which
-`Plan.save` puts into a safetensors file.
+new units and layers start from and what is added to weights that stay (if a method gives any) are tensors beside it,
+which `Plan.save` puts into a safetensors file.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from espalier.edit.depth_edits import DepthEdit, Insert, Remove, Replace, from_json, to_json
+from espalier.edit.depth_edits import NO_STARTS, DepthEdit, Insert, Remove, Replace, Starts, from_json, to_json
 from espalier.errors import PlanError
 
 FORMAT = 1
-_VALUE, _DELTA = "value:", "delta:"
+_VALUE, _DELTA, _START = "value:", "delta:", "start:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +123,23 @@ class Plan:
     """Masks that parameters get, or lose, after they were resized."""
     depth: tuple[DepthEdit, ...] = ()
     """Layers and cells that come or go after all else; modules go by their paths before the plan."""
+    starts: Starts = field(default_factory=lambda: NO_STARTS, compare=False)
+    """Number of an edit in `depth` -> parameters of the layer that it brings, by their names in it, -> values that they
+    start from in place of those of the recipe."""
+    hold_norms: bool = True
+    """Whether norms across an axis are compensated by scale and eps, so that units which say nothing come and go
+    without a change. Else their statistics are simply over the units there are, as under gates that shut the others."""
 
     def __post_init__(self) -> None:
         for one in self.depth:
             if not isinstance(one, (Insert, Remove, Replace)):
                 raise PlanError(f"expected an Insert, a Remove or a Replace among edits of layers, found {one!r}.")
+        for number in self.starts:
+            if type(number) is not int or not 0 <= number < len(self.depth) or isinstance(self.depth[number], Remove):
+                raise PlanError(
+                    f"starts: expected numbers of edits of layers that bring a layer, below {len(self.depth)}, found "
+                    f"{number!r}."
+                )
 
     def __str__(self) -> str:
         return "\n".join(str(edit) for edit in (*self.edits, *self.masks, *self.depth)) or "nothing"
@@ -136,7 +148,7 @@ class Plan:
         return bool(self.masks or self.depth) or any(edit.remove or edit.add for edit in self.edits)
 
     def to_json(self) -> str:
-        """The structure of the plan as JSON, masks included, without values and deltas."""
+        """The structure of the plan as JSON, masks included, without values, deltas and starts."""
         edits = [{"axis": one.axis, "remove": list(one.remove), "add": one.add} for one in self.edits]
         masks = [
             {
@@ -150,13 +162,17 @@ class Plan:
         return json.dumps(
             {
                 "format": FORMAT, "edits": edits, "interface": self.interface, "seed": self.seed, "masks": masks,
-                "depth": depth,
+                "depth": depth, "hold_norms": self.hold_norms,
             }
         )  # fmt: skip
 
     @classmethod
     def from_json(
-        cls, text: str, values: Mapping[str, Tensor] = _NO_VALUES, deltas: Mapping[str, Tensor] = _NO_VALUES
+        cls,
+        text: str,
+        values: Mapping[str, Tensor] = _NO_VALUES,
+        deltas: Mapping[str, Tensor] = _NO_VALUES,
+        starts: Starts = NO_STARTS,
     ) -> Plan:
         """The plan that `to_json` wrote.
 
@@ -171,7 +187,8 @@ class Plan:
             masks = tuple(_remask(one) for one in data["masks"])
             depth = tuple(from_json(one) for one in data["depth"])
             interface, seed = _typed(data["interface"], bool), _typed(data["seed"], int)
-            return cls(edits, interface, seed, values, deltas, masks, depth)
+            hold_norms = _typed(data["hold_norms"], bool)
+            return cls(edits, interface, seed, values, deltas, masks, depth, starts, hold_norms)
         except (ValueError, KeyError, TypeError) as error:
             raise PlanError(f"this is not a plan in JSON: {type(error).__name__}: {error}.") from error
 
@@ -179,7 +196,8 @@ class Plan:
         """Write `path` (JSON) and, if there are any tensors, `path` with the suffix ``.safetensors`` beside it."""
         path = Path(path)
         path.write_text(self.to_json())
-        kinds = ((_VALUE, self.values), (_DELTA, self.deltas))
+        starts = {f"{number}:{name}": one for number, found in self.starts.items() for name, one in found.items()}
+        kinds = ((_VALUE, self.values), (_DELTA, self.deltas), (_START, starts))
         tensors = {kind + name: one.detach().contiguous() for kind, found in kinds for name, one in found.items()}
         if tensors:
             save_file(tensors, path.with_suffix(".safetensors"))
@@ -190,11 +208,17 @@ class Plan:
         path = Path(path)
         sidecar = path.with_suffix(".safetensors")
         tensors = load_file(sidecar) if sidecar.exists() else {}
-        values, deltas = (
+        values, deltas, numbered = (
             {name.removeprefix(kind): one for name, one in tensors.items() if name.startswith(kind)}
-            for kind in (_VALUE, _DELTA)
+            for kind in (_VALUE, _DELTA, _START)
         )
-        return cls.from_json(path.read_text(), values, deltas)
+        starts: dict[int, dict[str, Tensor]] = {}
+        for key, one in numbered.items():
+            number, _, name = key.partition(":")
+            if not number.isdecimal():
+                raise PlanError(f"{sidecar}: {_START}{key} does not name an edit of layers; save the plan again.")
+            starts.setdefault(int(number), {})[name] = one
+        return cls.from_json(path.read_text(), values, deltas, starts)
 
 
 def _resize(data: Mapping[str, Any]) -> Resize:

@@ -6,13 +6,14 @@ freshly built one when a checkpoint is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from espalier.edit.depth_edits import DepthEdit, Insert, Remove, Replace, from_json, to_json
+from espalier.edit.depth_edits import NO_STARTS, DepthEdit, Insert, Remove, Replace, Starts, from_json, shown, to_json
 from espalier.edit.journal import Journal
 from espalier.edit.layers import Bypass
 from espalier.edit.recipes.base import Lookup
@@ -110,12 +111,18 @@ def _resolved(topology: Topology, model: nn.Module, edit: DepthEdit, together: s
             copied = None if source is None else known_region(topology, source)
             runs_on = (0,) if copied is None or copied.entry is None else copied.entry
             return Step(edit, region.takes if before else (region.exit,), runs_on, entry)
-        case Remove(_, leaves):
-            start = region.entry
+        case Remove(_, leaves, asked):
+            start = region.entry if asked is None else asked
+            if asked is not None and asked not in (*region.choices, region.entry):
+                raise PlanError(
+                    f"{path} cannot be removed: its argument {shown(asked)} has not the size of its result."
+                )
             if start is None and path in together:
                 start = next(iter(region.takes), None)
             if start is None:
-                raise PlanError(f"{path} cannot be removed: it {region.no_removal}.")
+                hint = ", or ".join(f"entry={one!r}" for one in region.choices)
+                hint = hint and f" Say which takes its place: {hint}."
+                raise PlanError(f"{path} cannot be removed: it {region.no_removal}.{hint}")
             entry = delete and leaves == "entry" and not region.written and (spot.is_sequential or spot.is_list)
             form = region.exit, region.result, region.items, region.order, region.written
             return Step(edit, (start,), (0,), entry, *form)
@@ -143,7 +150,9 @@ def lookup(model: nn.Module) -> Lookup:
     return module
 
 
-def make(journal: Journal, model: nn.Module, steps: Sequence[Step]) -> list[nn.Module | None]:
+def make(
+    journal: Journal, model: nn.Module, steps: Sequence[Step], starts: Starts = NO_STARTS
+) -> list[nn.Module | None]:
     """Change the tree of modules; what each step put into it is returned.
 
     Copies of a model get what is made of their own weights, the same where these are the same.
@@ -152,8 +161,13 @@ def make(journal: Journal, model: nn.Module, steps: Sequence[Step]) -> list[nn.M
         journal: takes the changes.
         model: whose tree; the steps were resolved on it or on a like one.
         steps: what to do, all of one plan.
+        starts: `Plan.starts`, by the number of the step.
+
+    Raises:
+        PlanError: something does not fit.
     """
     modules, spots = lookup(model), [Spot.at(model, step.module) for step in steps]
+    present = {id(one) for one in model.parameters()}
     made: list[nn.Module | None] = []
     for step, spot in zip(steps, spots, strict=True):
         if isinstance(step.edit, Insert):
@@ -162,6 +176,10 @@ def make(journal: Journal, model: nn.Module, steps: Sequence[Step]) -> list[nn.M
             made.append(step.edit.by.build(modules, step.module))
         else:
             made.append(None if step.as_entry else _left(spot, step, zero=step.edit.leaves == "zero"))
+    for number, values in starts.items():
+        new = made[number]
+        assert new is not None
+        _start(new, values, steps[number], present)
     for step, spot, new in zip(steps, spots, made, strict=True):
         if new is None:
             remove_entry(journal, spot)
@@ -170,6 +188,24 @@ def make(journal: Journal, model: nn.Module, steps: Sequence[Step]) -> list[nn.M
         else:
             replace(journal, spot, new)
     return made
+
+
+def _start(new: nn.Module, values: Mapping[str, Tensor], step: Step, present: Collection[int]) -> None:
+    """Give parameters of a new layer the values that a plan brings, unless they are `present`, by id, already."""
+    parameters, what = dict(new.named_parameters()), f"the new layer at {step.module}"
+    for name, value in values.items():
+        parameter = parameters.get(name)
+        if parameter is None or id(parameter) in present:
+            own = ", ".join(one for one, tensor in parameters.items() if id(tensor) not in present)
+            raise PlanError(f"{what} has no parameter {name!r} of its own that could start from values; it has {own}.")
+        if parameter.shape != value.shape:
+            raise PlanError(
+                f"{what}: {name} has shape {tuple(parameter.shape)}, but is to start from {tuple(value.shape)}."
+            )
+        if not bool(torch.isfinite(value).all()):
+            raise PlanError(f"{what}: {name} is to start from values that are not finite.")
+        with torch.no_grad():
+            parameter.copy_(value)
 
 
 def _left(spot: Spot, step: Step, *, zero: bool) -> nn.Module:

@@ -22,7 +22,7 @@ def firefly(
     The candidates take so many `steps` of descent with norms of at most 1 (the authors' code takes an epoch and never
     clips), on at most so many `batches`; then each is valued by a path integral with so many `points` (3 as in the
     paper; the authors' code has 1). `step` is eps, relative to the weights that there are. The outputs change, by what
-    the loss falls. New layers, the third kind of candidate in the paper, are not among them yet.
+    the loss falls. New layers, the third kind of candidate in the paper, are `firefly_deeper`'s.
 
     Raises MethodError for an option that is not what `espalier.methods.common.Growing` says, or is not positive.
     """

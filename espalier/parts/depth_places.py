@@ -36,6 +36,7 @@ from espalier.structure import Structure
 
 Start = Literal["zero", "copy", "random"]
 New = Literal["suited", "identity", "residual"]
+Virtual = Literal["residual", "identity", "suited", "copy"]
 
 _GENERAL = frozenset({nn.Sequential, nn.ModuleList, nn.ModuleDict, Inserted})
 """Classes that say nothing of what is in them."""
@@ -156,6 +157,13 @@ class NewLayers:
         places = [one.name for one in blocks.every]
         ordered = sorted(found, key=lambda name: places.index(module_of(name)))
         return Catalogue({name: found[name] for name in ordered}, {"layers": blocks.count_layers()})
+
+
+def virtual_layers(new: Virtual) -> Places:
+    """Layers that begin as nothing: `NewLayers`, or copies of blocks. Raises MethodError for another word."""
+    if new not in get_args(Virtual):
+        raise MethodError(f"new: expected one of {', '.join(get_args(Virtual))}, found {new!r}.")
+    return Copies("zero") if new == "copy" else NewLayers(new)
 
 
 class Blocks:
@@ -333,4 +341,7 @@ def _inside(one: Site, other: Site) -> bool:
     return all(any(f"{path}.".startswith(f"{holder}.") for holder in other.modules) for path in one.modules)
 
 
-__all__ = ["Blocks", "Copies", "New", "NewLayers", "Places", "Removable", "StageEnds", "Start", "copied", "inserted"]
+__all__ = [
+    "Blocks", "Copies", "New", "NewLayers", "Places", "Removable", "StageEnds", "Start", "Virtual", "copied",
+    "inserted", "virtual_layers",
+]  # fmt: skip

@@ -6,9 +6,10 @@ New layers that begin as nothing do not see each other, so that one pass forward
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from itertools import islice
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import nn
@@ -23,6 +24,8 @@ from espalier.measure.stats import without_a_trace
 from espalier.parts.depth_candidate import Candidate, seeded
 from espalier.parts.goal import Goal, Scores
 from espalier.parts.score import Context, derived_seed
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -41,38 +44,53 @@ class Sensitivity:
 
 def gains(context: Context, layers: Mapping[str, Candidate]) -> dict[str, float]:
     """The squared norm of the gradient by all parameters of each new layer; -inf for one that surgery refuses."""
+    batch = context.batch if context.batch is not None else next(iter(context.probe), None)
+    if batch is None and layers:
+        raise MethodError("there is no batch to take gradients of; call session.loss(batch), or give a probe.")
+
+    def squares(new: Mapping[str, nn.Module]) -> dict[str, float]:
+        asked = {name: [one for one in module.parameters() if one.requires_grad] for name, module in new.items()}
+        flat = [one for parameters in asked.values() for one in parameters]
+        with torch.enable_grad():
+            gradients = iter(torch.autograd.grad(context.loss(batch), flat, allow_unused=True))
+        return {
+            name: sum(0.0 if one is None else float(one.double().square().sum()) for one in islice(gradients, len(few)))
+            for name, few in asked.items()
+        }
+
+    return dict.fromkeys(layers, -math.inf) | together(context, layers, squares)
+
+
+def together(
+    context: Context, layers: Mapping[str, Candidate], ask: Callable[[Mapping[str, nn.Module]], Mapping[str, T]]
+) -> dict[str, T]:
+    """What is to be said of new layers by name, by someone who finds all of them in place, and nothing left out.
+
+    Of layers that surgery refuses nothing is said. Whoever asks may train the new modules; what happens to anything
+    else leaves no trace.
+    """
     if not layers:
         return {}
     try:
-        return _together(context, layers)
+        return dict(_asked(context, layers, ask))
     except (PlanError, SurgeryError):
-        found = dict.fromkeys(layers, -math.inf)
         able = {name: one for name, one in layers.items() if len(layers) > 1 and _fits(context, one)}
-        if able:
-            found |= _together(context, able)
-        return found
+        return dict(_asked(context, able, ask)) if able else {}
 
 
-def _together(context: Context, layers: Mapping[str, Candidate]) -> dict[str, float]:
-    batch = context.batch if context.batch is not None else next(iter(context.probe), None)
-    if batch is None:
-        raise MethodError("there is no batch to take gradients of; call session.loss(batch), or give a probe.")
+def _asked(
+    context: Context, layers: Mapping[str, Candidate], ask: Callable[[Mapping[str, nn.Module]], Mapping[str, T]]
+) -> Mapping[str, T]:
     noted: dict[str, list[nn.Module]] = {name: [] for name in layers}
     edits: list[DepthEdit] = []
     for name, one in layers.items():
         for edit in seeded(one, derived_seed(context.seed, name)):
             assert isinstance(edit, Insert)
             edits.append(replace(edit, layer=_Noted(edit.layer, noted[name])))
-    with context.structure.tried(Plan((), depth=tuple(edits))), without_a_trace(context.structure.model):
-        new = {name: [p for module in built for p in module.parameters()] for name, built in noted.items()}
-        asked = [parameter for one in new.values() for parameter in one if parameter.requires_grad]
-        with torch.enable_grad():
-            gradients = torch.autograd.grad(context.loss(batch), asked, allow_unused=True)
-    squares = {
-        id(parameter): 0.0 if one is None else float(one.double().square().sum())
-        for parameter, one in zip(asked, gradients, strict=True)
-    }
-    return {name: sum(squares.get(id(parameter), 0.0) for parameter in one) for name, one in new.items()}
+    model = context.structure.model
+    with context.structure.tried(Plan((), depth=tuple(edits))), without_a_trace(model):
+        live = set(map(id, model.modules()))  # copies that follow the model have built modules of their own
+        return ask({name: next(one for one in built if id(one) in live) for name, built in noted.items()})
 
 
 def _fits(context: Context, candidate: Candidate) -> bool:
@@ -100,9 +118,13 @@ class _Noted(Recipe):
         """As the other one."""
         return self.recipe.promise(topology, module, at, before=before)
 
+    def silent(self) -> tuple[str, ...] | None:
+        """As the other one."""
+        return self.recipe.silent()
+
     def origins(self) -> Mapping[str, str]:
         """As the other one."""
         return self.recipe.origins()
 
 
-__all__ = ["Sensitivity", "gains"]
+__all__ = ["Sensitivity", "gains", "together"]

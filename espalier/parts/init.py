@@ -20,6 +20,8 @@ class Beginning:
     """Tensor name -> values that broadcast to its new shape, read at the new positions only."""
     deltas: Mapping[str, Tensor] = field(default_factory=dict)
     """Tensor name -> what is added to it, in a form that broadcasts to its new shape."""
+    layers: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    """New layer, by the name of the candidate -> its parameters by their names in it -> what they start from."""
 
 
 class Init(Protocol):

@@ -24,12 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from espalier.edit.apply import copy_of
 from espalier.edit.depth_edits import Replace
 from espalier.edit.plan import Plan
 from espalier.edit.recipes.linear import LinearMap, linear_like
 from espalier.errors import MethodError
-from espalier.graph.capture import tensor_table
 from espalier.measure.stats import without_a_trace
 from espalier.record import Edit
 from espalier.structure import Structure
@@ -92,16 +90,9 @@ def linearise(
         MethodError: the module did not run, or gave numbers that are not finite.
     """
     fit = linear_fit(structure, path, forwards, ridge=ridge)
-    edit = structure.apply(Plan((), depth=(Replace(path, fit.layer),)))
-    table = tensor_table(structure.model)
-    followers = [copy_of(table, module).root for module in structure.surgery.follow]
-    with torch.no_grad():
-        for root in (structure.model, *followers):
-            new = root.get_submodule(path)
-            weight = new.get_parameter("weight")
-            weight.copy_(fit.weight.view_as(weight))
-            new.get_parameter("bias").copy_(fit.bias)
-    return edit, fit
+    weight = fit.weight.reshape(fit.layer.out, fit.layer.into, *(1,) * fit.layer.dimensions)
+    plan = Plan((), depth=(Replace(path, fit.layer),), starts={0: {"weight": weight, "bias": fit.bias}})
+    return structure.apply(plan), fit
 
 
 class _Sums:

@@ -130,9 +130,12 @@ class AsFound:
     """New units begin as their score found them; where it found nothing, as surgery lets them begin."""
 
     def __call__(self, context: Context, chosen: Selection, scores: Scores, /) -> Beginning:
-        ghosts = Ghosts(context, {axis: len(units) for axis, units in chosen.items()})
+        axes = {name: units for name, units in chosen.items() if name in context.structure.topology.by_name}
+        if not axes:
+            return Beginning()  # only layers come
+        ghosts = Ghosts(context, {axis: len(units) for axis, units in axes.items()})
         tensors: Tensors = ghosts.tensors
-        for axis, units in chosen.items():
+        for axis, units in axes.items():
             if axis in scores.found:
                 wired: Wired = scores.found[axis]
                 tensors = written(ghosts, context.structure, tensors, axis, wired.chosen(units))

@@ -44,6 +44,13 @@ class Recipe(ABC):
         """What comes of the network's outputs if the layer comes after (`before`: before) the module `at`, or replaces
         it, according to the kind of recipe."""
 
+    def silent(self) -> tuple[str, ...] | None:
+        """Parameters at zero on which alone its promise rests, whatever values the others have; None: on all of them.
+
+        What a plan gives to the others (`Plan.starts`) leaves the promise as it is.
+        """
+        return None
+
     def origins(self) -> Mapping[str, str]:
         """Paths of modules in the new one (empty for itself) -> paths in the network that they are copies of."""
         return {}

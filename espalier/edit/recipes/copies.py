@@ -63,6 +63,10 @@ class CopyOf(Recipe):
                 return Promise("changing", f"what the copy gets may be changed by its {name}, unlike before")
         return Promise("exact", f"the copy of {self.source} hands on what it gets")
 
+    def silent(self) -> tuple[str, ...]:
+        """What begins at zero."""
+        return self.zero
+
     def origins(self) -> Mapping[str, str]:
         """The copy itself."""
         return {"": self.source}

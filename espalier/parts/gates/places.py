@@ -1,138 +1,148 @@
-"""Gates on the units of a live network: every unit is multiplied by a number of its own, most often 0 or 1.
+"""Where gates act in a live network: every place of them is multiplied by a number of its own, most often 0 or 1.
 
-A gate multiplies its unit where that is read: every weight that sums over the axis is multiplied by z along it, while
-the loss is evaluated, and is itself again afterwards. This is the same as multiplying the activation in front of each
-reader, and exact whatever made the unit: a bias, the shift of a norm, an activation that is not zero at zero. It costs
-a product per weight, not per activation, and needs to know no module. Gradients reach weights and gates through it.
+A gate acts on tensors of the network, never in its code: while the loss is evaluated, tensors are replaced by their
+products with the gates, and are themselves again afterwards. What a place is (a unit of an axis, a column of one
+reader, a weight, a branch) only says which tensors it multiplies, and how its gates are spread over each of them:
 
-Which axes may have gates follows from the contract of removing units: an axis may if a network whose readers hold zero
-for a unit is the network without it, whatever the other weights are. Where an operator normalises over the axis, sums
-over it in a product of two activations, or takes a constant from its size, that is not so, and the axis is refused.
+    units       espalier.parts.gates.units
+    columns     espalier.parts.gates.columns
+
+Gradients reach tensors and gates through the product.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
-from espalier.edit.changes import changes_of, find_axis
-from espalier.edit.contract import contract_of
-from espalier.edit.plan import prune_plan
-from espalier.errors import EspalierError
 from espalier.graph.capture import TensorTable, tensor_table
 from espalier.graph.topology import Topology
-from espalier.parts.scales import Place, place_of
+from espalier.parts.gates.norms import Mark, NormGate, left_out, norm_modules
 from espalier.structure import Structure
 
 
+class Spread(Protocol):
+    """How the gates of a place multiply one tensor; `espalier.parts.scales.Place` is one."""
+
+    @property
+    def tensor(self) -> str:
+        """Name of a parameter or buffer."""
+
+    def spread(self, values: Tensor, shape: Sequence[int], /) -> Tensor:
+        """What the tensor, of this shape, is multiplied by: broadcasts to the shape, 1 where no gate acts.
+
+        `values` are the gates, shape (gates,), in the tensor's type and on its device.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class GatePlace:
+    """Some gates that have a name together, and what they do. Valid for the topology that it was made from."""
+
+    key: str
+    """The name by which logits, probabilities and samples are kept."""
+    count: int
+    """Number of gates."""
+    multiplied: tuple[Spread, ...]
+    """The tensors that the gates multiply."""
+    norms: tuple[NormGate, ...] = ()
+    """The norms and means whose statistics leave out what the gates shut."""
+    plain: bool = False
+    """Whether these are units of an axis that are only read with weights, each by itself: nothing that is computed
+    from others knows how many there are."""
+
+
 class Gates:
-    """Where the gates of some axes act in a network as it is; to be made anew after every edit.
+    """The gates of some places in a network as it is; to be made anew after every edit.
 
     Args:
         structure: of the live network.
-        axes: those that have gates, of which `gate_problem` knows nothing bad.
+        places: where gates act.
     """
 
-    def __init__(self, structure: Structure, axes: Iterable[str]) -> None:
+    def __init__(self, structure: Structure, places: Iterable[GatePlace]) -> None:
         self.topology: Topology = structure.topology
         self.sizes: dict[str, int] = {}
-        """Axis -> number of its units."""
+        """Key -> number of its gates."""
+        self.plain: frozenset[str] = frozenset()
+        """The keys of places that are plain, and of whose axes no norm knows that leaves units out."""
+        self._model = structure.model
         self._table = tensor_table(structure.model)
-        self._readers: dict[str, list[tuple[str, Place]]] = {}
-        for axis in axes:
-            self.sizes[axis] = self.topology.sizes[find_axis(self.topology, axis).number]
-            for tensor, dim in _readers(self.topology, axis):
-                self._readers.setdefault(tensor, []).append((axis, place_of(self.topology, axis, tensor, dim)))
+        self._norms: dict[Mark, list[tuple[str, NormGate]]] = {}
+        self._multiplied: dict[str, list[tuple[str, Spread]]] = {}
+        for place in places:
+            self.sizes[place.key] = place.count
+            for one in place.multiplied:
+                self._multiplied.setdefault(one.tensor, []).append((place.key, one))
+            for norm in place.norms:
+                self._norms.setdefault(norm.mark, []).append((place.key, norm))
+            self.plain |= {place.key} if place.plain else set()
+        self.plain -= {axis for norms in self._norms.values() for _, norm in norms for axis in norm.over}
+        self._watched = norm_modules(structure.topology) if self._norms else frozenset()
 
     @contextmanager
     def applied(self, gates: Mapping[str, Tensor]) -> Iterator[None]:
-        """Run the body with the units of the named axes multiplied by these numbers, one per unit; others by 1.
+        """Run the body with the network multiplied by these numbers, one per gate of every named key; others by 1.
 
-        Gates of 1 everywhere, or of no axis, leave the network as it is, to the last bit.
+        Gates of 1 everywhere, or of no key, leave the network as it is, to the last bit.
         """
-        held: list[tuple[dict[str, Any], str, Tensor]] = []
+        held: list[tuple[dict[str, Any], str, Any]] = []
+        moved = {key: z for key, z in gates.items() if z.requires_grad or not bool((z == 1).all())}
         try:
-            for name, tensor in self._gated(gates).items():
-                for module, key, is_parameter in self._table.places[name]:
-                    store: dict[str, Any] = module._parameters if is_parameter else module._buffers
-                    held.append((store, key, store[key]))
-                    store[key] = tensor
-            yield
+            tensors = self._gated(moved)
+            _put(held, self._table, tensors)
+            with self._left_out(moved, tensors):
+                yield
         finally:
-            for store, key, before in held:
+            for store, key, before in reversed(held):
                 store[key] = before
 
     def _gated(self, gates: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The readers that gates change, multiplied by them."""
+        """The tensors that gates change, multiplied by them."""
         found: dict[str, Tensor] = {}
-        for name, places in self._readers.items():
+        for name, spreads in self._multiplied.items():
             tensor = before = self._table.tensors[name]
-            for axis, place in places:
-                z = gates.get(axis)
-                if z is not None and (z.requires_grad or not bool((z == 1).all())):
-                    tensor = tensor * place.spread(z.to(tensor), tensor.shape)
+            for key, one in spreads:
+                if key in gates:
+                    tensor = tensor * one.spread(gates[key].to(tensor), tensor.shape)
             if tensor is not before:
                 found[name] = tensor
         return found
 
-
-def gate_problem(structure: Structure, axis: str) -> str | None:
-    """Why an axis cannot have gates; None if it can. Tries its removal out, which costs a pass on fake tensors.
-
-    Raises:
-        PlanError: there is no such axis.
-    """
-    topology, table = structure.topology, tensor_table(structure.model)
-    record, plan = find_axis(topology, axis), prune_plan({axis: [0]})
-    if record.reasons:
-        return "; ".join(one.text for one in record.reasons[:2])
-    readers = _readers(topology, axis)
-    if not readers:
-        return "no weights read it"
-    cached = next((name for name, _ in readers if _in_recurrent_layer(table, name)), None)
-    if cached is not None:
-        return f"{cached} reads it, which a recurrent layer keeps in a second place"
-    if topology.sizes[record.number] == 1:
-        return "it has one unit, whose removal cannot be tried out"
-    contract = contract_of(changes_of(plan, topology, {}), _silenced(topology, axis, readers))
-    if contract.kind != "exact":
-        return contract.why
-    if contract.norms:
-        return "a norm runs over it, whose statistics gates would have to change"
-    try:
-        preview = structure.preview(plan, within_limits=False)
-    except EspalierError as error:
-        return str(error).rstrip(".")
-    if preview.contract.scaled:
-        return "a constant of the forward follows its size"
-    return None
+    def _left_out(self, gates: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        """Makes the norms leave out what gates shut; the scales of some may be multiplied themselves."""
+        factors: dict[Mark, Tensor] = {}
+        scales: dict[int, Mark] = {}
+        for mark, norms in self._norms.items():
+            for key, norm in norms:
+                if key in gates:
+                    factor = norm.factor(gates[key])
+                    factors[mark] = factors[mark] * factor if mark in factors else factor
+            if mark in factors and not mark[1]:
+                scales[id(tensors.get(mark[0], self._table.tensors[mark[0]]))] = mark
+        if not factors:
+            return nullcontext()
+        always = [mark for mark in factors if all(norm.always for _, norm in self._norms[mark])]
+        return left_out(self._model, self._watched, factors, scales, always)
 
 
-def _in_recurrent_layer(table: TensorTable, name: str) -> bool:
-    return any(isinstance(module, nn.RNNBase) for module, _, _ in table.places[name])
+def _put(held: list[tuple[dict[str, Any], str, Any]], table: TensorTable, tensors: Mapping[str, Tensor]) -> None:
+    """Put tensors where modules look for them, and note what was there."""
+    recurrent: dict[nn.RNNBase, None] = {}
+    for name, tensor in tensors.items():
+        for module, key, is_parameter in table.places[name]:
+            store: dict[str, Any] = module._parameters if is_parameter else module._buffers
+            held.append((store, key, store[key]))
+            store[key] = tensor
+            if isinstance(module, nn.RNNBase):
+                recurrent[module] = None
+    for module in recurrent:  # they keep their weights in a second place
+        held.append((module.__dict__, "_flat_weights", module._flat_weights))
+        module.__dict__["_flat_weights"] = [module._parameters.get(key) for key in module._flat_weights_names]
 
 
-def _readers(topology: Topology, axis: str) -> list[tuple[str, int]]:
-    """The tensors, and the dimensions of them, along which something sums over the axis."""
-    return list(dict.fromkeys(slot[:2] for slot in topology.by_name[axis].slots if slot[2] == "contract"))
-
-
-def _silenced(topology: Topology, axis: str, readers: Iterable[tuple[str, int]]) -> dict[str, Tensor]:
-    """Tensors of the network's shapes in which nothing is zero but what reads unit 0."""
-    made = {}
-    for name in topology.tensors:
-        shape = topology.shape(name)
-        count = math.prod(shape)
-        made[name] = torch.linspace(0.5, 1.5, count + 1, dtype=torch.float64)[:count].view(shape)
-    for name, dim in readers:
-        units = place_of(topology, axis, name, dim).units
-        made[name].index_fill_(dim, (units == 0).nonzero().flatten(), 0.0)
-    return made
-
-
-__all__ = ["Gates", "gate_problem"]
+__all__ = ["GatePlace", "Gates", "Spread"]

@@ -1,0 +1,186 @@
+"""The logits of all gates of a session, their optimizer, and how long each has been low.
+
+Whatever gates are on, they are kept by a key, with a vector of logits for each. What keys are, and what becomes of them
+when the network is edited, the memories know that hold such a table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from espalier.graph.topology import Topology
+from espalier.parts.gates.adam import Adam
+from espalier.parts.gates.expected import Priced
+from espalier.parts.gates.kinds import Drawn
+from espalier.parts.gates.packing import packed, unpacked
+from espalier.parts.gates.rows import joined, parted
+from espalier.parts.gates.settings import GateSettings
+from espalier.parts.names import Now, carried
+
+_NEVER = 1e-9
+"""A probability at which a gate never is open."""
+
+
+class GateTable:
+    """The gates of one session."""
+
+    def __init__(self, settings: GateSettings) -> None:
+        self.settings = settings
+        self.logits: dict[str, Tensor] = {}
+        """Key -> logits, float64 on the CPU."""
+        self.stage = 0
+        """That of the last step."""
+        self.k = settings.stages.at(0.0)
+        """That of the last step."""
+        self.reference = 0.0
+        """What the penalty is relative to; 0 before it was asked."""
+        self._adam: dict[str, Adam] = {}
+        self._low: dict[str, Tensor] = {}
+        self._priced: tuple[Topology, frozenset[str], Priced] | None = None
+        self._slope: Tensor | None = None
+        self._leaves: dict[str, Tensor] = {}
+
+    def add(self, key: str, logits: Tensor) -> None:
+        """Gates that were not there before."""
+        self.logits[key], self._adam[key] = logits, Adam.fresh(logits)
+        self._low[key] = torch.zeros(logits.shape, dtype=torch.int64)
+
+    # --- what training asks for
+
+    def k_at(self, progress: float) -> float:
+        """k at a fraction of the training."""
+        return self.settings.stages.at(progress)
+
+    def probabilities(self, progress: float) -> dict[str, Tensor]:
+        """Key -> probability of every gate to be open."""
+        k = self.k_at(progress)
+        return {key: self.settings.kind.probability(one, k) for key, one in self.logits.items()}
+
+    def judged(self, progress: float) -> dict[str, Tensor]:
+        """Key -> what every gate multiplies by when the network is judged."""
+        k = self.k_at(progress)
+        return {key: self.settings.kind.judged(one, k) for key, one in self.logits.items()}
+
+    def cost(self, topology: Topology, progress: float) -> tuple[Tensor, Tensor]:
+        """The penalty, and its gradient by the logits of all keys in a row (`espalier.parts.gates.rows`)."""
+        row = joined(self.logits)
+        if self.settings.penalty is None:
+            return torch.zeros(()), torch.zeros_like(row)
+        leaf = row.requires_grad_()
+        with torch.enable_grad():
+            p = self.settings.kind.probability(leaf, self.k_at(progress))
+            value = self._price(topology)(parted(p, self.logits))
+            (slope,) = torch.autograd.grad(value, leaf)
+        return value.detach(), slope
+
+    def expect(self, slope: Tensor, drawn: Drawn | None = None) -> None:
+        """The gradient by the logits of all keys in a row that the next step takes, with that of a loss."""
+        learnt = {} if drawn is None else drawn.slopes
+        self._slope = slope + joined({key: learnt[key] for key in self.logits}) if learnt else slope
+        self._leaves = {} if drawn is None else dict(drawn.leaves)
+
+    def forget(self) -> None:
+        """Expect nothing: the network is another one."""
+        self._slope, self._leaves = None, {}
+
+    def _price(self, topology: Topology) -> Priced:
+        """The penalty as it is until the network is edited."""
+        penalty = self.settings.penalty
+        assert penalty is not None
+        known = self._priced
+        if known is None or known[0] is not topology or known[1] != self.logits.keys():
+            if not self.reference:
+                self.reference = penalty.reference(topology)
+            keys = frozenset(self.logits)
+            known = self._priced = topology, keys, penalty.priced(topology, keys, self.reference)
+        return known[2]
+
+    # --- what sessions ask for
+
+    def step(self, progress: float) -> None:
+        """Move the logits."""
+        slope, leaves = self._slope, self._leaves
+        self.forget()
+        stage = self.settings.stages.stage(progress)
+        if stage != self.stage:
+            self.stage = stage
+            self._adam = {key: Adam.fresh(one) for key, one in self.logits.items()}
+            self._low = {key: torch.zeros_like(one) for key, one in self._low.items()}
+        self.k = self.k_at(progress)
+        if slope is None:
+            return
+        late = {key: leaf.grad for key, leaf in leaves.items() if leaf.grad is not None}
+        if late:
+            slope = slope + joined({key: late.get(key, torch.zeros_like(one)) for key, one in self.logits.items()})
+        gradient = torch.nan_to_num(slope, 0.0, 0.0, 0.0)
+        moving = {key: one for key, one in parted(gradient, self.logits).items() if bool(one.any())}
+        if moving:  # decided gates rest, whatever their momenta
+            self._move(moving, gradient if len(moving) == len(self.logits) else joined(moving))
+
+    def _move(self, keys: Mapping[str, Tensor], gradient: Tensor) -> None:
+        """A step of Adam with the logits of some keys; `gradient` is theirs in a row."""
+        states = ([one.flatten() for one in self._adam[key].tensors] for key in keys)
+        state, step = Adam(*(torch.cat(one) for one in zip(*states, strict=True))).step(gradient)
+        moved = joined({key: self.logits[key] for key in keys}) - self.settings.rate * step
+        self.logits |= parted(moved, keys)
+        parts = [parted(one, keys) for one in state.tensors]
+        self._adam |= {key: Adam(*(one[key] for one in parts)) for key in keys}
+
+    def end_epoch(self, progress: float) -> None:
+        """Count which gates are low."""
+        for key, p in self.probabilities(progress).items():
+            self._low[key] = torch.where(p < self.settings.low, self._low[key] + 1, 0)
+
+    def ready(self, progress: float) -> dict[str, Tensor]:
+        """Key -> which gates have been shut for so long that what they are on may leave."""
+        if self.stage != 1:
+            return {key: one == 0 for key, one in self.judged(progress).items()}
+        patience = self.settings.patience
+        return {
+            key: (p < _NEVER) | (self._low[key] >= patience) for key, p in self.probabilities(progress).items()
+        }  # fmt: skip
+
+    # --- what edits ask for
+
+    def follow(self, key: str, old: Tensor, fresh: Tensor) -> None:
+        """Gates for what was these before, -1 for what is new and begins at `fresh`."""
+        adam, present, at = self._adam[key], old >= 0, old.clamp_min(0)
+        self.logits[key] = torch.where(present, self.logits[key][at], fresh)
+        rows = (torch.where(present, one[at], 0.0) for one in adam.tensors)
+        self._adam[key] = Adam(*rows)
+        self._low[key] = torch.where(present, self._low[key][at], 0)
+
+    def rename(self, now: Now) -> None:
+        """Gates stay with what they are on."""
+        self.logits, self._adam = carried(self.logits, now), carried(self._adam, now)
+        self._low = carried(self._low, now)
+
+    def state(self) -> dict[str, Any]:
+        """All of it as JSON."""
+        return {
+            "logits": {key: packed(one) for key, one in self.logits.items()},
+            "adam": {key: one.to_json() for key, one in self._adam.items()},
+            "low": {key: packed(one) for key, one in self._low.items()},
+            "k": self.k,
+            "stage": self.stage,
+            "reference": self.reference,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Become what `state` gave. Raises KeyError, TypeError or ValueError for anything else."""
+        fresh = GateTable(self.settings)
+        fresh.logits = {str(key): unpacked(one) for key, one in state["logits"].items()}
+        fresh._adam = {str(key): Adam.from_json(one) for key, one in state["adam"].items()}
+        fresh._low = {str(key): unpacked(one) for key, one in state["low"].items()}
+        fresh.k, fresh.stage, fresh.reference = float(state["k"]), int(state["stage"]), float(state["reference"])
+        for key, one in fresh.logits.items():
+            if one.shape != fresh._low[key].shape or one.shape != fresh._adam[key].mean.shape:
+                raise ValueError("logits and counts do not fit")
+        self.__dict__.update(fresh.__dict__)
+
+
+__all__ = ["GateTable"]
