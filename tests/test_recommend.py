@@ -423,6 +423,21 @@ def test_the_table_and_the_data_say_the_same() -> None:
     assert found[:2] == found.ranked[:2]
 
 
+def test_masked_weights_stay_so_and_count_nothing() -> None:
+    batch = classes(8)
+    model = made(perceptron, batch)
+    structure = attach(model, batch[0][:4])
+    structure.mask("2.weight", torch.rand(10, 10, generator=torch.Generator().manual_seed(0)) < 0.4)
+    found = esp.recommend(structure, loss=entropy, batches=parts_of(batch), layers=[], permutations=19)
+    for one in (*found, *found.others):
+        structure.apply(one.plan)
+        live = structure.masks["2.weight"]
+        assert not bool(model[2].weight.detach()[~live].any())
+        structure.undo()
+    with pytest.raises(MethodError, match="masks hold some at zero"):
+        esp.recommend(structure, loss=entropy, batches=parts_of(batch), criterion="wbic")
+
+
 def test_limits_are_kept() -> None:
     batch = classes(8)
     model = made(partial(perceptron, 12, nn.ReLU), batch)

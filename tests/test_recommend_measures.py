@@ -292,8 +292,10 @@ def test_degrees_of_freedom_against_the_full_matrix() -> None:
 
 def test_what_the_data_determine_counts_one_each() -> None:
     model, batch = regression(samples=2000)
+    live = {"0.weight": torch.tensor([[True, False, True, True, True, True]])}
     with as_planned(attach(model, batch[0]), Plan(()), gaussian) as planned:
         assert Freedoms(planned, split(batch, 200), 2000).total == pytest.approx(6, abs=0.05)
+        assert Freedoms(planned, split(batch, 200), 2000, live).total == pytest.approx(5, abs=0.05)
 
 
 def test_doubles_count_once_and_dead_units_nothing() -> None:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from espalier.errors import MethodError
 from espalier.parts.recommend.batches import samples_in
 from espalier.parts.recommend.planned import Planned, Tensors
 
+_NO_MASKS: Tensors = MappingProxyType({})
 ROWS = 128
 """Gradients that are taken."""
 _NUMBERS = 1 << 27
@@ -73,13 +75,14 @@ def gradient_rows(planned: Planned, parts: Sequence[Any], values: Tensors, masks
 class Freedoms:
     """The degrees of freedom of a network, and what plans make of them."""
 
-    def __init__(self, planned: Planned, parts: Sequence[Any], count: int) -> None:
+    def __init__(self, planned: Planned, parts: Sequence[Any], count: int, masks: Tensors = _NO_MASKS) -> None:
         """Of the network as it is.
 
         Args:
             planned: the network under the empty plan.
             parts: batches to take gradients on, `rows_for` of them.
             count: the number of samples that it was trained on, n.
+            masks: parameter -> which of its entries are live; the others count nothing.
 
         Raises:
             MethodError: gradients are not finite.
@@ -91,6 +94,8 @@ class Freedoms:
         whole = {name: torch.ones(values[name].shape, dtype=torch.bool, device=values[name].device) for name in trained}
         rows = gradient_rows(planned, parts, values, whole)
         self._rows = {name: one.view(-1, *values[name].shape) for name, one in rows.items()}
+        for name in masks.keys() & self._rows.keys():
+            self._rows[name] *= masks[name].cpu()
         squares = {name: float(values[name].double().square().sum()) for name in trained}
         grams = {name: self._gram(one) for name, one in self._rows.items() if squares[name] > 0}
         if not all(bool(torch.isfinite(one).all()) for one in grams.values()):

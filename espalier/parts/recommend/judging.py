@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from espalier.edit.plan import Plan
-from espalier.errors import EspalierError
+from espalier.errors import EspalierError, MethodError
 from espalier.parts.line_search import best_amplitude
 from espalier.parts.recommend.batches import Samples, samples_in
 from espalier.parts.recommend.criteria import WBIC, Criterion
@@ -63,12 +63,14 @@ class Judge:
     def of(
         cls, structure: Structure, loss: Loss, samples: Samples, count: int, criterion: Criterion | WBIC, seed: int
     ) -> Judge:
-        """Measure the network as it is."""
+        """Measure the network as it is. Raises MethodError for WBIC of a network with masks."""
+        if isinstance(criterion, WBIC) and structure.masks:
+            raise MethodError("WBIC varies all weights, and masks hold some at zero; choose another criterion.")
         with as_planned(structure, Plan(()), loss) as planned:
             before = planned.losses(samples.judged)
             asked = isinstance(criterion, WBIC) or criterion.needs_freedom
             rows = samples.cut(rows_for(sum(planned.parameters[name].numel() for name in planned.trained)))
-            freedoms = Freedoms(planned, rows, count) if asked else None
+            freedoms = Freedoms(planned, rows, count, structure.masks) if asked else None
             sampled = _wbic(planned, samples, count, criterion, seed) if isinstance(criterion, WBIC) else None
         return cls(structure, loss, samples, count, criterion, seed, before, freedoms, sampled)
 
