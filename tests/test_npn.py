@@ -297,11 +297,11 @@ def test_growing_begins_with_few_and_wakes_them_with_their_own_weights():
 
 def test_nothing_wakes_unless_the_held_out_loss_has_fallen_and_all_are_active():
     method = esp.grow.NPN(Stages(k=1.0, start=0.0, until=1.0), None, awake={"0": 2, "2": 3}, rate=1e-9, fill=2.0)
-    run = Plain(method, total=200).train(5)
+    run = Plain(method, total=200).train(4)
     memory = run.memory
     assert run.sizes() == [2, 3]
     memory.remembered = {**memory.remembered, "best": 0.0, "improved": False}  # nothing is below
-    run.train(20)
+    run.train(21)
     assert run.sizes() == [2, 3]
     memory.remembered = {**memory.remembered, "best": None, "improved": False}
     memory.logits["0"][0] = -0.5  # 0.38: likely not there
