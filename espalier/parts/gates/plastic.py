@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,7 @@ class SampledGates:
             with self.decided(context):
                 return mean_of(forward()) + cost.to(torch.float32)
         by_sample = memory.by_sample(context) if isinstance(memory, GateMemory) else None
-        at: Evaluation = _Evaluation(model, gates, lambda: mean_of(forward()))
+        at: Evaluation = _Evaluation(model, gates, lambda: mean_of(forward()), context.batch)
         if by_sample is not None:
             at = SampleEvaluation(by_sample, forward, samples_of(context.batch))
         k = table.k_at(context.progress)
@@ -100,17 +101,18 @@ class _Evaluation:
     model: nn.Module
     gates: SubNetwork
     forward: Callable[[], Tensor]
+    batch: Any
 
     @property
     def samples(self) -> int | None:
         return None
 
     def __call__(self, gates: Rows, /) -> Tensor:
-        return self.gates.loss(self.forward, gates)
+        return self.gates.loss(self.forward, gates, self.batch)
 
     def aside(self, gates: Rows, /) -> Tensor:
         with without_a_trace(self.model):
-            return self.gates.loss(self.forward, gates).detach()
+            return self.gates.loss(self.forward, gates, self.batch).detach()
 
 
 @dataclass(frozen=True)
