@@ -113,6 +113,21 @@ class Gates:
             for store, key, before in reversed(held):
                 store[key] = before
 
+    def factors(self, gates: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What every tensor that these gates multiply is multiplied by, broadcasting to its shape."""
+        found: dict[str, Tensor] = {}
+        for name, spreads in self._multiplied.items():
+            tensor = self._table.tensors[name]
+            for key, one in spreads:
+                if key in gates:
+                    factor = one.spread(gates[key].to(tensor), tensor.shape)
+                    found[name] = factor if name not in found else found[name] * factor
+        return found
+
+    def counting(self, key: str) -> bool:
+        """Whether the statistics of a norm or a mean leave out what the gates of this key shut."""
+        return any(key == other for norms in self._norms.values() for other, _ in norms)
+
     def _gated(self, gates: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors that gates change, multiplied by them."""
         found: dict[str, Tensor] = {}
