@@ -268,16 +268,24 @@ def test_units_of_convolutions_wake_by_gain(name):
     assert {event.action for event in run.session.events} == {"grow"}
 
 
-def test_units_that_begin_asleep_leave_after_the_first_step():
+def test_units_that_begin_asleep_are_never_trained():
     run = Run(growing(Algorithm1()))
     assert run.sizes() == [6, 5]
-    run.train(1)
+    run.session.loss(run.batch).backward()
     assert run.sizes() == [2, 2]
+    assert not run.optimizer.state
+    assert [(event.step, event.action) for event in run.session.events] == [(0, "grow")]
     assert run.memory.sleepers.fallen == {"0": 0, "2": 0}
+    state = json.loads(json.dumps(run.session.state_dict()))
+    run.session.load_state_dict(state)
     run.train(40)
     assert sum(run.sizes()) > 4
-    pruning = Run(esp.grow.NPN(SEARCH, None, waking=Algorithm1())).train(2)
-    assert not pruning.session.events
+    assert all(event.step % 4 == 1 for event in run.session.events[1:])
+
+
+def test_without_sleepers_nothing_happens_before_the_first_step():
+    run = Run(esp.grow.NPN(SEARCH, None, waking=Algorithm1())).train(2)
+    assert not run.session.events
 
 
 def test_what_fell_asleep_rests():
