@@ -36,3 +36,9 @@ def test_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scope = run_blocks(DOCS / "layers.md")
     structure = scope["structure"]
     assert len(structure.history) == 11  # type: ignore[attr-defined]
+
+
+def test_files_that_the_pages_name_exist() -> None:
+    for page in sorted(DOCS.glob("*.md")):
+        for target in re.findall(r"\]\(([^)#:]+\.\w+)(?:#[^)]*)?\)", page.read_text()):
+            assert (DOCS / target).exists(), f"{page.name}: {target}"

@@ -41,7 +41,7 @@ def _about(found: GateHistory, most: dict[str, float]) -> str:
         "Each unit is multiplied by a gate, which is open with a probability that is learnt along with the weights. A "
         "unit whose gate stays shut goes to sleep: it leaves the network and is kept aside."
     )
-    starts = {b.stage: a.epoch for a, b in pairwise(found.epochs) if a.stage != b.stage}
+    starts = {b.stage: b.epoch for a, b in pairwise(found.epochs) if a.stage != b.stage}
     if "search" in starts:
         until = f" to {whole(starts['fine-tuning'])}" if "fine-tuning" in starts else " on"
         text += f" Gates were undecided in the search, from epoch {whole(starts['search'])}{until}."
@@ -115,7 +115,7 @@ def _heat(found: GateHistory, places: tuple[str, ...], title: str) -> str:
             f"asleep: {whole(asleep)}",
         ]
         columns.append(Column(one.epoch, counts or (0.0,) * parts, asleep, "\n".join(tip)))
-    marks = [(a.epoch, b.stage) for a, b in pairwise(found.epochs) if a.stage != b.stage]
+    marks = [(b.epoch, b.stage) for a, b in pairwise(found.epochs) if a.stage != b.stage]
     chart = heat_chart(f"Probabilities of gates of {', '.join(places)} over epochs", columns, "epoch", "asleep", marks)
     return f'<figure class="card"><figcaption>{title}</figcaption>{chart}</figure>'
 
