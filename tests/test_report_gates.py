@@ -92,6 +92,9 @@ def test_large_networks_are_bars_and_are_pooled(tmp_path: Path) -> None:
     assert page.classed("units") == page.classed("map") == []
     assert "All gates of 27 axes over time" in page.words()
     assert "one class" not in page.words()
+    assert "gates are in the network at last" not in page.words()
+    words = render(tmp_path, gated_records(MANY, planar=False)[:15]).words()
+    assert f"All {sum(MANY.values()):,} gates are in the network at last." in words
 
 
 def test_all_pictures_are_shown_where_no_script_runs(tmp_path: Path) -> None:

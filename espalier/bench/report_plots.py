@@ -98,6 +98,7 @@ def cost(run: Run) -> str:
         chart = line_chart(name, series, "step", whole, si, markers=markers, x_whole=True, from_zero=True)
         cards.append(_card(name, chart))
     about = "Each triangle is one grow or prune event, placed at the size it led to."
+    about = about if run.events else "No event has changed them."
     keys = legend((), actions_of(run))
     return section("Size and cost", about, f'{keys}<div class="plots">{"".join(cards)}</div>')
 
