@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 import espalier as esp
 from espalier.method import Method
-from espalier.parts.estimators import ARM
-from espalier.parts.expected import ExpectedCost, PerUnit
-from espalier.parts.stages import Stages
+from espalier.parts.gates.estimators import ARM
+from espalier.parts.gates.expected import ExpectedCost, PerUnit
+from espalier.parts.gates.stages import Stages
 
 EPOCHS, BATCH = 1999, 128
 SHOWN = (99, 199, 499, 999, 1999)

@@ -17,6 +17,7 @@ from typing import Any
 from espalier.bench.folder import next_free
 from espalier.bench.inspection import as_json, inspect
 from espalier.bench.listing import methods_text
+from espalier.bench.models import MODELS
 from espalier.bench.options import resolve
 from espalier.bench.progress import progress_on
 from espalier.bench.report import write_report
@@ -121,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "target",
         metavar="TARGET",
-        help="a built-in network (mlp, lenet5, vgg11, vgg11-bn, resnet20, resnet56, vit), timm:NAME, torchvision:NAME, "
+        help=f"a built-in network ({', '.join(MODELS)}), timm:NAME, torchvision:NAME, "
         "hf:TYPE (bert, gpt2, llama, vit, ... of transformers, with random weights), or package.module:function that "
         "returns a model and example inputs",
     )
@@ -152,14 +153,24 @@ def _add_run_arguments(command: argparse.ArgumentParser) -> None:
         command.add_argument(*names, **{"default": None, **details})
 
     add("task", metavar="TASK", nargs="?", help="digits (default), moons, mnist, cifar10, cifar100 or svhn")
-    add("--data", metavar="FILE.npz", help="instead of a task: arrays x_train, y_train, x_test, y_test")
-    add("--model", metavar="NAME", help="mlp, lenet5, vgg11, vgg11-bn, resnet20, resnet56 or vit; default: the task's")
+    add(
+        "--data",
+        metavar="FILE.npz",
+        help="instead of a task: arrays x_train, y_train, x_test, y_test, or points, labels",
+    )
+    add("--model", metavar="NAME", help=f"{', '.join(MODELS)}; default: the task's")
     add("--width", type=float, metavar="FACTOR", help="units at the start, as a multiple of the full network's")
     add("--setting", metavar="NAME", help="growing (default), shrinking or constant")
+    add(
+        "--method", metavar="METHOD", help="the only method of the setting, in place of --grow and --prune, such as npn"
+    )
     add("--grow", metavar="METHOD", help="how to grow, or none; `espalier methods` lists all")
     add("--prune", metavar="METHOD", help="how to prune, or none")
     add("--methods-from", metavar="FILE.py", help=_METHODS_FROM)
-    size = "parameters at the end, as a multiple of those at the start; of single weights, the part that stays live"
+    size = (
+        "parameters at the end, as a multiple of those at the start; of single weights, the part that stays live; not "
+        "for methods that decide by themselves, such as npn"
+    )
     add("--size", type=float, metavar="FACTOR", help=size)
     add("--epochs", type=int, metavar="N", help="passes over the training set")
     add("--batch-size", type=int, metavar="N")

@@ -3,6 +3,7 @@
 from espalier.methods.filter_l1 import filter_l1 as FilterL1
 from espalier.methods.l1 import l1 as L1
 from espalier.methods.lamp import lamp as LAMP
+from espalier.methods.layer_scales import layer_scales as LayerScales
 from espalier.methods.layer_taylor import layer_taylor as LayerTaylor
 from espalier.methods.layers_random import layers_random as LayersRandom
 from espalier.methods.magnitude import magnitude as Magnitude
@@ -20,6 +21,6 @@ from espalier.methods.weights_magnitude import weights_magnitude as WeightsMagni
 from espalier.methods.weights_random import weights_random as WeightsRandom
 
 __all__ = [
-    "L1", "LAMP", "NPN", "SNIP", "FilterL1", "LayerTaylor", "LayersRandom", "Magnitude", "Movement", "Polarization",
-    "Random", "ShortGPT", "Slimming", "SynFlow", "Taylor", "Wanda", "WeightsMagnitude", "WeightsRandom",
+    "L1", "LAMP", "NPN", "SNIP", "FilterL1", "LayerScales", "LayerTaylor", "LayersRandom", "Magnitude", "Movement",
+    "Polarization", "Random", "ShortGPT", "Slimming", "SynFlow", "Taylor", "Wanda", "WeightsMagnitude", "WeightsRandom",
 ]  # fmt: skip

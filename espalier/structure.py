@@ -28,7 +28,10 @@ from espalier.errors import PlanError
 from espalier.graph.capture import tensor_table
 from espalier.graph.sites import Site, site_table, sites
 from espalier.graph.topology import Topology
+from espalier.graph.visits import Place
 from espalier.measure.cost import Cost, cost_of
+from espalier.measure.sparse import SparseCopy, sparse_copy
+from espalier.measure.sparse_forms import Form
 from espalier.record import Edit, Preview
 from espalier.surgery import Surgery
 from espalier.table import text_table
@@ -263,6 +266,27 @@ class Structure:
         """
         return self.apply(mask_plan(dict.fromkeys(tensors)))
 
+    def sparse_copy(
+        self, example: Any = None, *, form: Form | None = None, least: float = 1.1, repeats: int = 20
+    ) -> SparseCopy:
+        """A copy for inference in which masked linear layers are sparse, where that is measured to be faster.
+
+        Masks save no time by themselves; printing the result says what they save here, if anything: in compressed rows
+        on a CPU, or as two of every four weights (`espalier.NM`) on a GPU.
+
+        Args:
+            example: inputs of the size that inference will have; None for those that were given to `attach`.
+            form: ``compressed rows`` or ``semi-structured``; None for what the device's kernels know.
+            least: how many times faster a layer has to be.
+            repeats: timings of each, of which the fastest counts.
+
+        Raises:
+            EspalierError: nothing is masked; no sparse kernels are known for the device; or a weight cannot have the
+                form that is asked for: the error says why.
+        """
+        given = self.example if example is None else example
+        return sparse_copy(self.model, self.masks, given, form=form, least=least, repeats=repeats)
+
     def sites(self) -> tuple[Site, ...]:
         """All layers and cells in the order in which they run, and what may be done to each; else why not.
 
@@ -290,7 +314,7 @@ class Structure:
         """
         return self.apply(insertion(self.topology, tensor_table(self.model).modules, after, before, layer))
 
-    def remove_layer(self, *paths: str, leaves: Leaves | None = None) -> Edit:
+    def remove_layer(self, *paths: str, leaves: Leaves | None = None, entry: Place | None = None) -> Edit:
         """Leave out a module, a layer or a whole cell, whose result has the size of what goes in; or a run of several.
 
         An entry of an `nn.Sequential` or `nn.ModuleList` is deleted, and those that follow are renumbered; elsewhere a
@@ -300,12 +324,13 @@ class Structure:
             paths: of the module, or of several that run one after the other.
             leaves: what takes the place of its result: ``entry``, what went in, or ``zero``; by default ``zero`` for a
                 branch whose result is only added to something, else ``entry``.
+            entry: where among its arguments that is, if several have the size of its result: ``(1,)``, the second one.
 
         Raises:
             PlanError: it cannot be removed; the error says why.
             SurgeryError: the changed model would not run as before everywhere else; nothing was changed.
         """
-        return self.apply(removal(self.topology, tensor_table(self.model).modules, paths, leaves))
+        return self.apply(removal(self.topology, tensor_table(self.model).modules, paths, leaves, entry))
 
     def add_cell(self, container: str, position: int | None = None, *, of: str | None = None,
                  init: Literal["zero", "copy"] = "zero") -> Edit:  # fmt: skip

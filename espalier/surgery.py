@@ -266,7 +266,7 @@ class Surgery:
         check_values(plan, staged.changes, subject.table)
         masking = masking_of(plan, staged.changes, self.known.masks, subject.table.tensors)
         constants = self._changed_constants(subject, staged)
-        contract = contract_of(staged.changes, subject.table.tensors, constants)
+        contract = contract_of(staged.changes, subject.table.tensors, constants, hold_norms=plan.hold_norms)
         if not staged.changes.axes:
             contract = replace(contract, why="what is masked is zero, and what is live anew starts at zero")
         if plan.values or plan.deltas:

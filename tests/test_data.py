@@ -383,6 +383,21 @@ def test_a_pickled_object_in_an_npz_file_is_never_built(tmp_path: Path) -> None:
     assert not trap.exists()
 
 
+def test_a_set_in_one_piece_is_split_by_class_whatever_the_seed(tmp_path: Path) -> None:
+    points = np.random.default_rng(0).normal(size=(200, 2))
+    labels = np.repeat([0, 1], 100)
+    np.savez(tmp_path / "set.npz", points=points, labels=labels, embedding=np.zeros((2, 100)))
+    found, again = (load(tmp_path / "set.npz", seed=seed) for seed in (0, 1))
+    assert (len(found.y_train), len(found.y_val), len(found.y_test)) == (108, 12, 80)
+    assert found.y_test.bincount().tolist() == [40, 40]
+    assert torch.equal(found.y_test, again.y_test)
+    everything = torch.cat([found.x_train, found.x_val, found.x_test])
+    assert len(everything.unique(dim=0)) == 200
+    np.savez(tmp_path / "bad.npz", points=points, labels=labels[:-1])
+    with pytest.raises(DataError, match=r"labels should be one integer per point, found int64 of shape \(199,\)"):
+        load(tmp_path / "bad.npz")
+
+
 # --- named sets -------------------------------------------------------------------------------------------------------
 
 

@@ -20,6 +20,7 @@ from espalier.errors import MethodError
 from espalier.method import Method
 from espalier.parts.clock import Metric
 from espalier.parts.depth_cost import layer_sizes, layers_cost
+from espalier.parts.depth_norms import NormScales, RemovableNormed
 from espalier.parts.depth_order import InOrder
 from espalier.parts.depth_places import Copies, NewLayers, Removable, StageEnds
 from espalier.parts.depth_scores import GateTaylor, Influence
@@ -35,7 +36,7 @@ from espalier.train.settings import build
 def asked(structure: Structure, places: object, batch: tuple[Tensor, ...], budget: int = 10**9) -> tuple[Context, Goal]:
     """What a method of layers would be asked."""
     catalogue = places(structure, None)  # type: ignore[operator]
-    direction = "prune" if isinstance(places, Removable) else "grow"
+    direction = "prune" if isinstance(places, (Removable, RemovableNormed)) else "grow"
     sizes = layer_sizes(direction, catalogue)
     cost = layers_cost(direction, esp.Units(1), structure.topology, catalogue)
     ones, zeros = dict.fromkeys(sizes, 1), dict.fromkeys(sizes, 0)
@@ -308,3 +309,68 @@ def test_budgets_of_one_level_bind_the_other() -> None:
         session.step()
     assert {event.action for event in session.events} <= {"prune", "grow"}
     assert structure.cost().parameters <= limit
+
+
+# --- Scales of norms -------------------------------------------------------------------------------------------------
+
+
+class Bare(nn.Module):
+    """Two blocks without a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(2)))
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layers(x))
+
+
+def test_layers_are_worth_the_scales_of_the_norms_that_end_them() -> None:
+    torch.manual_seed(0)
+    model, example = BLOCKS["resnet"].make()
+    with torch.no_grad():
+        for number, module in enumerate(one for one in model.modules() if isinstance(one, nn.BatchNorm2d)):
+            module.weight.copy_(torch.randn_like(module.weight) * (1 + number))
+    structure = esp.attach(model, example)
+    context, goal = asked(structure, RemovableNormed(), example)
+    found = NormScales()(context, goal).values
+    assert found.keys() == goal.layers.keys() != set()
+    for name in goal.layers:
+        *_, last = (one for one in model.get_submodule(name).modules() if isinstance(one, nn.BatchNorm2d))
+        assert float(found[name]) == pytest.approx(float(last.weight.detach().abs().mean()))
+
+
+def test_all_norms_count_where_none_of_them_comes_last() -> None:
+    model, batch, structure = blocks()
+    with torch.no_grad():
+        for number, layer in enumerate(model.layers):
+            layer.norm.weight.copy_(torch.linspace(-1, 3, 8) * (3 - number))
+    context, goal = asked(structure, RemovableNormed(), batch)
+    found = NormScales()(context, goal).values
+    assert [float(one) for one in found.values()] == pytest.approx(
+        [float(layer.norm.weight.detach().abs().mean()) for layer in model.layers]
+    )
+    method = esp.prune.LayerScales(budget=esp.Units(2))
+    (edit,) = method.propose(context, asked(structure, RemovableNormed(), batch, budget=2)[1]).depth
+    assert str(edit).startswith("remove layers.2")
+
+
+def test_where_there_is_no_norm_there_is_a_clear_refusal() -> None:
+    model, batch = Bare(), (torch.randn(3, 4),)
+    structure = esp.attach(model, batch, optimizer=torch.optim.SGD(model.parameters(), 0.1))
+    with pytest.raises(MethodError, match=r"layers\.0, layers\.1 have no norm with a scale"):
+        esp.Session(structure, [esp.prune.LayerScales()], loss=loss_of, total_steps=3)
+    context, goal = asked(structure, Removable(), batch)
+    with pytest.raises(MethodError, match=r"layers\.0 has no norm with a scale"):
+        NormScales()(context, goal)
+
+
+def test_blocks_without_a_norm_stay_beside_others_and_are_refused_by_name() -> None:
+    torch.manual_seed(0)
+    model, batch = Blocks(), (torch.randn(8, 6),)
+    model.layers[1].norm = nn.LayerNorm(8, elementwise_affine=False)
+    structure = esp.attach(model, batch, optimizer=torch.optim.SGD(model.parameters(), 0.1))
+    assert set(RemovableNormed()(structure, None).candidates) == {"layers.0", "layers.2"}
+    with pytest.raises(MethodError, match=r"layers\.1 has no norm with a scale"):
+        esp.Session(structure, [esp.prune.LayerScales(axes=["layers.*"])], loss=loss_of, total_steps=3)

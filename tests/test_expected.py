@@ -12,7 +12,7 @@ import espalier as esp
 from espalier.errors import MethodError
 from espalier.measure.cost import cost_of
 from espalier.parts.budget import Polynomial
-from espalier.parts.gates.expected import ExpectedCost, PerUnit, expected, moment
+from espalier.parts.gates.expected import Expected, ExpectedCost, PerUnit, moment
 from espalier.parts.gates.functions import HardSigmoid, Sigmoid
 from espalier.parts.gates.stages import DECIDED, Stages
 
@@ -43,9 +43,12 @@ def test_products_of_distinct_axes_are_the_polynomial_at_expected_sizes():
     cost = Polynomial({("a", "b"): 3, ("a",): 2, (): 5})
     p = {"a": drawn(3, 1), "b": drawn(4, 2)}
     a, b = (float(one.sum()) for one in p.values())
-    assert float(expected(cost, p)) == pytest.approx(3 * a * b + 2 * a + 5)
+    assert float(Expected(cost)(p)) == pytest.approx(3 * a * b + 2 * a + 5)
+    leaves = {axis: one.clone().requires_grad_() for axis, one in p.items()}
+    grads = torch.autograd.grad(Expected(cost)(leaves), list(leaves.values()))
+    assert [one.tolist() for one in grads] == [pytest.approx([3 * b + 2] * 3), pytest.approx([3 * a] * 4)]
     squared = Polynomial({("a", "a"): 1})
-    assert float(expected(squared, p)) == pytest.approx(a * a + float((p["a"] * (1 - p["a"])).sum()))
+    assert float(Expected(squared)(p)) == pytest.approx(a * a + float((p["a"] * (1 - p["a"])).sum()))
 
 
 @pytest.mark.parametrize("of", ["parameters", "flops"])

@@ -27,6 +27,7 @@ LAYERS = [
     "grow",
     "prune",
     "train",
+    "evolve",
     "bench",
     "cli",
     "__main__",

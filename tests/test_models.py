@@ -24,7 +24,8 @@ def test_every_network_trains_one_step_on_every_size_it_takes(name: str, shape: 
     outputs = model(torch.randn(3, *shape))
     assert outputs.shape == (3, 7)
     outputs.square().sum().backward()
-    assert all(parameter.grad is not None for parameter in model.parameters()), "every parameter takes part"
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert all(parameter.grad is not None for parameter in trained), "every parameter takes part"
 
 
 def count(model: nn.Module) -> int:
@@ -35,6 +36,7 @@ def count(model: nn.Module) -> int:
     ("name", "shape", "parameters"),
     [
         ("mlp", (64,), 64 * 128 + 128 + 128 * 128 + 128 + 128 * 10 + 10),
+        ("embedded-mlp", (2,), 2 * 100 + 100 * 80 + 80 + 80 * 10 + 10),
         ("lenet5", (1, 28, 28), 431_080),  # the number known from the pruning literature
         ("vgg11", (3, 32, 32), 9_225_610),
         ("vgg11-bn", (3, 32, 32), 9_228_362),
@@ -51,7 +53,7 @@ def test_sizes_are_the_known_ones(name: str, shape: tuple[int, ...], parameters:
 def test_width_scales_the_units(name: str) -> None:
     sizes = [count(build(name, (3, 32, 32), 10, width=width)) for width in (0.25, 0.5, 1.0)]
     assert sizes[0] < sizes[1] < sizes[2]
-    if name != "mlp":  # its first layer, linear in width, is most of it
+    if name not in ("mlp", "embedded-mlp"):  # the first layer, linear in width, is most of them
         assert 3 < sizes[2] / sizes[1] < 4.2
 
 
@@ -108,3 +110,15 @@ def test_redrawn_weights_are_those_of_a_network_built_anew(name: str) -> None:
     assert torch.equal(torch.get_rng_state(), random_state)
     redrawn = other.state_dict()
     assert all(torch.equal(tensor, redrawn[key]) for key, tensor in fresh.state_dict().items())
+
+
+def test_the_embedding_is_orthonormal_the_same_everywhere_and_stays() -> None:
+    model, other = build("embedded-mlp", (2,), 2, seed=0), build("embedded-mlp", (2,), 2, width=1.0, seed=1)
+    assert isinstance(model.embed, nn.Linear)
+    embedding = model.embed.weight.clone()
+    assert torch.allclose(embedding.T @ embedding, torch.eye(2), atol=1e-6)
+    assert torch.equal(other.get_parameter("embed.weight"), embedding)
+    with torch.no_grad():
+        model.embed.weight *= 2
+    redraw(model, seed=0)
+    assert torch.equal(model.embed.weight, 2 * embedding)

@@ -24,6 +24,7 @@ CHANNEL_COUNTS = (1, 3, 4)
 
 # which images of a set that was published in one piece are for testing belongs to the set, not to the run
 _PUBLISHED_IN_ONE_PIECE = 0
+_TESTED_IN_ONE_PIECE = 0.4
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +60,7 @@ class Dataset:
 
 def load(name: str | Path, *, root: Path | None = None, seed: int = 0, validation: float = 0.1) -> Dataset:
     """Load a data set by its name in ``DATASETS``, or from the path of an ``.npz`` file with the arrays ``x_train``,
-    ``y_train``, ``x_test`` and ``y_test``.
+    ``y_train``, ``x_test`` and ``y_test``, or with ``points`` and ``labels``, of which fixed 40% of every class test.
 
     Public files are looked for in, and downloaded to, a folder of the set's name inside ``root`` (default: the
     environment variable ESPALIER_DATA, else ``~/.cache/espalier``). ``seed`` chooses the fraction ``validation`` of
@@ -71,7 +72,7 @@ def load(name: str | Path, *, root: Path | None = None, seed: int = 0, validatio
     if not 0 < validation < 1:
         raise DataError(f"validation is the fraction split off the training set: expected 0 < v < 1, got {validation}")
     if Path(name).suffix == ".npz":
-        title, arrays = Path(name).stem, read_npz(Path(name))
+        title, arrays = Path(name).stem, _from_file(Path(name))
     elif isinstance(name, str) and name in DATASETS:
         title, arrays = name, DATASETS[name]((root or default_root()) / name)
     else:
@@ -195,6 +196,20 @@ def _normalise(train: Tensor, *others: Tensor) -> list[Tensor]:
 def _per_channel(x: Tensor) -> Tensor:
     """A view (N, channels or features, pixels or 1)."""
     return x.view(*x.shape[:2], -1)
+
+
+def _from_file(path: Path) -> Arrays:
+    found = read_npz(path)
+    if "points" not in found:
+        return Arrays(**found)
+    points, labels = found["points"], found["labels"]
+    if labels.dtype.kind not in "iu" or labels.shape != (len(points),):
+        raise DataError(
+            f"{path}: labels should be one integer per point, found {labels.dtype} of shape {labels.shape} for points "
+            f"of shape {points.shape}"
+        )
+    test = _stratified(labels, _TESTED_IN_ONE_PIECE, _PUBLISHED_IN_ONE_PIECE)
+    return Arrays(points[~test], labels[~test], points[test], labels[test])
 
 
 def _digits(folder: Path) -> Arrays:

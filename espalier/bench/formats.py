@@ -133,23 +133,32 @@ def read_svhn(path: Path) -> tuple[Array, Array]:
     return np.moveaxis(x, 3, 0), y.reshape(-1).astype(np.int64) % 10
 
 
-def read_npz(path: Path) -> Arrays:
-    """The four arrays of an ``.npz`` file, never unpickling anything.
+IN_TWO_PARTS = ("x_train", "y_train", "x_test", "y_test")
+IN_ONE_PIECE = ("points", "labels")
+
+
+def read_npz(path: Path) -> Mapping[str, Array]:
+    """The arrays of an ``.npz`` file that are named in IN_TWO_PARTS, or else those in IN_ONE_PIECE; never unpickles.
 
     Raises:
         DataError: no such file, not an ``.npz`` file, cut short, an array missing, or arrays of Python objects.
     """
-    names = ("x_train", "y_train", "x_test", "y_test")
     try:
         # opened here, because numpy leaves files open that it cannot read
         with path.open("rb") as stream:
             file = np.load(stream, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
-                raise DataError(f"{path} holds one array; write it with numpy.savez and the arrays {', '.join(names)}")
+                raise DataError(
+                    f"{path} holds one array; write it with numpy.savez and the arrays {', '.join(IN_TWO_PARTS)}"
+                )
+            names = IN_ONE_PIECE if set(IN_ONE_PIECE) <= set(file.files) else IN_TWO_PARTS
             missing = [name for name in names if name not in file.files]
             if missing:
-                raise DataError(f"{path} lacks {', '.join(missing)}: expected {', '.join(names)}, found {file.files}")
-            return Arrays(*(file[name] for name in names))
+                raise DataError(
+                    f"{path} lacks {', '.join(missing)}: expected {', '.join(IN_TWO_PARTS)}, or "
+                    f"{' and '.join(IN_ONE_PIECE)} of a set in one piece, found {file.files}"
+                )
+            return {name: file[name] for name in names}
     except FileNotFoundError as error:
         raise DataError(f"no such file: {path}") from error
     except (OSError, EOFError, ValueError, MemoryError, zipfile.BadZipFile, zlib.error) as error:

@@ -47,12 +47,13 @@ def example_inputs(input_shape: Shape, device: torch.device | str = "cpu") -> Te
 def redraw(model: nn.Module, *, seed: int) -> None:
     """Give a network of ``MODELS`` fresh weights of the sizes that it has now, drawn as `build` draws them.
 
-    Buffers start anew too; modes, gradients and torch's random state stay as they are.
+    What is not trained stays. Buffers start anew too; modes, gradients and torch's random state stay as they are.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for module in model.modules():
-            if isinstance(module, (nn.Linear, nn.Conv2d, nn.BatchNorm2d, nn.LayerNorm)):
+            fixed = not any(parameter.requires_grad for parameter in module.parameters())
+            if isinstance(module, (nn.Linear, nn.Conv2d, nn.BatchNorm2d, nn.LayerNorm)) and not fixed:
                 module.reset_parameters()
         if isinstance(model, (VGG11, ResNet)):
             _initialise_convolutions(model)
@@ -73,6 +74,29 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.fc1(x.flatten(1)))
         x = F.relu(self.fc2(x))
+        return cast(Tensor, self.head(x))
+
+
+class EmbeddedMLP(nn.Module):
+    """A fixed embedding of the inputs into 100 features, and one hidden layer of 80 units.
+
+    Li & Ji (2020) embed two moons in this way, so that features can be left out as hidden units can. The embedding is
+    orthonormal, the same in every network, and not trained.
+    """
+
+    def __init__(self, input_shape: Shape, classes: int, width: float) -> None:
+        super().__init__()
+        features, hidden = _scaled(100, width), _scaled(80, width)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.embed = nn.Linear(math.prod(input_shape), features, bias=False)
+            nn.init.orthogonal_(self.embed.weight)
+        self.embed.weight.requires_grad_(False)
+        self.hidden = nn.Linear(features, hidden)
+        self.head = nn.Linear(hidden, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.hidden(self.embed(x.flatten(1))))
         return cast(Tensor, self.head(x))
 
 
@@ -291,5 +315,6 @@ MODELS: Mapping[str, Callable[[Shape, int, float], nn.Module]] = MappingProxyTyp
         "resnet20": partial(ResNet, blocks=3),
         "resnet56": partial(ResNet, blocks=9),
         "vit": VisionTransformer,
+        "embedded-mlp": EmbeddedMLP,
     }
 )

@@ -13,11 +13,12 @@ from typing import Any, get_args, get_type_hints
 import torch
 
 from espalier.bench.models import MODELS
+from espalier.bench.presets import Preset, default_model, find_preset
 from espalier.bench.tasks import TASKS, Task, task
 from espalier.errors import RunError
 from espalier.method import find, load_methods
 from espalier.parts.goal import Direction
-from espalier.train.settings import SETTINGS
+from espalier.train.settings import SETTINGS, check_alone, without_budget
 
 DEFAULT_TASK = "digits"
 NONE = "none"
@@ -46,8 +47,8 @@ class Options:
     methods_from: str | None
     """The absolute path of a Python file that registers methods; None for none."""
     setting: str
-    size: float
-    """Parameters at the end as a multiple of those at the start."""
+    size: float | None
+    """Parameters at the end as a multiple of those at the start; None where the method decides."""
     epochs: int
     batch_size: int
     lr: float
@@ -62,9 +63,24 @@ class Options:
         """What `espalier.bench.data.load` and `espalier.bench.tasks.task` take."""
         return self.task if self.data is None else Path(self.data)
 
+    @property
+    def names(self) -> dict[Direction, str | None]:
+        """Direction -> method; None for none."""
+        return {
+            "grow": None if self.grow == NONE else self.grow,
+            "prune": None if self.prune == NONE else self.prune,
+        }
+
+    @property
+    def preset(self) -> Preset | None:
+        """How a method that takes no budget trains this network, if there is a row for it."""
+        return find_preset(self.model, [name for name in self.names.values() if name is not None])
+
     def make_task(self) -> Task:
-        """How to train: the task's row with the values of these options."""
+        """How to train: the row of the preset or the task with the values of these options."""
         row = task(self.source)
+        if self.preset is not None:
+            row = self.preset.of(row)
         return dataclasses.replace(row, epochs=self.epochs, batch_size=self.batch_size, learning_rate=self.lr)
 
 
@@ -91,18 +107,24 @@ def resolve(given: Mapping[str, Any]) -> Options:
     methods_from = asked.get("methods_from")
     if methods_from is not None:
         load_methods(methods_from)
-    grow, prune = asked.get("grow", NONE if setting == "shrinking" else "random"), asked.get("prune", "magnitude")
-    # a method is called for where the setting cannot do without it; growing ends in a round of pruning
+    grow, prune = _methods(asked, setting)
+    named = [name for name in (grow, prune) if name != NONE]
+    model = asked.get("model", default_model(row.name, named) or row.model)
+    preset = find_preset(model, named)
+    if preset is not None:
+        row = preset.of(row)
+    free = _decides(grow, prune) is not None
     options = Options(
         task=row.name,
         data=data,
-        model=asked.get("model", row.model),
-        width=asked.get("width", _WIDTHS[setting]),
+        model=model,
+        # gates begin with a full network, most of which may sleep
+        width=asked.get("width", 1.0 if free else _WIDTHS[setting]),
         grow=grow,
         prune=prune,
         methods_from=None if methods_from is None else str(Path(methods_from).resolve()),
         setting=setting,
-        size=asked.get("size", _default_size(setting, grow, prune)),
+        size=asked.get("size", None if free else _default_size(setting, grow, prune)),
         epochs=asked.get("epochs", row.epochs),
         batch_size=asked.get("batch_size", row.batch_size),
         lr=asked.get("lr", row.learning_rate),
@@ -112,6 +134,29 @@ def resolve(given: Mapping[str, Any]) -> Options:
     )
     _check(options)
     return options
+
+
+def _methods(asked: Mapping[str, Any], setting: str) -> tuple[str, str]:
+    """The methods that grow and prune: the one of the setting that is named, or both."""
+    if "method" in asked:
+        both = [f"--{name}" for name in ("grow", "prune") if name in asked]
+        if both:
+            raise RunError(f"--method names the only method of a run; leave out {' and '.join(both)}, or --method")
+        return _only(asked["method"], setting)
+    grow = asked.get("grow", NONE if setting == "shrinking" else "random")
+    # a method is called for where the setting cannot do without it; growing ends in a round of pruning
+    alone = "prune" not in asked and _decides(grow, NONE) is not None
+    return grow, asked.get("prune", NONE if alone else "magnitude")
+
+
+def _only(method: str, setting: str) -> tuple[str, str]:
+    if setting == "constant":
+        raise RunError("--method names one method, and the setting 'constant' needs two: give --grow and --prune")
+    return (method, NONE) if setting == "growing" else (NONE, method)
+
+
+def _decides(grow: str, prune: str) -> Direction | None:
+    return without_budget(None if grow == NONE else grow, None if prune == NONE else prune)
 
 
 def _default_size(setting: str, grow: str, prune: str) -> float:
@@ -126,6 +171,8 @@ def differences(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> list[s
     for name in ("data", "methods_from"):
         if name in asked:
             asked[name] = str(Path(asked[name]).resolve())
+    if "method" in asked:
+        asked["grow"], asked["prune"] = _only(asked.pop("method"), asked.get("setting", str(recorded.get("setting"))))
     return [
         f"{key.replace('_', '-')} was {recorded.get(key)} and is {value} now"
         for key, value in asked.items()
@@ -162,7 +209,7 @@ def _check(options: Options) -> None:
             raise RunError(f"--{name.replace('_', '-')}: expected at least 1, found {getattr(options, name)}")
     for name in ("width", "lr", "size"):
         value = getattr(options, name)
-        if not (math.isfinite(value) and value > 0):
+        if value is not None and not (math.isfinite(value) and value > 0):
             raise RunError(f"--{name}: expected a number above 0, found {value}")
     if not 0 <= options.seed < 2**63:
         raise RunError(f"--seed: expected a whole number from 0 to 2**63 - 1, found {options.seed}")
@@ -174,6 +221,11 @@ def _check(options: Options) -> None:
         find("prune", options.prune)
     if options.grow == options.prune == NONE:
         raise RunError("neither --grow nor --prune names a method: give at least one of them")
+    free = _decides(options.grow, options.prune)
+    if free is not None:
+        check_alone(free, options.setting, options.names, options.size)
+    elif options.size is None:
+        raise RunError(f"size: the methods of the setting '{options.setting}' need one; found none")
     _check_device(options.device)
 
 

@@ -25,11 +25,12 @@ from espalier.bench.data import load
 from espalier.bench.folder import RunFolder
 from espalier.bench.interrupt import Interrupt, delayed_interrupt
 from espalier.bench.models import build, example_inputs, redraw
-from espalier.bench.options import NONE, Options, differences, recorded_options
+from espalier.bench.options import Options, differences, recorded_options
 from espalier.bench.progress import Progress, result_text
 from espalier.bench.report import write_report
 from espalier.bench.training import FORWARD_AND_BACKWARD, Assignment, Checkpoint, Training
 from espalier.errors import EspalierWarning, RunError
+from espalier.method import Method
 from espalier.train import checkpoint as network_files
 from espalier.train.settings import build as build_methods
 
@@ -67,7 +68,7 @@ def start(
         if training.cost()["flops"] * options.batch_size < FEW_FLOPS:
             threads = 1
         folder = RunFolder.create(out, _config(options, command, threads))
-        folder.append({"kind": "start", **_described(training)})
+        folder.append({"kind": "start", **_described(training), **training.points()})
         with _threads(threads):
             return run.to_the_end(folder, training)
 
@@ -103,7 +104,7 @@ def resume(out: Path, given: _Json, progress: Progress, *, checkpoint_seconds: f
         kept = folder.read_checkpoint()
         if kept is None:
             training = run.network(None)
-            folder.append({"kind": "start", **_described(training)})
+            folder.append({"kind": "start", **_described(training), **training.points()})
             return run.to_the_end(folder, training)
         state, place = kept
         checkpoint = (state["training"], place) if isinstance(state.get("training"), dict) else None
@@ -136,13 +137,17 @@ class _Run:
         """The network that grows and shrinks, fresh or as it was kept."""
         options = self._options
         steps = options.epochs * -(-len(self._data.x_train) // options.batch_size)
-        methods = build_methods(
-            options.setting,
-            None if options.grow == NONE else options.grow,
-            None if options.prune == NONE else options.prune,
-            total_steps=steps,
-            size=options.size,
-            measure="parameters",
+        methods: Sequence[Method] = (
+            build_methods(
+                options.setting,
+                options.names["grow"],
+                options.names["prune"],
+                total_steps=steps,
+                size=options.size,
+                measure="parameters",
+            )
+            if options.preset is None
+            else [options.preset.methods[options.setting]()]
         )
         torch.manual_seed(options.seed)
         model = self._fresh_model()

@@ -42,6 +42,11 @@ def cosine(progress: float) -> float:
     return (1 + math.cos(math.pi * progress)) / 2
 
 
+def flat_then(until: float, factor: float) -> Schedule:
+    """1 for a fraction ``until`` of the training, then ``factor``."""
+    return lambda progress: factor if progress >= until else 1.0
+
+
 @dataclass(frozen=True)
 class Task:
     """How a data set is trained on: everything but the data and the network itself."""

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from espalier.attach import attach
 from espalier.bench.data import Dataset, batches
+from espalier.bench.gate_records import can_be_drawn, gates_record, is_shown, map_record, points_record
 from espalier.bench.models import example_inputs
 from espalier.bench.tasks import Task
 from espalier.edit.masks import NO_MASKS, Masks
@@ -105,7 +106,7 @@ class Training:
         self._order = torch.Generator().manual_seed(assignment.seed)
         self._epoch_order = self._order.get_state()
         self._tally = torch.zeros(3, device=device)  # sum of losses, correct, samples: of the epoch so far
-        self.step = self.epoch = self._batch = self.training_flops = 0
+        self.step = self.epoch = self._batch = self.training_flops = self._stage = 0
         self._seconds, self._since = 0.0, time.monotonic()
         self._on_event: Callable[[Record], None] = _ignore
         if checkpoint is None:
@@ -119,7 +120,9 @@ class Training:
         self._depth: dict[str, int] = {}
         self._cost: dict[str, int] = {}
         self._objective = Objective(assignment.task.label_smoothing)
-        probe = islice(batches(assignment.data.x_val, assignment.data.y_val, assignment.task.batch_size), PROBE_BATCHES)
+        probe = batches(assignment.data.x_val, assignment.data.y_val, assignment.task.batch_size)
+        if not any(method.gating is not None for method in assignment.methods):
+            probe = islice(probe, PROBE_BATCHES)  # gates are judged by all that is held out, and only once per epoch
         self._session = Session(
             self.structure,
             assignment.methods,
@@ -168,6 +171,11 @@ class Training:
             self._depth = Blocks(self.structure, None).stages
         return self._depth
 
+    def points(self) -> Record:
+        """Points that are trained on, where maps are made of what the network says of them."""
+        gated = any(method.gating is not None for method in self.assignment.methods)
+        return {"points": points_record(self.assignment.data)} if gated and can_be_drawn(self.assignment.data) else {}
+
     def run(
         self, after_step: Callable[[], None], on_epoch: Callable[[Record], None], on_event: Callable[[Record], None]
     ) -> None:
@@ -189,10 +197,10 @@ class Training:
             on_epoch(self._end_epoch())
 
     def evaluate(self, inputs: Tensor, labels: Tensor) -> tuple[float, float]:
-        """Loss and accuracy in eval mode."""
+        """Loss and accuracy in eval mode, with gates, if there are any, as they are decided now."""
         self.model.eval()
         loss = correct = 0.0
-        with torch.no_grad():
+        with torch.no_grad(), self._session.decided():
             for batch in batches(inputs, labels, EVALUATION_BATCH):
                 loss += float(self._objective(self.model, batch)) * len(batch[1])
                 correct += int(self._objective.hits(batch[1]))
@@ -210,6 +218,7 @@ class Training:
             "seconds": self.seconds,
             "scheduler": self._scheduler.state_dict(),
             "session": self._session.state_dict(),
+            "stage": self._stage,
         }
 
     def write(self, folder: Path) -> None:
@@ -225,6 +234,7 @@ class Training:
             random = load_file(folder / _RANDOM)
             self.step, self.epoch, self._batch = int(state["step"]), int(state["epoch"]), int(state["batch"])
             self._tally.copy_(torch.tensor(state["tally"]))
+            self._stage = int(state["stage"])
             self.training_flops, self._seconds = int(state["training_flops"]), float(state["seconds"])
             self._scheduler.load_state_dict(state["scheduler"])
             self._session.load_state_dict(state["session"])
@@ -282,7 +292,23 @@ class Training:
             "depth": self.depth(),
             "training_flops": self.training_flops,
             "seconds": round(self.seconds, 3),
+            **self._gates(),
         }
+
+    def _gates(self) -> Record:
+        """What is recorded where a method has gates."""
+        state, data = self._session.gates(), self.assignment.data
+        if state is None:
+            return {}
+        before, self._stage = self._stage, state.stage
+        epochs = math.ceil(self.assignment.total_steps / self.assignment.steps_per_epoch)
+        record = {"gates": gates_record(state)}
+        if can_be_drawn(data) and is_shown(self.epoch, epochs, (before, state.stage)):
+            self.model.eval()
+            with self._session.decided():
+                record["map"] = map_record(self.model, data)
+            self.model.train()
+        return record
 
     def _report_event(self, event: Event) -> None:
         before, after = event.cost_before, event.cost_after

@@ -40,6 +40,8 @@ class Contract:
     """Norms that are compensated, and the ratio of old to new size of what each runs over."""
     scaled: tuple[Scaled, ...] = ()
     """Parts of parameters that hold a constant of the forward which follows a size."""
+    unheld: str | None = None
+    """A constant of the forward that follows a size and that nothing holds; None if there is none."""
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.why}"
@@ -70,10 +72,12 @@ class Scale:
     offset: float
 
 
-def contract_of(changes: Changes, tensors: Mapping[str, Tensor], constants: Sequence[Constant] = ()) -> Contract:
+def contract_of(
+    changes: Changes, tensors: Mapping[str, Tensor], constants: Sequence[Constant] = (), *, hold_norms: bool = True
+) -> Contract:
     """The promise of a checked plan, from the roles along its axes and, for removals, from the weights.
 
-    `constants` are the numbers of the forward that the edit changes.
+    `constants` are the numbers of the forward that the edit changes; `hold_norms` as in a plan.
     """
     problems: list[str] = []
     starts: dict[int, Mapping[tuple[str, int], tuple[Start, ...]]] = {}
@@ -96,13 +100,20 @@ def contract_of(changes: Changes, tensors: Mapping[str, Tensor], constants: Sequ
                 starts.setdefault(number, one.starts)
                 sites.update(dict.fromkeys(one.sites))
     scaled: tuple[Scaled, ...] = ()
+    unheld: str | None = None
     try:
         scaled = held(changes, size_scales(changes, constants))
     except UnheldError as problem:
-        problems.append(str(problem))
+        unheld = str(problem)
+        problems.append(unheld)
     norms = tuple((site, _ratio(site, changes)) for site in sites)
+    if not hold_norms:
+        problems += [
+            f"the norm in {one.module or 'the model'} is over other units" for one, ratio in norms if ratio != 1
+        ]
+        norms = ()
     if problems:
-        return Contract("changing", "; ".join(problems[:_MOST_PROBLEMS]), starts, norms, scaled)
+        return Contract("changing", "; ".join(problems[:_MOST_PROBLEMS]), starts, norms, scaled, unheld)
     why = []
     outward = [number for number in grown if _is_output(changes.before.axes[number])]
     if len(outward) < len(grown):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from espalier.edit.recipes.base import Recipe, recipe_of
 from espalier.errors import PlanError
+from espalier.graph.visits import Place
 
 Leaves: TypeAlias = Literal["entry", "zero"]
 
@@ -43,14 +44,21 @@ class Remove:
     """Its path."""
     leaves: Leaves = "entry"
     """What takes the place of its result: what went into it, or zero for a branch that is added to others."""
+    entry: Place | None = None
+    """Where among its arguments that is, if several of them have the size of its result."""
 
     def __post_init__(self) -> None:
         _check_path(self.module)
+        if self.entry is not None and not (
+            isinstance(self.entry, tuple) and self.entry and all(type(one) in (int, str) for one in self.entry)
+        ):
+            raise PlanError(f"{self.module}: expected a place among arguments, such as (1,), found {self.entry!r}.")
         if self.leaves not in get_args(Leaves):
             raise PlanError(f"{self.module}: expected leaves='entry' or 'zero', found {self.leaves!r}.")
 
     def __str__(self) -> str:
-        return f"remove {self.module}" + (", which leaves zero" if self.leaves == "zero" else "")
+        left = "zero" if self.leaves == "zero" else "" if self.entry is None else f"argument {shown(self.entry)}"
+        return f"remove {self.module}" + (f", which leaves {left}" if left else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +102,8 @@ def to_json(edit: DepthEdit) -> dict[str, Any]:
     match edit:
         case Insert(at, layer, before):
             return {"edit": "insert", "at": at, "layer": layer.to_json(), "before": before}
-        case Remove(module, leaves):
-            return {"edit": "remove", "module": module, "leaves": leaves}
+        case Remove(module, leaves, entry):
+            return {"edit": "remove", "module": module, "leaves": leaves, "entry": entry}
         case Replace(module, by):
             return {"edit": "replace", "module": module, "by": by.to_json()}
 
@@ -106,10 +114,16 @@ def from_json(data: Mapping[str, Any]) -> DepthEdit:
         case "insert":
             return Insert(_text(data["at"]), recipe_of(data["layer"]), data["before"] is True)
         case "remove":
-            return Remove(_text(data["module"]), data["leaves"])
+            entry = data["entry"]
+            return Remove(_text(data["module"]), data["leaves"], None if entry is None else tuple(entry))
         case "replace":
             return Replace(_text(data["module"]), recipe_of(data["by"]))
     raise TypeError(f"expected an edit of layers, found {data['edit']!r}")
+
+
+def shown(place: Place) -> str:
+    """A place among arguments in words."""
+    return ".".join(map(str, place))
 
 
 def _text(value: Any) -> str:
@@ -118,4 +132,4 @@ def _text(value: Any) -> str:
     return value
 
 
-__all__ = ["NO_STARTS", "DepthEdit", "Insert", "Leaves", "Remove", "Replace", "Starts", "from_json", "to_json"]
+__all__ = ["NO_STARTS", "DepthEdit", "Insert", "Leaves", "Remove", "Replace", "Starts", "from_json", "shown", "to_json"]

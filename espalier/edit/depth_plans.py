@@ -14,21 +14,25 @@ from espalier.edit.recipes.copies import CopyOf
 from espalier.edit.recipes.defaults import default_layer
 from espalier.edit.steps import known_region
 from espalier.errors import PlanError
-from espalier.graph.regions import Refusal, region_of
+from espalier.graph.regions import Boundaries, Refusal, region_of
+from espalier.graph.shifts import shift
 from espalier.graph.silence import silencing
 from espalier.graph.topology import Topology
+from espalier.graph.visits import Place
 
 Modules = Mapping[str, nn.Module]
 
 
-def removal(topology: Topology, modules: Modules, paths: Sequence[str], leaves: Leaves | None) -> Plan:
+def removal(
+    topology: Topology, modules: Modules, paths: Sequence[str], leaves: Leaves | None, entry: Place | None
+) -> Plan:
     """Leave modules out; what that leaves is found by whether the result of the last one is only added to something."""
     if not paths:
         raise PlanError("which layer? Give the path of a module, or those of a run of them.")
     first = tuple(Remove(path) for path in paths[:-1])
-    last = Remove(paths[-1], leaves or "entry")
+    last = Remove(paths[-1], leaves or "entry", entry)
     check_path(modules, paths[-1])
-    if leaves is None and known_region(topology, paths[-1]).beside:
+    if leaves is None and entry is None and known_region(topology, paths[-1]).beside:
         last = Remove(paths[-1], "zero")
     return Plan((), depth=(*first, last))
 
@@ -64,6 +68,9 @@ def addition(
             f"{container} has {len(entries)} cells: position is from 0 to {len(entries)}, found {position}."
         )
     source = _source(topology, entries, place, of)
+    shifted = shift(Boundaries(topology), source, entries)
+    if shifted and isinstance(modules[container], nn.ModuleList):
+        raise PlanError(f"{source} cannot be copied: it {shifted}.")
     layer = copied(topology, source, init)
     after, before = (entries[place - 1], None) if place else (None, entries[0])
     return insertion(topology, modules, after, before, layer)

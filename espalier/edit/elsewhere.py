@@ -1,13 +1,14 @@
 """Compares a network before and after layers came or went: everywhere else it has to run as it did.
 
 The operators outside of what changed must be the same, of the same sizes and numbers, and must be wired alike, where
-the result of a removed module stands for what went into it, and that of an inserted one likewise.
+the result of a removed module stands for what went into it, and that of an inserted one likewise. Operators around it
+that only make its further arguments, in a loop over a list for one, come and go with it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import Any
 
@@ -44,8 +45,9 @@ def difference(before: Topology, after: Topology, changed: Changed) -> str | Non
         old = _like(prediction, before)
         if old is None:
             return "its forward takes other courses than before"
-        found = _compared(_old(old, before, changed), _new(prediction, after, changed))
-        if found is not None:
+        sides = _old(old, before, changed), _new(prediction, after, changed)
+        found = _compared(*sides)
+        if found is not None and _compared(*(replace(one, serving=one.makers()) for one in sides)) is not None:
             return found
     return None
 
@@ -70,6 +72,27 @@ class _Side:
     """Boundary value -> the boundary value or the token that it stands for."""
     names: Mapping[int, str]
     """Parameters and buffers: value -> name before."""
+    served: tuple[Visit, ...] = ()
+    """Those among them that come or go."""
+    serving: frozenset[int] = frozenset()
+    """Calls around them that come or go with them."""
+
+    def makers(self) -> frozenset[int]:
+        """The calls whose results nothing gets but the modules that come or go, and that is not what these hand on."""
+        flow, found = self.prediction.flow, set[int]()
+        given = {leaf.value for visit in self.served for leaf in visit.entries}
+        kept = {
+            start[0] for start in self.stands_for.values() if isinstance(start, tuple) and isinstance(start[0], int)
+        }
+        kept.update(self.prediction.outputs)
+        for call in reversed(self.prediction.calls):
+            outs = {out.index for out in call.outputs if out is not None}
+            readers = {at for out in outs for at in flow.readers.get(out, ())}
+            only_there = all(at in found or any(one.first <= at < one.last for one in self.served) for at in readers)
+            in_place = any(flow.changes(out) for out in outs)
+            if only_there and (readers or outs & given) and not outs & kept and not in_place:
+                found.add(call.index)
+        return frozenset(found)
 
     def calls(self) -> Iterator[Call]:
         skip = iter(self.inside)
@@ -77,7 +100,7 @@ class _Side:
         for call in self.prediction.calls:
             while call.index >= last > 0:
                 first, last = next(skip, (1 << 60, 0))
-            if call.index < first:
+            if call.index < first and call.index not in self.serving:
                 yield call
 
     def shape(self, value: int) -> tuple[int, ...]:
@@ -90,12 +113,14 @@ class _Side:
 def _old(prediction: TracePrediction, topology: Topology, changed: Changed) -> _Side:
     side = _Side(prediction, topology, (), {}, {})
     stands_for: dict[tuple[int, int], Any] = {}
-    inside = []
+    inside, served = [], []
     for visit in prediction.visits:
         ends = changed.removed.get(visit.module)
         if ends is None and visit.module not in changed.replaced:
             continue
         inside.append((visit.first, visit.last))
+        if ends is not None:
+            served.append(visit)
         for leaf in visit.exits:
             end = side.boundary(leaf.value, visit.last)
             if ends is None:
@@ -107,7 +132,7 @@ def _old(prediction: TracePrediction, topology: Topology, changed: Changed) -> _
                 elif start is not None and start != end:
                     stands_for[end] = start
     names = {index: name for name, index in prediction.tensors.items()}
-    return _Side(prediction, topology, _merged(inside), stands_for, names)
+    return _Side(prediction, topology, _merged(inside), stands_for, names, tuple(served))
 
 
 def _new(prediction: TracePrediction, topology: Topology, changed: Changed) -> _Side:
@@ -115,6 +140,7 @@ def _new(prediction: TracePrediction, topology: Topology, changed: Changed) -> _
     back = {new: old for old, new in changed.replaced.items()}
     stands_for: dict[tuple[int, int], Any] = {}
     inside = []
+    served = tuple(one for one in prediction.visits if one.module in changed.left or one.module in changed.inserted)
     for visit in prediction.visits:
         if visit.module in changed.left:
             inside.append((visit.first, visit.last))
@@ -138,7 +164,7 @@ def _new(prediction: TracePrediction, topology: Topology, changed: Changed) -> _
             for leaf in visit.exits:
                 stands_for[side.boundary(leaf.value, visit.last)] = ("result of", back[visit.module], leaf.place)
     names = {index: changed.tensors.get(name, name) for name, index in prediction.tensors.items()}
-    return _Side(prediction, topology, _merged(inside), stands_for, names)
+    return _Side(prediction, topology, _merged(inside), stands_for, names, served)
 
 
 def _at(leaves: Collection[Leaf], place: Place | None, side: _Side, visit: Visit) -> tuple[int, int] | None:

@@ -50,7 +50,8 @@ class Task:
 class Handing:
     """Hands what is asked of the units of one axis backwards through one trace.
 
-    The answers come from a policy, which is shared between traces.
+    The answers come from a policy, which is shared between traces. With `left_out` the norms leave the units out of
+    their statistics, so that what is in front of them does not matter.
     """
 
     def __init__(
@@ -62,6 +63,8 @@ class Handing:
         policy: Policy,
         tensors: Mapping[str, Tensor],
         sites: Sequence[NormSite],
+        *,
+        left_out: bool = False,
     ) -> None:
         self._topology = topology
         self._number = number
@@ -72,6 +75,7 @@ class Handing:
         self._policy = policy
         self._tensors = tensors
         self._norms = {max(site.calls): site for site in sites}
+        self._left_out = left_out
         self._met: dict[tuple[object, ...], None] = {}
         self._hopeless: dict[tuple[object, ...], str] = {}
         """What cannot be had, whatever else is asked for, and why; no errors, whose tracebacks hold all that ran."""
@@ -180,7 +184,7 @@ class Handing:
             return []
         site = self._norms.get(call.index)
         if site is not None and task.value == site.result:
-            return self._behind_norm(task, site, call)
+            return self._behind_statistics(task, site, call) if self._left_out else self._behind_norm(task, site, call)
         part = Part(task.value, task.dim, task.region)
         try:
             moved = self._moves.back(call, part)
@@ -294,6 +298,21 @@ class Handing:
         if site.bias is not None and not bool(self._tensors[site.bias].any()):
             return [Task(one.value, one.at, one.dim, one.region, _ZERO) for one in shift]
         return shift
+
+    def _behind_statistics(self, task: Task, site: NormSite, call: Call) -> list[Task]:
+        """Units that a norm leaves out are zero behind it by its scale and shift; behind an RMSNorm as they are."""
+        assert task.dim is not None
+        if task.want.how != "zero" or site.kind == "average":
+            raise NotNeutralError(f"new units do not stay zero {call.where}")
+        bias = call.arguments().get("bias")
+        factors = [] if site.weight == "" else [self._prediction.tensors[site.weight]]
+        if site.kind == "zero":
+            factors.append(site.source)
+        if not factors:
+            raise NotNeutralError(f"new units do not stay zero {call.where}")
+        tasks = [Task(one, call.index, dim, None, task.want) for one in factors[:1] for dim in self._dims_of(one)]
+        tasks += [] if bias is None else [self._aligned(task, call, bias)]
+        return tasks
 
     # --- Operators by name -------------------------------------------------------------------------------------------
 

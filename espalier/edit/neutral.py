@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from espalier.edit.handing import Handing, Task
-from espalier.edit.norms import NoCompensationError, NormSite, norm_sites
+from espalier.edit.norms import NoCompensationError, NormSite, norm_sites, statistics
 from espalier.edit.operands import Operand, groups_of, is_attention, summed, summing_weights, sums_over
 from espalier.edit.starts import Chosen, NotNeutralError, Place, Policy, Present, Start
 from espalier.graph.capture import Call
@@ -115,6 +115,34 @@ def invisible_removal(
 
 
 @dataclass(frozen=True)
+class Absence:
+    """What makes units of an axis as if they were not there."""
+
+    zero: Mapping[Place, tuple[Start, ...]]
+    """Where they have to be zero."""
+    sites: tuple[tuple[TracePrediction, NormSite], ...]
+    """The norms and means that have to leave them out of their statistics, with the trace that each is of."""
+
+
+def absence(topology: Topology, number: int) -> Absence | str:
+    """What makes any units of an axis absent, whatever the weights are, or why nothing does."""
+    chosen = Chosen()
+    try:
+        passes = [_Pass(topology, number, one, frozenset((number,)), chosen, {}, left_out=True)
+                  for one in topology.predictions]  # fmt: skip
+        for one in passes:
+            one.ask_sums()
+            one.ask_products()
+        for one in passes:
+            one.silence_readers()
+        if not any(one.is_read() for one in passes):
+            return "nothing sums over it"
+    except NotNeutralError as problem:
+        return str(problem)
+    return Absence(chosen.starts(), tuple((one.prediction, site) for one in passes for site in one.sites))
+
+
+@dataclass(frozen=True)
 class _Product:
     """A sum over the axis of the products of two operands."""
 
@@ -134,15 +162,17 @@ class _Pass:
         edited: frozenset[int],
         policy: Policy,
         tensors: Mapping[str, Tensor],
+        *,
+        left_out: bool = False,
     ) -> None:
         self._number = number
-        self._prediction = prediction
+        self.prediction = prediction
         self._tensors = tensors
         self._blocking = {
             (tap.operator, tap.where): tap.role for tap in topology.axes[number].taps if tap.role not in PER_UNIT
         }
-        self.sites = norm_sites(prediction, number)
-        self._handing = Handing(topology, number, prediction, edited, policy, tensors, self.sites)
+        self.sites = statistics(prediction, number) if left_out else norm_sites(prediction, number)
+        self._handing = Handing(topology, number, prediction, edited, policy, tensors, self.sites, left_out=left_out)
         self._inside = {call for site in self.sites for call in site.calls}
         self._bilinear: list[_Product] = []
         self._readers: list[_Product] = []
@@ -161,15 +191,13 @@ class _Pass:
 
     def _sort(self, call: Call) -> None:
         """Note what a call asks for, or raise if it combines units in a way that nothing makes blind to new ones."""
-        dims, name = self._prediction.dims, operator_name(call)
-        product = summed(self._prediction, call)
+        dims, name = self.prediction.dims, operator_name(call)
+        product = summed(self.prediction, call)
         if product is not None:
             if is_attention(call) and any(self._has(ref.index, 2) for ref in call.args[1:3]):
                 raise self._problem(call, "softmax")
-            if sums_over(self._prediction, call, product, self._number):
-                of_weights = [
-                    one.ref.index in self._prediction.flow.of_weights for one in (product.left, product.right)
-                ]
+            if sums_over(self.prediction, call, product, self._number):
+                of_weights = [one.ref.index in self.prediction.flow.of_weights for one in (product.left, product.right)]
                 (self._readers if any(of_weights) else self._bilinear).append(
                     _Product(call, product.left, product.right)
                 )
@@ -184,10 +212,10 @@ class _Pass:
         elif name == "native_group_norm":
             x = call.arguments()["input"].index
             held = any(self._has(x, dim) for dim in range(1, len(dims[x])))
-            if held and self._number not in groups_of(self._prediction, call):
+            if held and self._number not in groups_of(self.prediction, call):
                 raise self._problem(call, "group_norm")
         elif name in _SUMS or name in _REDUCTIONS:
-            if not any(self._has(call.args[0].index, dim) for dim in gone_dims(self._prediction, call)):
+            if not any(self._has(call.args[0].index, dim) for dim in gone_dims(self.prediction, call)):
                 return
             if name not in _SUMS:
                 raise self._problem(call, "reduce")
@@ -196,15 +224,15 @@ class _Pass:
             weight, along = call.args[0], positive(call.arguments()["dim"], len(dims[call.args[0].index]))
             others = [dim for dim in range(len(dims[weight.index])) if dim != along]
             self._own += [(call, Operand(weight, dim)) for dim in others if self._has(weight.index, dim)]
-        elif weights := summing_weights(self._prediction, call):
+        elif weights := summing_weights(self.prediction, call):
             self._own += [(call, one) for one in weights if self._has(one.ref.index, one.dim)]
-            if any(one.ref.index not in self._prediction.flow.of_weights for _, one in self._own):
+            if any(one.ref.index not in self.prediction.flow.of_weights for _, one in self._own):
                 raise self._problem(call, "bilinear")
         elif name not in _NORMS and (call.name, call.where) in self._blocking:
             raise self._problem(call, self._blocking[call.name, call.where])
 
     def _has(self, value: int, dim: int) -> bool:
-        return self._number in axes_of(self._prediction.dims[value][dim])
+        return self._number in axes_of(self.prediction.dims[value][dim])
 
     def _problem(self, call: Call, role: str) -> NotNeutralError:
         return NotNeutralError(f"{WORDS[role]} {call.where}")
@@ -213,8 +241,13 @@ class _Pass:
 
     def ask(self) -> None:
         """What norms and sums ask for."""
+        self.ask_norms()
+        self.ask_sums()
+
+    def ask_norms(self) -> None:
+        """Units in front of a norm have to be zero, or at the mean of the others."""
         for site in self.sites:
-            first = self._prediction.calls[min(site.calls)]
+            first = self.prediction.calls[min(site.calls)]
             reading = next(index for index in sorted(site.calls) if self._reads(index, site.source))
             try:
                 for dim in self._dims_of(site.source):
@@ -222,9 +255,12 @@ class _Pass:
             except NotNeutralError as problem:
                 role = "layer_norm" if site.kind == "mean" else "rms_norm"
                 raise NotNeutralError(f"{WORDS[role]} {first.where}, and {problem}") from None
+
+    def ask_sums(self) -> None:
+        """What is summed has to be zero."""
         for call, soft in self._sums:
             source = call.args[0].index
-            for dim in gone_dims(self._prediction, call):
+            for dim in gone_dims(self.prediction, call):
                 if self._has(source, dim):
                     try:
                         self._handing.need(Task(source, call.index, dim, None, Start("zero", soft=soft)))
@@ -232,10 +268,10 @@ class _Pass:
                         raise NotNeutralError(f"{WORDS['sum']} {call.where}, and {problem}") from None
 
     def _reads(self, index: int, value: int) -> bool:
-        return any(ref.index == value for ref in self._prediction.flow.operands[index])
+        return any(ref.index == value for ref in self.prediction.flow.operands[index])
 
     def _dims_of(self, value: int) -> list[int]:
-        return [dim for dim in range(len(self._prediction.dims[value])) if self._has(value, dim)]
+        return [dim for dim in range(len(self.prediction.dims[value])) if self._has(value, dim)]
 
     def _wanted(self, site: NormSite, call: Call) -> Start:
         """What a norm asks of its input: zero, or the mean of the others over the one dimension that it runs over."""
@@ -309,7 +345,7 @@ class _Pass:
                 self._handing.either([[self._task(product, side)] for side in reversed(sides)])
 
     def _is_weight(self, side: Operand) -> bool:
-        return side.ref.index in self._prediction.flow.of_weights
+        return side.ref.index in self.prediction.flow.of_weights
 
     def free_readers(self, chosen: Chosen) -> None:
         """Weights that read nothing but zero start at random, so that the units can learn."""
@@ -336,4 +372,4 @@ def gone_dims(prediction: TracePrediction, call: Call) -> list[int]:
     return sorted({positive(dim, rank) for dim in ([chosen] if isinstance(chosen, int) else chosen)})
 
 
-__all__ = ["PER_UNIT", "WORDS", "Invisible", "gone_dims", "invisible_growth", "invisible_removal"]
+__all__ = ["PER_UNIT", "WORDS", "Absence", "Invisible", "absence", "gone_dims", "invisible_growth", "invisible_removal"]

@@ -1,10 +1,15 @@
-"""Finds where a network normalises across an axis: LayerNorm and RMSNorm, as operators or written by hand."""
+"""Finds where a network normalises across an axis: LayerNorm and RMSNorm, as operators or written by hand.
+
+Norms are asked for in two ways. Where units come or go they are to be compensated, which takes a scale of their own. If
+their statistics just leave units out (`statistics`), any norm, and any mean, is one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from espalier.edit.operands import groups_of
 from espalier.graph.capture import Call, Ref
 from espalier.graph.dims import Dim, axes_of
 from espalier.graph.flow import operator_name
@@ -13,6 +18,9 @@ from espalier.graph.topology import TracePrediction
 
 DEFAULT_EPS: Mapping[str, float] = {"float32": 2.0**-23, "float64": 2.0**-52, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 """What torch takes for an RMSNorm whose eps is None."""
+
+
+_NORMS = ("native_layer_norm", "_fused_rms_norm", "rms_norm")
 
 
 class NoCompensationError(Exception):
@@ -24,7 +32,8 @@ class NormSite:
     """One normalisation across an axis."""
 
     kind: str
-    """``mean`` (LayerNorm: a unit at the mean of the others is neutral) or ``zero`` (RMSNorm: a unit at zero is)."""
+    """``mean`` (LayerNorm: a unit at the mean of the others is neutral) or ``zero`` (RMSNorm: a unit at zero is); of
+    `statistics` also ``group`` (a group norm within whose groups the axis is) and ``average`` (a mean)."""
     source: int
     """Number of the value that is normalised."""
     result: int
@@ -33,6 +42,7 @@ class NormSite:
     normal: tuple[Dim, ...]
     """The dimensions over which it runs."""
     weight: str
+    """Of `statistics`: empty where there is none, or none that is known by itself."""
     offset: float
     """The scale is the weight plus this: 1.0 where code writes ``1 + weight``."""
     bias: str | None
@@ -50,6 +60,11 @@ def norm_sites(prediction: TracePrediction, number: int) -> list[NormSite]:
     return _Finder(prediction, number).find()
 
 
+def statistics(prediction: TracePrediction, number: int) -> list[NormSite]:
+    """All norms and means that mix the units of an axis in one trace, with a scale or without."""
+    return _Finder(prediction, number).statistics()
+
+
 class _Finder:
     def __init__(self, prediction: TracePrediction, number: int) -> None:
         self._prediction = prediction
@@ -61,7 +76,7 @@ class _Finder:
         for index in self._flow.touching.get(self._number, ()):
             call = self._prediction.calls[index]
             name = operator_name(call)
-            if name in ("native_layer_norm", "_fused_rms_norm", "rms_norm"):
+            if name in _NORMS:
                 arguments = call.arguments()
                 if self._over(arguments["input"].index, len(arguments["normalized_shape"])):
                     sites.append(self._operator(call))
@@ -71,13 +86,45 @@ class _Finder:
             self._require_own_scale(site, sites)
         return sites
 
+    def statistics(self) -> list[NormSite]:
+        sites = []
+        for index in self._flow.touching.get(self._number, ()):
+            call = self._prediction.calls[index]
+            name = operator_name(call)
+            arguments = call.arguments()
+            if name in _NORMS and self._over(arguments["input"].index, len(arguments["normalized_shape"])):
+                sites.append(self._of_call(call, "mean" if "layer" in call.name else "zero"))
+            elif name == "native_group_norm" and self._within_groups(call):
+                sites.append(self._of_call(call, "group"))
+            elif name == "mean" and self._reduces(call):
+                sites.append(self._of_call(call, "average"))
+        return sites
+
+    def _within_groups(self, call: Call) -> bool:
+        dims = self._prediction.dims[call.arguments()["input"].index]
+        held = [dim for dim in range(1, len(dims)) if self._number in axes_of(dims[dim])]
+        return held == [1] and self._number not in groups_of(self._prediction, call)
+
+    def _of_call(self, call: Call, kind: str) -> NormSite:
+        """One call as a site, whatever comes behind it."""
+        arguments, dims = call.arguments(), self._prediction.dims
+        source = call.args[0].index
+        weight, bias = (self._tensor(arguments.get(key)) for key in ("weight", "bias"))
+        if kind == "average":
+            normal = tuple(dims[source][dim] for dim in mean_dims(self._prediction, call))
+        elif kind == "group":
+            normal = (dims[source][1],)
+        else:
+            normal = dims[source][-len(arguments["normalized_shape"]) :]
+        inside, eps = frozenset((call.index,)), arguments.get("eps")
+        return NormSite(kind, source, _result(call), inside, normal, weight or "", 0.0, bias, eps, call.module)
+
     def _over(self, source: int, count: int) -> bool:
         return any(self._number in axes_of(dim) for dim in self._prediction.dims[source][-count:])
 
     def _reduces(self, call: Call) -> bool:
         dims = self._prediction.dims[call.args[0].index]
-        gone = call.arguments().get("dim") or range(len(dims))
-        return any(self._number in axes_of(dims[positive(dim, len(dims))]) for dim in gone)
+        return any(self._number in axes_of(dims[dim]) for dim in mean_dims(self._prediction, call))
 
     def _operator(self, call: Call) -> NormSite:
         arguments = call.arguments()
@@ -118,7 +165,7 @@ class _Finder:
                 raise problem
             inside.append(user)
         dims = self._prediction.dims[mean.args[0].index]
-        normal = tuple(dims[positive(dim, len(dims))] for dim in mean.arguments().get("dim") or range(len(dims)))
+        normal = tuple(dims[dim] for dim in mean_dims(self._prediction, mean))
         calls = frozenset((*(call.index for call in inside), *weight[2]))
         return NormSite(
             "zero", source.index, _result(inside[-1]), calls, normal, weight[0], weight[1], None, eps, mean.module
@@ -163,6 +210,12 @@ class _Finder:
 
     def _tensor(self, ref: Ref | None) -> str | None:
         return None if ref is None else self._flow.names.get(ref.index)
+
+
+def mean_dims(prediction: TracePrediction, mean: Call) -> tuple[int, ...]:
+    """The dimensions over which a mean runs, in order."""
+    rank = len(prediction.dims[mean.args[0].index])
+    return tuple(sorted(positive(dim, rank) for dim in mean.arguments().get("dim") or range(rank)))
 
 
 def _result(call: Call) -> int:

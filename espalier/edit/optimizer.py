@@ -194,6 +194,15 @@ def check_shapes(optimizer: Optimizer, named_parameters: Iterable[tuple[str, Ten
                 )
 
 
+def dims_of_state(key: str, value: Tensor, parameter: Tensor) -> tuple[int | None, ...] | None:
+    """The dimensions of the parameter that a state of it has, in order: None for one that was reduced to size 1.
+
+    () for one number for the whole tensor; None where no rule explains the state.
+    """
+    rule = _rule(key, value, parameter)
+    return None if rule is None else rule.dims(parameter.dim())
+
+
 def _rule(key: str, value: Tensor, parameter: Tensor) -> Rule | None:
     """The rule that this state follows; None if nothing explains its shape."""
     known = RULES.get(key, _KEPT)

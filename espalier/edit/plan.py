@@ -126,6 +126,9 @@ class Plan:
     starts: Starts = field(default_factory=lambda: NO_STARTS, compare=False)
     """Number of an edit in `depth` -> parameters of the layer that it brings, by their names in it, -> values that they
     start from in place of those of the recipe."""
+    hold_norms: bool = True
+    """Whether norms across an axis are compensated by scale and eps, so that units which say nothing come and go
+    without a change. Else their statistics are simply over the units there are, as under gates that shut the others."""
 
     def __post_init__(self) -> None:
         for one in self.depth:
@@ -159,7 +162,7 @@ class Plan:
         return json.dumps(
             {
                 "format": FORMAT, "edits": edits, "interface": self.interface, "seed": self.seed, "masks": masks,
-                "depth": depth,
+                "depth": depth, "hold_norms": self.hold_norms,
             }
         )  # fmt: skip
 
@@ -184,7 +187,8 @@ class Plan:
             masks = tuple(_remask(one) for one in data["masks"])
             depth = tuple(from_json(one) for one in data["depth"])
             interface, seed = _typed(data["interface"], bool), _typed(data["seed"], int)
-            return cls(edits, interface, seed, values, deltas, masks, depth, starts)
+            hold_norms = _typed(data["hold_norms"], bool)
+            return cls(edits, interface, seed, values, deltas, masks, depth, starts, hold_norms)
         except (ValueError, KeyError, TypeError) as error:
             raise PlanError(f"this is not a plan in JSON: {type(error).__name__}: {error}.") from error
 

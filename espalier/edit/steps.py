@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from espalier.edit.depth_edits import NO_STARTS, DepthEdit, Insert, Remove, Replace, Starts, from_json, to_json
+from espalier.edit.depth_edits import NO_STARTS, DepthEdit, Insert, Remove, Replace, Starts, from_json, shown, to_json
 from espalier.edit.journal import Journal
 from espalier.edit.layers import Bypass
 from espalier.edit.recipes.base import Lookup
@@ -111,12 +111,18 @@ def _resolved(topology: Topology, model: nn.Module, edit: DepthEdit, together: s
             copied = None if source is None else known_region(topology, source)
             runs_on = (0,) if copied is None or copied.entry is None else copied.entry
             return Step(edit, region.takes if before else (region.exit,), runs_on, entry)
-        case Remove(_, leaves):
-            start = region.entry
+        case Remove(_, leaves, asked):
+            start = region.entry if asked is None else asked
+            if asked is not None and asked not in (*region.choices, region.entry):
+                raise PlanError(
+                    f"{path} cannot be removed: its argument {shown(asked)} has not the size of its result."
+                )
             if start is None and path in together:
                 start = next(iter(region.takes), None)
             if start is None:
-                raise PlanError(f"{path} cannot be removed: it {region.no_removal}.")
+                hint = ", or ".join(f"entry={one!r}" for one in region.choices)
+                hint = hint and f" Say which takes its place: {hint}."
+                raise PlanError(f"{path} cannot be removed: it {region.no_removal}.{hint}")
             entry = delete and leaves == "entry" and not region.written and (spot.is_sequential or spot.is_list)
             form = region.exit, region.result, region.items, region.order, region.written
             return Step(edit, (start,), (0,), entry, *form)

@@ -37,6 +37,8 @@ class Region:
     beside: bool
     """Whether the result is only added to something that its entry comes from: zeros are neutral for it then, not the
     entry."""
+    choices: tuple[Place, ...]
+    """Where several different tensors have the shape and the type of its result, their places."""
     takes: tuple[Place, ...]
     """Every place, among its arguments, of the value that a layer before the module is to be run on; empty if there is
     no single such."""
@@ -111,6 +113,7 @@ class _Seen:
     """None: nothing uses what it gives back."""
     entries: tuple[Place, ...]
     """Places of the one value that its result unifies with."""
+    choices: tuple[Place, ...]
     takes: tuple[Place, ...]
     beside: bool | None
     """None: its result is its argument, and what uses it cannot be told from what uses the argument."""
@@ -146,6 +149,7 @@ def _joined(found: Sequence[_Seen], visit: Visit) -> Region | Refusal:
         result=visit.result,
         items=visit.items,
         beside=not no_removal and bool(asked) and all(asked),
+        choices=tuple(place for place in first.choices if all(place in one.choices for one in used)),
         takes=first.takes,
         lone=all(one.lone for one in used),
         written=any(one.written for one in used),
@@ -228,7 +232,7 @@ def _seen(one: Pass, visit: Visit) -> _Seen | Refusal:
     if escaping:
         return Refusal(escaping)
     if not used:
-        return _Seen(None, (), (), None, False, False, (), "", "", "")
+        return _Seen(None, (), (), (), None, False, False, (), "", "", "")
     exit = used[0]
     if not one.prediction.strides[exit.value] and one.shape(exit.value):
         return Refusal("gives back a sparse tensor")
@@ -253,6 +257,7 @@ def _seen(one: Pass, visit: Visit) -> _Seen | Refusal:
     return _Seen(
         exit=exit.place,
         entries=unifying,
+        choices=() if unifying else tuple(leaf.place for leaf in matching),
         takes=takes,
         beside=beside,
         lone=[leaf.place for leaf in visit.entries] == [(0,)],

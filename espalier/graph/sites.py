@@ -18,6 +18,7 @@ from espalier.graph.dims import size_of
 from espalier.graph.forms import factorisable, folding
 from espalier.graph.peeking import read_attributes
 from espalier.graph.regions import Boundaries, Refusal, Region
+from espalier.graph.shifts import shift
 from espalier.graph.silence import silenced
 from espalier.graph.topology import Topology
 from espalier.graph.visits import Place
@@ -173,8 +174,11 @@ class _Survey:
 
     def _not_alone(self, path: str, region: Region | Refusal) -> str:
         """Why its result would not do for a copy to run on; empty if it would, or if code goes through a list."""
-        if isinstance(region, Refusal) or isinstance(self._modules.get(path.rpartition(".")[0]), nn.ModuleList):
+        if isinstance(region, Refusal):
             return ""
+        parent = path.rpartition(".")[0]
+        if isinstance(self._modules.get(parent), nn.ModuleList):
+            return shift(self._boundaries, path, [one for one in self._paths if one.rpartition(".")[0] == parent])
         if not region.lone:
             return "gets more than its first tensor, which is all that a copy after it would get"
         return "" if region.result == "tensor" else f"gives back a {region.result}, of which a copy would get one item"

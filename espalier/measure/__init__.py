@@ -2,6 +2,6 @@
 
 from espalier.measure.cost import Cost, axis_cost, cost_of
 from espalier.measure.latency import latency
-from espalier.measure.sparse import sparse_copy
+from espalier.measure.sparse import SparseCopy, SparseWeight, sparse_copy
 
-__all__ = ["Cost", "axis_cost", "cost_of", "latency", "sparse_copy"]
+__all__ = ["Cost", "SparseCopy", "SparseWeight", "axis_cost", "cost_of", "latency", "sparse_copy"]

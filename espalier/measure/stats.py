@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -22,20 +22,23 @@ Places = Mapping[_BatchNorm, Mapping[str, Tensor]]
 @contextmanager
 def without_a_trace(model: nn.Module) -> Iterator[None]:
     """Run the body without gradients; train and eval modes, buffers and random state are then as they were before."""
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(module, dict(module._buffers)) for module in model.modules() if module._buffers]
-    values = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    with _random_state_kept(model), torch.no_grad():
+    modules = list(model.modules())
+    modes = [module.training for module in modules]
+    stores = [(module._buffers, dict(module._buffers)) for module in modules if module._buffers]
+    buffers = list({id(one): one for _, kept in stores for one in kept.values() if one is not None}.values())
+    values = [buffer.clone() for buffer in buffers]
+    with _random_state_kept(modules), torch.no_grad():
         try:
             yield
         finally:
-            for module, mode in modes:
-                module.training = mode
-            for module, tensors in buffers:
-                module._buffers.clear()
-                module._buffers.update(tensors)
-            for buffer, value in values:
-                buffer.copy_(value)  # always: batch norm changes its own without a new version
+            for module, mode in zip(modules, modes, strict=True):
+                if module.training != mode:
+                    module.training = mode
+            for store, tensors in stores:
+                store.clear()
+                store.update(tensors)
+            if buffers:
+                torch._foreach_copy_(buffers, values)  # always: batch norm changes its own without a new version
 
 
 def eval_loss(model: nn.Module, loss: Callable[[], Tensor]) -> float:
@@ -119,13 +122,12 @@ def calibrate(model: nn.Module, places: Places, forwards: Sequence[Callable[[], 
 
 
 @contextmanager
-def _random_state_kept(model: nn.Module) -> Iterator[None]:
-    kinds = {tensor.device.type for tensor in model.parameters()} - {"cpu", "meta"}
+def _random_state_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
+    devices = {tensor.device for module in modules for tensor in module._parameters.values() if tensor is not None}
+    kind = next(iter(sorted({one.type for one in devices} - {"cpu", "meta"})), "cuda")
     python, numpy = random.getstate(), np.random.get_state()
-    kind = next(iter(sorted(kinds)), "cuda")
-    devices = sorted({tensor.device.index or 0 for tensor in model.parameters() if tensor.device.type == kind})
     try:
-        with torch.random.fork_rng(devices=devices, device_type=kind):
+        with torch.random.fork_rng(sorted({one.index or 0 for one in devices if one.type == kind}), device_type=kind):
             yield
     finally:
         random.setstate(python)

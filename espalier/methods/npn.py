@@ -15,13 +15,14 @@ from espalier.parts.gates.memory import Gated
 from espalier.parts.gates.plastic import Probability, SampledGates, SleepAndWake
 from espalier.parts.gates.settings import GateSettings
 from espalier.parts.gates.stages import Stages
-from espalier.parts.gates.waking import Algorithm1
+from espalier.parts.gates.waking import Algorithm1, Waking
 from espalier.parts.goal import Direction
 from espalier.parts.schedule import Schedule
 from espalier.parts.select import Uniform
 
 _PAPER = "Li & Ji 2020, Neural Plasticity Networks (arXiv:1908.08118)"
 _PRUNING, _GROWING = Stages(k=7.0, start=0.25, until=0.5), Stages(k=1.0, start=0.05, until=0.5)
+_ALGORITHM_1 = Algorithm1()
 _COST, _SIGMOID, _DISARM, _EVERY_EPOCH = ExpectedCost(1e-2), Sigmoid(), DisARM(), Epochs(1)
 
 
@@ -102,6 +103,7 @@ def npn_growing(
     stages: Stages = _GROWING,
     penalty: GatePenalty | None = _COST,
     awake: Mapping[str, int] | None = None,
+    waking: Waking = _ALGORITHM_1,
     fill: float = 0.0,
     fresh: bool = True,
     function: GateFunction = _SIGMOID,
@@ -116,16 +118,20 @@ def npn_growing(
     until: Moment = 1.0,
     axes: Sequence[str] | None = None,
 ) -> Method:
-    """As `npn_pruning`; and where the held-out loss has fallen, a unit wakes in every axis whose units are all in use.
+    """As `npn_pruning`; and where the held-out loss has fallen, units wake in axes whose units are all in use.
 
-    Algorithm 1 of the paper: in the search, at the end of an epoch in which the held-out loss with the penalty is lower
-    than when units came last, one unit comes in every axis in which all gates are at 1/2 or more and none fell asleep
-    again. It is one that sleeps, with its own weights, or (`fresh`) a new one that nothing reads at first.
+    `waking` says when, and which. As it is by default that is Algorithm 1 of the paper: in the search, at the end of an
+    epoch in which the held-out loss with the penalty is lower than when units came last, one unit comes in every axis
+    in which all gates are at 1/2 or more and none fell asleep again. It is one that sleeps, with its own weights, or
+    (`fresh`) a new one that nothing reads at first. `espalier.parts.gates.waking_gain.ByGain` wakes several at once,
+    those of all axes whose predicted gain per parameter is largest. Both stop for good with
+    ``when=WhileFalling(patience=...)`` (`espalier.parts.gates.waking`).
 
     Args:
         stages: k over the training.
         penalty: on the probabilities; None for none.
         awake: name or pattern of axes -> how many units are awake at first; the others sleep. None for all.
+        waking: when units wake, and which.
         fill: k times the logit of a unit that wakes.
         fresh: whether new units come where none sleep.
         function: as there.
@@ -146,7 +152,7 @@ def npn_growing(
     settings = GateSettings(stages, kind, penalty, rate, begin, low, patience, axes is not None)
     return _method(
         "grow",
-        Gated(settings, Algorithm1(fill, fresh), awake),
+        Gated(settings, waking, fill, fresh, awake),
         Schedule(Free(), every, start, until),
         axes,
         "wakes units under stochastic gates where the held-out loss has fallen",

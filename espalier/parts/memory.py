@@ -32,7 +32,7 @@ class Memory(Protocol):
         """Called after every optimizer step, before events."""
 
     def state(self) -> dict[str, Any]:
-        """All of it as what JSON can hold (tensors as lists), nothing that later changes reach."""
+        """All of it as what JSON can hold, and tensors, which are saved beside it; nothing that later changes reach."""
 
     def restore(self, state: Mapping[str, Any], /) -> None:
         """Become what `state` gave. Raises KeyError, TypeError or ValueError for anything else."""

@@ -54,20 +54,26 @@ from espalier.train.checkpoint_network import (
     saved_attributes,
 )
 from espalier.train.checkpoint_optimizer import RestoredOptimizer, laid_out
+from espalier.train.session import Session
 
 
-def save(structure: Structure, folder: str | Path) -> None:
+def save(structure: Structure, folder: str | Path, *, session: Session | None = None) -> None:
     """Write network, optimizer and followers to `folder`, in place of a checkpoint that is there; all or nothing.
+
+    With a session its state too, for `Session.load`.
 
     All parameters and buffers are saved, those that are not persistent too, and the optimizer's state and options.
     Gradients, random state, schedulers and train or eval mode are not. An interrupted save leaves the folder with the
     earlier checkpoint or with the new one, whole. Other files in the folder are left alone.
 
     Raises:
-        CheckpointError: the files could not be written, or something cannot be held by JSON and safetensors.
+        CheckpointError: the files could not be written, something cannot be held by JSON and safetensors, or the
+            session is one of another structure.
         SurgeryError: the model's tensors were resized by something else than this structure.
     """
     model, optimizer = structure.model, structure.optimizer
+    if session is not None and session.structure is not structure:
+        raise CheckpointError("session: expected the session of this structure, found one of another.")
     table = tensor_table(model)
     structure.surgery.check_untouched(table)
     _check_extra_state(model)
@@ -87,6 +93,10 @@ def save(structure: Structure, folder: str | Path) -> None:
         described, tensors = checkpoint_optimizer.described(optimizer, _names(table))
         writers["optimizer.json"] = files.json_writer(described)
         writers["optimizer.safetensors"] = files.tensors_writer(tensors)
+    if session is not None:
+        state, tensors = session.state_parts()
+        writers["session.json"] = files.json_writer(state)
+        writers["session.safetensors"] = files.tensors_writer(tensors)
     files.write(Path(folder), writers)
 
 

@@ -30,6 +30,8 @@ FILES: Final = (
     "followers.safetensors",
     "optimizer.json",
     "optimizer.safetensors",
+    "session.json",
+    "session.safetensors",
 )
 """Every file that a checkpoint can have, apart from its manifest; other files of the folder are left alone."""
 
@@ -210,7 +212,8 @@ def _entries(manifest: Path) -> dict[str, tuple[int, str]]:
         raise CheckpointError(f"{manifest} is damaged: {type(error).__name__}: {error}.") from error
     unknown = sorted(set(entries) - set(FILES))
     missing = [name for name in FILES[:2] if name not in entries]
-    if unknown or missing or ("optimizer.json" in entries) != ("optimizer.safetensors" in entries):
+    halves = [(f"{one}.json" in entries) != (f"{one}.safetensors" in entries) for one in ("optimizer", "session")]
+    if unknown or missing or any(halves):
         raise CheckpointError(f"{manifest} is damaged: it lists the files {sorted(entries)}; expected some of {FILES}.")
     return entries
 

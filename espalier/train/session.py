@@ -19,18 +19,21 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from espalier.errors import MethodError
+from espalier.errors import CheckpointError, MethodError
 from espalier.method import Method
 from espalier.parts.budget import Latency
 from espalier.parts.clock import Clock
+from espalier.parts.gates.gating import GateState
 from espalier.parts.score import Context, derived_seed
 from espalier.parts.trigger import Metric
 from espalier.structure import Structure
+from espalier.train import checkpoint_files as files
 from espalier.train.acting import Acting
 from espalier.train.controller import Controller, Running
 from espalier.train.events import Event, finite
@@ -38,6 +41,7 @@ from espalier.train.members import Members
 from espalier.train.memories import Follower, Memories
 from espalier.train.slowing import Slowing
 from espalier.train.state import State
+from espalier.train.state_tensors import apart, from_text, to_text, together
 from espalier.train.warning import warn
 
 Batch: TypeAlias = Any
@@ -152,6 +156,16 @@ class Session:
             return nullcontext()
         return one.method.gating.decided(self._context(one))
 
+    def gates(self) -> GateState | None:
+        """Stage of the search, and the probabilities of all gates, as they are now; None without a method with gates.
+
+        Raises:
+            MethodError: no axis can have gates, or one that was asked for by name cannot.
+        """
+        self._memories.catch_up()
+        one = self._gated
+        return None if one is None or one.method.gating is None else one.method.gating.state(self._context(one))
+
     def _evaluated(self, batch: Batch) -> Tensor:
         """The loss of a batch as the methods want it evaluated."""
         one = self._gated
@@ -193,9 +207,18 @@ class Session:
         self._look_ahead()
 
     def state_dict(self) -> dict[str, Any]:
-        """The state as what JSON can hold; the network itself is saved by `espalier.save`."""
+        """The state as what JSON can hold, tensors as text; the network itself is saved by `espalier.save`.
+
+        Where methods hold many tensors, as those with units that sleep do, ``espalier.save(..., session=session)`` and
+        `load` are smaller and faster: they keep tensors as safetensors.
+        """
+        data, tensors = self.state_parts()
+        return {**data, "tensors": to_text(tensors)}
+
+    def state_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """The state as what JSON can hold, with names in place of tensors, and the tensors by name."""
         self._memories.catch_up()
-        return State(
+        state = State(
             self._seed,
             self._step,
             self._epoch,
@@ -206,7 +229,24 @@ class Session:
             self._slowing.stages,
             self._controller.running,
             self._events,
-        ).to_json()
+        )
+        data, tensors = apart(state.to_json())
+        return dict(data), tensors
+
+    def load(self, folder: str | Path) -> None:
+        """Go on where ``espalier.save(structure, folder, session=session)`` was called, in the network that it saved.
+
+        Call `espalier.load` with the same folder first, and make the session with the same methods.
+
+        Raises:
+            CheckpointError: there is no checkpoint of a session, or as `load_state_dict`; the session is as it was.
+        """
+        paths = files.read(Path(folder))
+        if "session.json" not in paths:
+            raise CheckpointError(
+                f"the checkpoint in {folder} holds no session; save it with espalier.save(..., session=session)."
+            )
+        self._load(files.read_json(paths["session.json"]), files.read_tensors(paths["session.safetensors"]))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken, in a network that has the sizes it had then (`espalier.load`).
@@ -215,7 +255,12 @@ class Session:
             CheckpointError: the state is damaged, of another version, of other methods or of another network; the
                 session is as it was.
         """
-        found = State.from_json(state, self._controller.running, self._sizes())
+        if not isinstance(state, Mapping) or "tensors" not in state:
+            raise CheckpointError("this is no state of a session, or one of another version: it holds no tensors.")
+        self._load(state, from_text(state["tensors"]))
+
+    def _load(self, data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        found = State.from_json(together(data, tensors), self._controller.running, self._sizes())
         self._controller.running = list(found.running)
         self._events, self._metrics = list(found.events), list(found.metrics)
         self._step, self._epoch, self._boundary, self._seed = found.step, found.epoch, found.boundary, found.seed

@@ -7,7 +7,7 @@ beyond it by a little each time, so that there is something to choose from.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from espalier.errors import MethodError
@@ -59,14 +59,15 @@ def build(
         total_steps: optimizer steps of the whole training.
         size: what the network costs in the end, as a fraction of what it costs at first; by default 2 when growing,
             0.5 when shrinking, 1 when constant. Of methods of single weights the part that stays live; by default 0.1.
+            Methods that take no budget, such as ``npn``, take none.
         measure: what costs are counted in, ``parameters`` or ``flops``.
         scope: whether pruning cuts all axes in proportion (``axis``) or lets them compete (``global``); None for what
             the method does by itself.
         axes: names or patterns of the axes (of methods of layers: of the modules) to change; None for all that may.
 
     Raises:
-        MethodError: an unknown setting or method, a method that the setting needs is None, or a size that is on the
-            wrong side of 1.
+        MethodError: an unknown setting or method, a method that the setting needs is None, a size that is on the
+            wrong side of 1, or one for a method that takes none.
     """
     if setting not in SETTINGS:
         raise MethodError(f"unknown setting {setting!r}: expected one of {', '.join(SETTINGS)}.")
@@ -74,6 +75,9 @@ def build(
     for direction in _NEEDS[setting]:
         if names[direction] is None:
             raise MethodError(f"the setting {setting!r} needs a method to {direction}; name one, such as 'random'.")
+    free = without_budget(grow, prune)
+    if free is not None:
+        return [_free(free, setting, names, size=size, measure=measure, scope=scope, axes=axes)]
     levels = {find(direction, name).method.level for direction, name in names.items() if name is not None}
     if "weights" in levels:
         if len(levels) > 1:
@@ -158,6 +162,52 @@ def sparse_training(
     ]
 
 
+def without_budget(grow: str | None, prune: str | None) -> Direction | None:
+    """Which of two methods decides by itself how large the network becomes, as those with gates do; None if neither.
+
+    Raises MethodError for an unknown method.
+    """
+    named: tuple[tuple[Direction, str | None], ...] = (("grow", grow), ("prune", prune))
+    return next((way for way, name in named if name is not None and not find(way, name).by_budget), None)
+
+
+def check_alone(direction: Direction, setting: str, names: Mapping[Direction, str | None], size: float | None) -> None:
+    """Raise MethodError for what does not go with a method that takes no budget: another method, or a size."""
+    name = names[direction]
+    other = next((f"{way}={one!r}" for way, one in names.items() if way != direction and one is not None), None)
+    if other is not None or _NEEDS[setting] != (direction,):
+        wanted = "growing" if direction == "grow" else "shrinking"
+        raise MethodError(
+            f"the {direction} method {name!r} decides by itself which units there are and works alone, in the setting "
+            f"{wanted!r}; found the setting {setting!r} with {other or 'no other method'}."
+        )
+    if size is not None:
+        raise MethodError(
+            f"the {direction} method {name!r} takes no size, since its penalty decides how large the network becomes; "
+            f"found size={size!r}. Leave it out, or give the method another penalty= in an espalier.Session."
+        )
+
+
+def _free(
+    direction: Direction,
+    setting: str,
+    names: Mapping[Direction, str | None],
+    *,
+    size: float | None,
+    measure: Measure,
+    scope: Scope | None,
+    axes: Sequence[str] | None,
+) -> Method:
+    """A method that takes no budget, with its own stages."""
+    check_alone(direction, setting, names, size)
+    if measure != "parameters" or scope is not None:
+        raise MethodError(
+            f"the {direction} method {names[direction]!r} takes no budget; leave measure= and scope= out, found "
+            f"{measure!r} and {scope!r}."
+        )
+    return _made(direction, str(names[direction]), axes=axes)
+
+
 def _of_weights(
     setting: str,
     grow: str | None,
@@ -196,4 +246,4 @@ def _made(direction: Direction, name: str, **options: Any) -> Method:
         ) from error
 
 
-__all__ = ["SETTINGS", "Measure", "Setting", "build", "sparse_training"]
+__all__ = ["SETTINGS", "Measure", "Setting", "build", "check_alone", "sparse_training", "without_budget"]

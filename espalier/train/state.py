@@ -13,7 +13,7 @@ from espalier.train.controller import Running
 from espalier.train.events import Event
 from espalier.train.slowing import Stage
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class State:
     events: Sequence[Event]
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON."""
+        """As JSON, with the tensors of memories in it (`espalier.train.state_tensors`)."""
         return {
             "format": FORMAT,
             "seed": self.seed,

@@ -26,6 +26,11 @@ class Adam:
         """Before the first step."""
         return cls(*(torch.zeros_like(logits) for _ in range(3)))
 
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """All that it is."""
+        return self.mean, self.square, self.steps
+
     def step(self, gradient: Tensor) -> tuple[Adam, Tensor]:
         """The state after a step, and the step for a rate of 1."""
         steps = self.steps + 1
@@ -36,7 +41,7 @@ class Adam:
 
     def to_json(self) -> list[Any]:
         """As JSON."""
-        return [packed(self.mean), packed(self.square), packed(self.steps)]
+        return [packed(one) for one in self.tensors]
 
     @classmethod
     def from_json(cls, data: Any) -> Adam:

@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Literal, Protocol, get_args
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -30,17 +32,40 @@ from espalier.parts.budget import FLOPs, Parameters, Polynomial
 from espalier.parts.penalty import check_strength
 
 Counted = Literal["parameters", "flops"]
+FloatArray = npt.NDArray[np.float64]
 
 
 def moment(probabilities: Tensor, power: int) -> Tensor:
-    """E[n^power] for n the number of gates that are open; differentiable."""
-    sums = [probabilities.pow(i).sum() for i in range(1, power + 1)]
-    symmetric = [torch.ones_like(sums[0]) if sums else torch.ones((), dtype=probabilities.dtype)]
+    """E[n^power] for n the number of gates that are open; differentiable, once."""
+    value, slope = _moment(probabilities.detach().double().numpy(), power)
+    return _with_slope(value, probabilities, slope + np.zeros(probabilities.shape))
+
+
+def _moment(p: FloatArray, power: int) -> tuple[float, FloatArray]:
+    """E[n^power], and its gradient by the probabilities, which may be one number for all.
+
+    The derivative of e_m by p_j is e_(m-1) of the others: the sum over i of (-p_j)^i e_(m-1-i).
+    """
+    if power == 0:
+        return 1.0, np.zeros(1)
+    if power == 1:
+        return float(p.sum()), np.ones(1)
+    sums = [float((p**i).sum()) for i in range(1, power + 1)]
+    symmetric, others = [1.0], np.ones_like(p)
+    value, slope = 0.0, np.zeros_like(p)
     for m in range(1, power + 1):
-        terms = [(-1) ** (i - 1) * symmetric[m - i] * sums[i - 1] for i in range(1, m + 1)]
-        symmetric.append(torch.stack(terms).sum() / m)
-    parts = [_stirling(power, m) * math.factorial(m) * symmetric[m] for m in range(power + 1)]
-    return torch.stack(parts).sum()
+        symmetric.append(sum((-1) ** (i - 1) * symmetric[m - i] * sums[i - 1] for i in range(1, m + 1)) / m)
+        ways = _stirling(power, m) * math.factorial(m)
+        value += ways * symmetric[m]
+        slope += ways * others  # e_(m-1) without p_j
+        others = symmetric[m] - p * others
+    return value, slope
+
+
+def _with_slope(value: float, by: Tensor, slope: FloatArray) -> Tensor:
+    """A number whose gradient by a vector is known."""
+    row = torch.from_numpy(slope).to(by)
+    return value + (by - by.detach()) @ row
 
 
 def _stirling(n: int, m: int) -> int:
@@ -50,18 +75,33 @@ def _stirling(n: int, m: int) -> int:
     return 0 if m in (0, n + 1) or m > n else m * _stirling(n - 1, m) + _stirling(n - 1, m - 1)
 
 
-def expected(cost: Polynomial, probabilities: Mapping[str, Tensor]) -> Tensor:
-    """The expectation of a cost in the sizes of axes that all have gates; a scalar, differentiable."""
-    moments: dict[tuple[str, int], Tensor] = {}
-    total = torch.zeros((), dtype=next(iter(probabilities.values())).dtype)
-    for axes, factor in cost.terms.items():
-        term = torch.full_like(total, float(factor))
-        for axis, power in Counter(axes).items():
-            if (axis, power) not in moments:
-                moments[axis, power] = moment(probabilities[axis], power)
-            term = term * moments[axis, power]
-        total = total + term
-    return total
+class Expected:
+    """The expectation of a cost in the sizes of axes that all have gates.
+
+    In closed form, with its gradient: autograd would go through a hundred tiny operations at every step.
+    """
+
+    def __init__(self, cost: Polynomial) -> None:
+        self._terms = tuple((tuple(Counter(axes).items()), float(factor)) for axes, factor in cost.terms.items())
+        self._powers = tuple(dict.fromkeys(one for powers, _ in self._terms for one in powers))
+
+    def __call__(self, probabilities: Mapping[str, Tensor]) -> Tensor:
+        """By the probabilities of the gates of every axis: a scalar, differentiable, once."""
+        flat = torch.cat([one.flatten() for one in probabilities.values()])
+        numbers, places, start = flat.detach().double().numpy(), {}, 0
+        for axis, row in probabilities.items():
+            places[axis] = slice(start, start := start + row.numel())
+        moments = {(axis, power): _moment(numbers[places[axis]], power) for axis, power in self._powers}
+        total, rates = 0.0, dict.fromkeys(self._powers, 0.0)
+        for powers, factor in self._terms:
+            values = [moments[one][0] for one in powers]
+            total += factor * math.prod(values)
+            for at, one in enumerate(powers):
+                rates[one] += factor * math.prod(values[:at]) * math.prod(values[at + 1 :])
+        slope = np.zeros_like(numbers)
+        for (axis, power), rate in rates.items():
+            slope[places[axis]] += rate * moments[axis, power][1]
+        return _with_slope(total, flat, slope)
 
 
 Priced = Callable[[Mapping[str, Tensor]], Tensor]
@@ -100,7 +140,8 @@ class ExpectedCost:
     def priced(self, topology: Topology, keys: Collection[str], reference: float) -> Priced:
         sizes = {one.name: topology.sizes[one.number] for one in topology.axes.values()}
         cost = self._cost(topology).fixed({name: size for name, size in sizes.items() if name not in keys})
-        return lambda probabilities: self.strength / reference * expected(cost, probabilities)
+        value, scale = Expected(cost), self.strength / reference
+        return lambda probabilities: scale * value(probabilities)
 
     def _cost(self, topology: Topology) -> Polynomial:
         return (Parameters if self.of == "parameters" else FLOPs)(1).cost(topology, ())
@@ -139,4 +180,4 @@ class PerUnit:
         return next((value for pattern, value in self.strengths.items() if fnmatchcase(key, pattern)), 0.0)
 
 
-__all__ = ["Counted", "ExpectedCost", "GatePenalty", "PerUnit", "Priced", "expected", "moment"]
+__all__ = ["Counted", "Expected", "ExpectedCost", "GatePenalty", "PerUnit", "Priced", "moment"]

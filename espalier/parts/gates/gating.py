@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
@@ -11,6 +12,20 @@ from torch import Tensor
 from espalier.edit.plan import Plan
 from espalier.parts.goal import Goal
 from espalier.parts.score import Context
+
+
+@dataclass(frozen=True)
+class GateState:
+    """Where training with gates stands."""
+
+    stage: int
+    """0 before the search for units, 1 in it, 2 after it."""
+    k: float
+    """How sharply gates are decided (`espalier.parts.gates.stages`)."""
+    probabilities: Mapping[str, Tensor]
+    """What has gates, such as an axis -> the probability of each of them, on the CPU."""
+    asleep: Mapping[str, int]
+    """Axis -> how many of its units sleep."""
 
 
 class Gating(Protocol):
@@ -22,6 +37,9 @@ class Gating(Protocol):
     def decided(self, context: Context, /) -> AbstractContextManager[None]:
         """Makes the network for a while what it would be if all were decided now."""
 
+    def state(self, context: Context, /) -> GateState:
+        """Where training stands."""
+
 
 class Planner(Protocol):
     """Makes the whole plan of an event, in which units may go and come."""
@@ -30,4 +48,4 @@ class Planner(Protocol):
         """The plan; changes nothing."""
 
 
-__all__ = ["Gating", "Planner"]
+__all__ = ["GateState", "Gating", "Planner"]

@@ -17,6 +17,7 @@ from torch import Tensor
 from espalier.errors import MethodError
 from espalier.parts.gates.estimators import DisARM, Estimator, antithetic, sampled
 from espalier.parts.gates.functions import GateFunction, Sigmoid
+from espalier.parts.gates.rows import joined, parted
 
 Rows = Mapping[str, Tensor]
 """Key of gates -> one number for each of them."""
@@ -48,7 +49,10 @@ class GateKind(Protocol):
     """How gates are drawn and trained."""
 
     def probability(self, logits: Tensor, k: float, /) -> Tensor:
-        """Of a gate that is not zero; of the shape of the logits, differentiable by them where it is not flat."""
+        """Of a gate that is not zero; of the shape of the logits, differentiable by them where it is not flat.
+
+        Each depends on its own logit only: rows of several keys may come as one.
+        """
 
     def judged(self, logits: Tensor, k: float, /) -> Tensor:
         """What is multiplied when the network is judged; of the shape of the logits. What is 0 is out."""
@@ -88,26 +92,19 @@ class Bernoulli:
         return self.function.logit(probability, k)
 
     def loss(self, logits: Rows, k: float, evaluation: Evaluation, generator: torch.Generator, /) -> Drawn:
-        p = {key: self.probability(one, k) for key, one in logits.items()}
-        u = {key: torch.rand(one.shape, dtype=one.dtype, generator=generator) for key, one in p.items()}
-        z = {key: sampled(u[key], one) for key, one in p.items()}
-        other = {key: antithetic(u[key], one) for key, one in p.items()}
-        apart = self.estimator.twice and any(not torch.equal(z[key], other[key]) for key in z)
-        twin = evaluation.aside(numbers(other)) if apart else None
-        loss = evaluation(numbers(z))
-        slopes = {}
-        if (apart or not self.estimator.twice) and any(bool(((one > 0) & (one < 1)).any()) for one in p.values()):
-            here = loss.detach()
-            losses = (here.double().cpu(), (here if twin is None else twin).double().cpu())
-            for key, one in p.items():
-                flat = (u[key].flatten(), one.flatten(), self.function.chain(logits[key], k).flatten())
-                slopes[key] = self.estimator(losses, *flat).view(one.shape)
-        return Drawn(loss, slopes)
+        flat = joined(logits)
+        p = self.probability(flat, k)
+        u = torch.rand(p.shape, dtype=p.dtype, generator=generator)
+        z, other = sampled(u, p), antithetic(u, p)
+        apart = self.estimator.twice and not torch.equal(z, other)
+        twin = evaluation.aside(parted(other.float(), logits)) if apart else None
+        loss = evaluation(parted(z.float(), logits))
+        if not apart and (self.estimator.twice or not bool(((p > 0) & (p < 1)).any())):
+            return Drawn(loss)
+        here = loss.detach()
+        losses = (here.double().cpu(), (here if twin is None else twin).double().cpu())
+        slopes = self.estimator(losses, u, p, self.function.chain(flat, k))
+        return Drawn(loss, parted(slopes, logits))
 
 
-def numbers(gates: Rows) -> dict[str, Tensor]:
-    """Gates that are booleans as numbers."""
-    return {key: one.to(torch.float32) for key, one in gates.items()}
-
-
-__all__ = ["Bernoulli", "Drawn", "Evaluation", "GateKind", "Judged", "Rows", "numbers"]
+__all__ = ["Bernoulli", "Drawn", "Evaluation", "GateKind", "Judged", "Rows"]

@@ -6,7 +6,8 @@ It follows every edit: units that another method removes take their gates with t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -19,6 +20,7 @@ from espalier.graph.dims import IntArray
 from espalier.parts.gates.places import Gates
 from espalier.parts.gates.settings import GateSettings
 from espalier.parts.gates.sleepers import Sleepers, Woken
+from espalier.parts.gates.subnetwork import SubNetwork, Worth
 from espalier.parts.gates.table import GateTable
 from espalier.parts.gates.units import gate_problem, unit_place
 from espalier.parts.gates.waking import Remembered, Seen, Waking
@@ -36,12 +38,23 @@ class Gated:
     settings: GateSettings = field(default_factory=GateSettings)
     waking: Waking | None = None
     """When units wake, or come new; None: never."""
+    fill: float = 0.0
+    """k times the logit of a unit that wakes: 0 for a probability of 1/2."""
+    fresh: bool = True
+    """Whether new units come where none sleep any more."""
     awake: Mapping[str, int] | None = field(default=None, hash=False)
     """Name or pattern of axes -> how many of their units, the first ones, are awake when a session begins; the others
     go to sleep at the first event. None: all are."""
+    worth: Worth = field(default_factory=Worth)
+    """When units whose gates are 0 in a step are left out of it, rather than multiplied (`SubNetwork`)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "awake", None if self.awake is None else dict(self.awake))
+        if self.waking is not None and self.waking.in_use <= self.settings.low:
+            raise MethodError(
+                f"expected units to be in use from a higher probability on than that at which they fall asleep, found "
+                f"in_use={self.waking.in_use!r} and low={self.settings.low!r}."
+            )
 
     def __call__(self) -> GateMemory:
         return GateMemory(self)
@@ -60,7 +73,8 @@ class GateMemory:
         self.remembered: Remembered = {} if made_by.waking is None else made_by.waking.begin()
         """What the policy of waking remembers."""
         self._epoch = 0
-        self._gates: Gates | None = None
+        self._gates: SubNetwork | None = None
+        self._all_there = False
 
     @property
     def logits(self) -> dict[str, Tensor]:
@@ -69,7 +83,7 @@ class GateMemory:
 
     # --- what training asks for
 
-    def gates(self, context: Context) -> Gates:
+    def gates(self, context: Context) -> SubNetwork:
         """Where the gates act now.
 
         Raises:
@@ -78,9 +92,23 @@ class GateMemory:
         structure = context.structure
         if self._gates is None or self._gates.topology is not structure.topology:
             self._meet(context)
-            self._gates = Gates(structure, [unit_place(structure, axis) for axis in self.logits])
+            gates = Gates(structure, [unit_place(structure, axis) for axis in self.logits])
+            self._gates = SubNetwork(structure, gates, self.made_by.worth)
             self.sleepers.give_back(structure)
         return self._gates
+
+    def judged(self, context: Context) -> dict[str, Tensor]:
+        """Axis -> what its units are multiplied by when the network is judged."""
+        return {} if self._all_there else self.table.judged(context.progress)
+
+    @contextmanager
+    def all_there(self) -> Iterator[None]:
+        """Run the body with all gates at 1 where the network is judged."""
+        self._all_there = True
+        try:
+            yield
+        finally:
+            self._all_there = False
 
     # --- what events ask for
 
@@ -101,13 +129,13 @@ class GateMemory:
                 self.sleepers.leave(context.structure, axis, chosen, awake)
         return found
 
-    def woken(self, context: Context, room: Mapping[str, int]) -> Woken:
-        """The units that wake now, in axes in which there is room for some."""
+    def woken(self, context: Context, room: Mapping[str, int], leaving: Collection[str]) -> Woken:
+        """The units that wake now, in axes in which there is room for some, while others leave these axes."""
         policy = self.made_by.waking
         self.gates(context)
         if policy is None or self.table.stage != 1:
             return {}
-        found = policy.chosen(self._seen(context, room), self.remembered)
+        found = policy.chosen(self._seen(context, room, leaving), self.remembered)
         self.sleepers.wake(found)
         return found
 
@@ -185,11 +213,13 @@ class GateMemory:
         if self.made_by.waking is not None:
             self.made_by.waking.check(context)
 
-    def _seen(self, context: Context, room: Mapping[str, int]) -> Seen:
+    def _seen(self, context: Context, room: Mapping[str, int], leaving: Collection[str] = ()) -> Seen:
         progress = context.progress
         cost = float(self.table.cost(context.structure.topology, progress)[0])
         found = self.table.probabilities(progress)
-        return Seen(context, found, self.sleepers.asleep, self.sleepers.fallen, cost, room)
+        return Seen(
+            context, found, self.sleepers, cost, room, self.made_by.fresh, frozenset(leaving), self.all_there
+        )  # fmt: skip
 
     def _first(self, axis: str, first: bool) -> Tensor:
         """The logits of an axis that is met for the first time."""
@@ -206,10 +236,10 @@ class GateMemory:
 
     def _fresh(self, axis: str, wakes: bool) -> Tensor:
         """The logits that units would have that come now."""
-        settings, policy = self.made_by.settings, self.made_by.waking
+        settings = self.made_by.settings
         centre = settings.kind.logit(settings.begin, settings.stages.k or 1.0)
-        if wakes and policy is not None:
-            centre = policy.fill / (self.table.k or 1.0)
+        if wakes:
+            centre = self.made_by.fill / (self.table.k or 1.0)
         return centre + self._noise(axis)
 
     def _noise(self, axis: str) -> Tensor:

@@ -13,7 +13,7 @@ Gradients reach tensors and gates through the product.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from espalier.graph.capture import TensorTable, tensor_table
 from espalier.graph.topology import Topology
+from espalier.parts.gates.norms import Mark, NormGate, left_out, norm_modules
 from espalier.structure import Structure
 
 
@@ -48,6 +49,11 @@ class GatePlace:
     """Number of gates."""
     multiplied: tuple[Spread, ...]
     """The tensors that the gates multiply."""
+    norms: tuple[NormGate, ...] = ()
+    """The norms and means whose statistics leave out what the gates shut."""
+    plain: bool = False
+    """Whether these are units of an axis that are only read with weights, each by itself: nothing that is computed
+    from others knows how many there are."""
 
 
 class Gates:
@@ -62,12 +68,21 @@ class Gates:
         self.topology: Topology = structure.topology
         self.sizes: dict[str, int] = {}
         """Key -> number of its gates."""
+        self.plain: frozenset[str] = frozenset()
+        """The keys of places that are plain, and of whose axes no norm knows that leaves units out."""
+        self._model = structure.model
         self._table = tensor_table(structure.model)
+        self._norms: dict[Mark, list[tuple[str, NormGate]]] = {}
         self._multiplied: dict[str, list[tuple[str, Spread]]] = {}
         for place in places:
             self.sizes[place.key] = place.count
             for one in place.multiplied:
                 self._multiplied.setdefault(one.tensor, []).append((place.key, one))
+            for norm in place.norms:
+                self._norms.setdefault(norm.mark, []).append((place.key, norm))
+            self.plain |= {place.key} if place.plain else set()
+        self.plain -= {axis for norms in self._norms.values() for _, norm in norms for axis in norm.over}
+        self._watched = norm_modules(structure.topology) if self._norms else frozenset()
 
     @contextmanager
     def applied(self, gates: Mapping[str, Tensor]) -> Iterator[None]:
@@ -76,25 +91,43 @@ class Gates:
         Gates of 1 everywhere, or of no key, leave the network as it is, to the last bit.
         """
         held: list[tuple[dict[str, Any], str, Any]] = []
+        moved = {key: z for key, z in gates.items() if z.requires_grad or not bool((z == 1).all())}
         try:
-            _put(held, self._table, self._gated(gates))
-            yield
+            tensors = self._gated(moved)
+            _put(held, self._table, tensors)
+            with self._left_out(moved, tensors):
+                yield
         finally:
             for store, key, before in reversed(held):
                 store[key] = before
 
     def _gated(self, gates: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors that gates change, multiplied by them."""
-        moved = {key for key, z in gates.items() if z.requires_grad or not bool((z == 1).all())}
         found: dict[str, Tensor] = {}
         for name, spreads in self._multiplied.items():
             tensor = before = self._table.tensors[name]
             for key, one in spreads:
-                if key in moved:
+                if key in gates:
                     tensor = tensor * one.spread(gates[key].to(tensor), tensor.shape)
             if tensor is not before:
                 found[name] = tensor
         return found
+
+    def _left_out(self, gates: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        """Makes the norms leave out what gates shut; the scales of some may be multiplied themselves."""
+        factors: dict[Mark, Tensor] = {}
+        scales: dict[int, Mark] = {}
+        for mark, norms in self._norms.items():
+            for key, norm in norms:
+                if key in gates:
+                    factor = norm.factor(gates[key])
+                    factors[mark] = factors[mark] * factor if mark in factors else factor
+            if mark in factors and not mark[1]:
+                scales[id(tensors.get(mark[0], self._table.tensors[mark[0]]))] = mark
+        if not factors:
+            return nullcontext()
+        always = [mark for mark in factors if all(norm.always for _, norm in self._norms[mark])]
+        return left_out(self._model, self._watched, factors, scales, always)
 
 
 def _put(held: list[tuple[dict[str, Any], str, Any]], table: TensorTable, tensors: Mapping[str, Tensor]) -> None:

@@ -7,17 +7,30 @@ was carried out shows when the edit is followed.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+from torch import Tensor
 
 from espalier.graph.dims import IntArray
 from espalier.graph.topology import Topology
-from espalier.parts.gates.dormant import Sleeper, give_state_back, kept
+from espalier.parts.gates.dormant import Sleeper, give_state_back, handed_over, kept
 from espalier.parts.names import Names, carried
 from espalier.structure import Structure
 
-Woken = Mapping[str, Sequence[Sleeper | None]]
-"""Axis -> the units that wake there, in this order behind the others; None for a new one."""
+
+@dataclass(frozen=True, eq=False)
+class Newcomer:
+    """A new unit that nothing reads at first, and which begins by weights of its own."""
+
+    incoming: Tensor
+    """(d,): the entries of all that makes it, in the order of `espalier.parts.ghosts.Sides.incoming`."""
+
+
+Comer: TypeAlias = Sleeper | Newcomer | None
+"""A unit that comes; None for a new one that begins as surgery lets it begin."""
+Woken = Mapping[str, Sequence[Comer]]
+"""Axis -> the units that wake there, in this order behind the others."""
 
 
 class Sleepers:
@@ -34,7 +47,7 @@ class Sleepers:
         self._restoring: list[Sleeper] = []
         self._leaving: dict[str, dict[int, Sleeper]] = {}
         self._were_awake: dict[str, int] = {}
-        self._waking: dict[str, tuple[Sleeper | None, ...]] = {}
+        self._waking: dict[str, tuple[Comer, ...]] = {}
 
     def meet(self, topology: Topology) -> bool:
         """Give numbers to the units of axes that are not known yet; whether these were the first."""
@@ -60,7 +73,7 @@ class Sleepers:
 
     def leave(self, structure: Structure, axis: str, units: Collection[int], awake: int) -> None:
         """Note that a plan puts these units of an axis to sleep, so many of which had been awake."""
-        self._leaving[axis] = {unit: kept(structure, axis, unit, self.numbers) for unit in units}
+        self._leaving[axis] = kept(structure, axis, units, self.numbers)
         self._were_awake[axis] = awake
 
     def wake(self, woken: Woken) -> None:
@@ -74,8 +87,8 @@ class Sleepers:
             found[axis] = [self.numbers[axis][unit] for unit in old]
         for axis, sleepers in woken.items():
             for sleeper in sleepers:
-                fresh += sleeper is None
-                found[axis] = [*found[axis], fresh - 1 if sleeper is None else sleeper.number]
+                fresh += not isinstance(sleeper, Sleeper)
+                found[axis] = [*found[axis], sleeper.number if isinstance(sleeper, Sleeper) else fresh - 1]
         return found
 
     def follow(self, axis: str, origins: IntArray) -> bool:
@@ -88,14 +101,13 @@ class Sleepers:
         leaving, waking = self._leaving.pop(axis, {}), self._waking.pop(axis, ())
         ours = gone == leaving.keys() and sum(origin < 0 for origin in old) == len(waking)
         came = iter(waking if ours else ())
-        numbers = []
+        numbers, woken = [], []
         for origin in old:
             sleeper = next(came, None) if origin < 0 else None
             if origin >= 0:
                 numbers.append(known[origin])
-            elif sleeper is not None:
-                self.asleep[axis] = [one for one in self.asleep[axis] if one.number != sleeper.number]
-                self._restoring.append(sleeper)
+            elif isinstance(sleeper, Sleeper):
+                woken.append(sleeper)
                 numbers.append(sleeper.number)
             else:
                 numbers.append(self._next)
@@ -104,7 +116,18 @@ class Sleepers:
         if ours and leaving:
             self.fallen[axis] = self.fallen.get(axis, 0) + self._were_awake[axis]
             self.asleep.setdefault(axis, []).extend(leaving.values())
+        if woken:
+            self._wake_up(axis, woken)
         return ours and bool(waking)
+
+    def _wake_up(self, axis: str, woken: Sequence[Sleeper]) -> None:
+        """What units that woke share with units that sleep, or that fall asleep in the same plan, waits with these."""
+        up = {one.number for one in woken}
+        self.asleep[axis] = [one for one in self.asleep[axis] if one.number not in up]
+        self._restoring += woken
+        self.asleep = {other: handed_over(woken, found) for other, found in self.asleep.items()}
+        for other, leaving in self._leaving.items():
+            self._leaving[other] = dict(zip(leaving, handed_over(woken, list(leaving.values())), strict=True))
 
     def rename(self, names: Names) -> None:
         """Units that sleep in a layer that is gone are forgotten."""
@@ -114,11 +137,11 @@ class Sleepers:
         self.asleep = {axis: [_renamed(one, names) for one in found] for axis, found in asleep.items()}
 
     def state(self) -> dict[str, Any]:
-        """All of it as JSON."""
+        """All of it, as `Memory.state`."""
         return {
             "numbers": {axis: list(one) for axis, one in self.numbers.items()},
-            "asleep": {axis: [one.to_json() for one in found] for axis, found in self.asleep.items()},
-            "restoring": [one.to_json() for one in self._restoring],
+            "asleep": {axis: [one.to_state() for one in found] for axis, found in self.asleep.items()},
+            "restoring": [one.to_state() for one in self._restoring],
             "fallen": dict(self.fallen),
             "next": self._next,
         }
@@ -127,8 +150,8 @@ class Sleepers:
         """Become what `state` gave. Raises KeyError, TypeError or ValueError for anything else."""
         fresh = Sleepers()
         fresh.numbers = {str(axis): [int(one) for one in found] for axis, found in state["numbers"].items()}
-        fresh.asleep = {str(axis): list(map(Sleeper.from_json, found)) for axis, found in state["asleep"].items()}
-        fresh._restoring = list(map(Sleeper.from_json, state["restoring"]))
+        fresh.asleep = {str(axis): list(map(Sleeper.from_state, found)) for axis, found in state["asleep"].items()}
+        fresh._restoring = list(map(Sleeper.from_state, state["restoring"]))
         fresh.fallen = {str(axis): int(one) for axis, one in state["fallen"].items()}
         fresh._next = int(state["next"])
         self.__dict__.update(fresh.__dict__)
@@ -143,4 +166,4 @@ def _renamed(sleeper: Sleeper, names: Names) -> Sleeper:
     return replace(sleeper, slices=tuple(slices))
 
 
-__all__ = ["Sleepers", "Woken"]
+__all__ = ["Comer", "Newcomer", "Sleepers", "Woken"]

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,7 +107,9 @@ class SubNetwork:
         self._axes = {
             axis: topology.by_name[axis].number
             for axis in gates.sizes
-            if axis in topology.by_name and recurrent.isdisjoint(slot[0] for slot in topology.by_name[axis].slots)
+            if axis in topology.by_name
+            and axis in gates.plain
+            and recurrent.isdisjoint(slot[0] for slot in topology.by_name[axis].slots)
         }
         self._expressions: list[tuple[tuple[str, IntArray], ...]] = []
         self._picked = self._find(table.tensors, table.places)
@@ -117,6 +119,10 @@ class SubNetwork:
         self._flops = FLOPs(1).cost(topology, ()).fixed(rest)
         self._whole = self._flops.at({axis: topology.sizes[number] for axis, number in self._axes.items()})
         self._drawing = {one.training for one in topology.predictions if self._draws(one)}
+
+    def applied(self, gates: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        """Run the body with the whole network multiplied by these numbers: `Gates.applied`."""
+        return self._gates.applied(gates)
 
     def loss(self, forward: Forward, gates: Mapping[str, Tensor]) -> Tensor:
         """What `forward` gives with units multiplied by these numbers, as under `Gates.applied`.
@@ -195,8 +201,7 @@ class SubNetwork:
                 value = forward()
         finally:
             hook.remove()
-        example = self._structure.surgery.known.example
-        numbers = sum(one.numel() for _, one in flatten_tensors(example, ""))
+        numbers = sum(one.numel() for _, one in flatten_tensors(self._structure.example, ""))
         self._scale = seen[0] / numbers if seen[0] and numbers else 1.0
         return value
 
@@ -222,7 +227,7 @@ class SubNetwork:
             self.problem = f"the loss is {value.tolist()} without the units and {multiplied.tolist()} with zeros"
 
     def _mismatch(self, kept: Mapping[str, _Mask]) -> str | None:
-        """Why the network would not run without units; None if it would. Finds out whether attributes have to follow."""
+        """Why the network would not run without units; None if it would. Notices whether attributes have to follow."""
         after = self._after(kept)
         try:
             subject = self._structure.surgery.subject()

@@ -17,6 +17,7 @@ from espalier.parts.gates.adam import Adam
 from espalier.parts.gates.expected import Priced
 from espalier.parts.gates.kinds import Drawn
 from espalier.parts.gates.packing import packed, unpacked
+from espalier.parts.gates.rows import joined, parted
 from espalier.parts.gates.settings import GateSettings
 from espalier.parts.names import Now, carried
 
@@ -40,7 +41,7 @@ class GateTable:
         self._adam: dict[str, Adam] = {}
         self._low: dict[str, Tensor] = {}
         self._priced: tuple[Topology, frozenset[str], Priced] | None = None
-        self._slopes: dict[str, Tensor] | None = None
+        self._slope: Tensor | None = None
         self._leaves: dict[str, Tensor] = {}
 
     def add(self, key: str, logits: Tensor) -> None:
@@ -64,31 +65,27 @@ class GateTable:
         k = self.k_at(progress)
         return {key: self.settings.kind.judged(one, k) for key, one in self.logits.items()}
 
-    def cost(self, topology: Topology, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """The penalty, and its gradient by the logits of every key."""
+    def cost(self, topology: Topology, progress: float) -> tuple[Tensor, Tensor]:
+        """The penalty, and its gradient by the logits of all keys in a row (`espalier.parts.gates.rows`)."""
+        row = joined(self.logits)
         if self.settings.penalty is None:
-            return torch.zeros(()), {key: torch.zeros_like(one) for key, one in self.logits.items()}
-        k = self.k_at(progress)
-        leaves = {key: one.clone().requires_grad_() for key, one in self.logits.items()}
+            return torch.zeros(()), torch.zeros_like(row)
+        leaf = row.requires_grad_()
         with torch.enable_grad():
-            p = {key: self.settings.kind.probability(one, k) for key, one in leaves.items()}
-            value = self._price(topology)(p)
-            grads = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
-        found = zip(leaves, grads, strict=True)
-        return value.detach(), {
-            key: torch.zeros_like(self.logits[key]) if grad is None else grad for key, grad in found
-        }
+            p = self.settings.kind.probability(leaf, self.k_at(progress))
+            value = self._price(topology)(parted(p, self.logits))
+            (slope,) = torch.autograd.grad(value, leaf)
+        return value.detach(), slope
 
-    def expect(self, slopes: Mapping[str, Tensor], drawn: Drawn | None = None) -> None:
-        """The gradient by the logits that the next step takes, with that of a loss."""
-        found = dict(slopes)
-        for key, one in (drawn.slopes if drawn is not None else {}).items():
-            found[key] = found[key] + one
-        self._slopes, self._leaves = found, {} if drawn is None else dict(drawn.leaves)
+    def expect(self, slope: Tensor, drawn: Drawn | None = None) -> None:
+        """The gradient by the logits of all keys in a row that the next step takes, with that of a loss."""
+        learnt = {} if drawn is None else drawn.slopes
+        self._slope = slope + joined({key: learnt[key] for key in self.logits}) if learnt else slope
+        self._leaves = {} if drawn is None else dict(drawn.leaves)
 
     def forget(self) -> None:
         """Expect nothing: the network is another one."""
-        self._slopes, self._leaves = None, {}
+        self._slope, self._leaves = None, {}
 
     def _price(self, topology: Topology) -> Priced:
         """The penalty as it is until the network is edited."""
@@ -106,7 +103,7 @@ class GateTable:
 
     def step(self, progress: float) -> None:
         """Move the logits."""
-        slopes, leaves = self._slopes or {}, self._leaves
+        slope, leaves = self._slope, self._leaves
         self.forget()
         stage = self.settings.stages.stage(progress)
         if stage != self.stage:
@@ -114,12 +111,24 @@ class GateTable:
             self._adam = {key: Adam.fresh(one) for key, one in self.logits.items()}
             self._low = {key: torch.zeros_like(one) for key, one in self._low.items()}
         self.k = self.k_at(progress)
-        for key, slope in slopes.items():
-            late = leaves[key].grad if key in leaves else None
-            gradient = torch.nan_to_num(slope if late is None else slope + late, 0.0, 0.0, 0.0)
-            if bool(gradient.any()):  # decided gates rest, whatever their momenta
-                self._adam[key], step = self._adam[key].step(gradient)
-                self.logits[key] = self.logits[key] - self.settings.rate * step
+        if slope is None:
+            return
+        late = {key: leaf.grad for key, leaf in leaves.items() if leaf.grad is not None}
+        if late:
+            slope = slope + joined({key: late.get(key, torch.zeros_like(one)) for key, one in self.logits.items()})
+        gradient = torch.nan_to_num(slope, 0.0, 0.0, 0.0)
+        moving = {key: one for key, one in parted(gradient, self.logits).items() if bool(one.any())}
+        if moving:  # decided gates rest, whatever their momenta
+            self._move(moving, gradient if len(moving) == len(self.logits) else joined(moving))
+
+    def _move(self, keys: Mapping[str, Tensor], gradient: Tensor) -> None:
+        """A step of Adam with the logits of some keys; `gradient` is theirs in a row."""
+        states = ([one.flatten() for one in self._adam[key].tensors] for key in keys)
+        state, step = Adam(*(torch.cat(one) for one in zip(*states, strict=True))).step(gradient)
+        moved = joined({key: self.logits[key] for key in keys}) - self.settings.rate * step
+        self.logits |= parted(moved, keys)
+        parts = [parted(one, keys) for one in state.tensors]
+        self._adam |= {key: Adam(*(one[key] for one in parts)) for key in keys}
 
     def end_epoch(self, progress: float) -> None:
         """Count which gates are low."""
@@ -141,7 +150,7 @@ class GateTable:
         """Gates for what was these before, -1 for what is new and begins at `fresh`."""
         adam, present, at = self._adam[key], old >= 0, old.clamp_min(0)
         self.logits[key] = torch.where(present, self.logits[key][at], fresh)
-        rows = (torch.where(present, one[at], 0.0) for one in (adam.mean, adam.square, adam.steps))
+        rows = (torch.where(present, one[at], 0.0) for one in adam.tensors)
         self._adam[key] = Adam(*rows)
         self._low[key] = torch.where(present, self._low[key][at], 0)
 

@@ -3,83 +3,95 @@
 A gate multiplies its unit where that is read: every weight that sums over the axis is multiplied by z along it. This is
 the same as multiplying the activation in front of each reader, and exact whatever made the unit: a bias, the shift of a
 norm, an activation that is not zero at zero. It costs a product per weight, not per activation, and needs to know no
-module.
+module. Where two activations are summed over the axis (queries and keys), what one of them is made by is multiplied
+instead; where norms and means run over it, they take their statistics over what gates leave
+(`espalier.parts.gates.norms`).
 
-Which axes may have gates follows from the contract of removing units: an axis may if a network whose readers hold zero
-for a unit is the network without it, whatever the other weights are. Where an operator normalises over the axis, sums
-over it in a product of two activations, or takes a constant from its size, that is not so, and the axis is refused.
+So a network whose gate is 0 is the network without the unit, once that is removed by a plan that does not compensate
+norms (``Plan.hold_norms``). Which tensors these are follows from what operators do along the axis, as the contract of
+removing units does (`espalier.edit.neutral.absence`). Where one combines units in a way that nothing makes blind to one
+of them (a maximum over units), or a constant of the forward follows the size and no weight holds it, the axis is
+refused.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from dataclasses import replace
 
+import numpy as np
 import torch
-from torch import Tensor
 
-from espalier.edit.changes import changes_of, find_axis
-from espalier.edit.contract import contract_of
-from espalier.edit.plan import prune_plan
-from espalier.errors import EspalierError
+from espalier.edit.changes import find_axis
+from espalier.edit.neutral import PER_UNIT, Absence, absence
+from espalier.edit.plan import Plan, Resize
+from espalier.errors import EspalierError, MethodError
+from espalier.graph.dims import classes
 from espalier.graph.topology import Topology
+from espalier.parts.gates.norms import norm_gates
 from espalier.parts.gates.places import GatePlace
-from espalier.parts.scales import place_of
+from espalier.parts.scales import Place, place_of
 from espalier.structure import Structure
 
 
 def unit_place(structure: Structure, axis: str) -> GatePlace:
-    """One gate for every unit of an axis, of which `gate_problem` knows nothing bad. Raises PlanError: no such axis."""
-    topology = structure.topology
-    size = topology.sizes[find_axis(topology, axis).number]
-    return GatePlace(axis, size, tuple(place_of(topology, axis, *one) for one in _readers(topology, axis)))
+    """One gate for every unit of an axis.
+
+    Raises:
+        PlanError: there is no such axis.
+        MethodError: it cannot have gates.
+    """
+    found = _found(structure.topology, axis)
+    if isinstance(found, str):
+        raise MethodError(f"{axis} cannot have gates: {found}.")
+    return found
 
 
 def gate_problem(structure: Structure, axis: str) -> str | None:
-    """Why an axis cannot have gates; None if it can. Tries its removal out, which costs a pass on fake tensors.
+    """Why an axis cannot have gates; None if it can. Tries a change of its size out: a pass on fake tensors.
 
     Raises:
         PlanError: there is no such axis.
     """
     topology = structure.topology
-    record, plan = find_axis(topology, axis), prune_plan({axis: [0]})
+    record = find_axis(topology, axis)
     if record.reasons:
         return "; ".join(one.text for one in record.reasons[:2])
-    readers = _readers(topology, axis)
-    if not readers:
-        return "no weights read it"
-    if topology.sizes[record.number] == 1:
-        return "it has one unit, whose removal cannot be tried out"
-    contract = contract_of(changes_of(plan, topology, {}), _silenced(topology, axis, readers))
-    if contract.kind != "exact":
-        return contract.why
-    if contract.norms:
-        return "a norm runs over it, whose statistics gates would have to change"
+    found = _found(topology, axis)
+    if isinstance(found, str):
+        return found
+    edit = Resize(axis, add=1) if found.count == 1 else Resize(axis, (0,))
     try:
-        preview = structure.preview(plan, within_limits=False)
+        preview = structure.preview(Plan((edit,), hold_norms=False), within_limits=False)
     except EspalierError as error:
         return str(error).rstrip(".")
-    if preview.contract.scaled:
-        return "a constant of the forward follows its size"
-    return None
+    return preview.contract.unheld
 
 
-def _readers(topology: Topology, axis: str) -> list[tuple[str, int]]:
-    """The tensors, and the dimensions of them, along which something sums over the axis."""
-    return list(dict.fromkeys(slot[:2] for slot in topology.by_name[axis].slots if slot[2] == "contract"))
+def _found(topology: Topology, axis: str) -> GatePlace | str:
+    """The gates of an axis, or why it cannot have any."""
+    record = find_axis(topology, axis)
+    what = absence(topology, record.number)
+    if isinstance(what, str):
+        return what
+    norms = norm_gates(topology, record.number, what.sites)
+    if isinstance(norms, str):
+        return norms
+    plain = all(tap.role in PER_UNIT for tap in record.taps)
+    return GatePlace(axis, topology.sizes[record.number], tuple(_places(topology, axis, what)), norms, plain)
 
 
-def _silenced(topology: Topology, axis: str, readers: Iterable[tuple[str, int]]) -> dict[str, Tensor]:
-    """Tensors of the network's shapes in which nothing is zero but what reads unit 0."""
-    made = {}
-    for name in topology.tensors:
-        shape = topology.shape(name)
-        count = math.prod(shape)
-        made[name] = torch.linspace(0.5, 1.5, count + 1, dtype=torch.float64)[:count].view(shape)
-    for name, dim in readers:
-        units = place_of(topology, axis, name, dim).units
-        made[name].index_fill_(dim, (units == 0).nonzero().flatten(), 0.0)
-    return made
+def _places(topology: Topology, axis: str, what: Absence) -> list[Place]:
+    """Where the axis appears in tensors whose parts have to be zero."""
+    number, found = topology.by_name[axis].number, []
+    for (tensor, dim), starts in what.zero.items():
+        place = place_of(topology, axis, tensor, dim)
+        parts = [one.where for one in starts if one.where is not None]
+        if len(parts) == len(starts):  # not all of the tensor
+            kinds = classes(topology.tensors[tensor][dim], topology.sizes, frozenset((number,)))
+            asked = torch.from_numpy(np.any(parts, axis=0)[kinds])
+            place = replace(place, units=torch.where(asked, place.units, -1))
+        found.append(place)
+    return found
 
 
 __all__ = ["gate_problem", "unit_place"]

@@ -1,0 +1,250 @@
+"""Neural Plasticity Networks on MNIST: LeNet5-Caffe (20-50-800-500, no batch norm), pruned and expanded.
+
+    ESPALIER_DATA=data python benchmarks/npn_mnist.py results.jsonl --setting shrinking --epochs 500 --seeds 1
+    ESPALIER_DATA=data python benchmarks/npn_mnist.py results.jsonl --setting growing --epochs 500 --seeds 1
+
+The four files of MNIST are in the folder `mnist` of ESPALIER_DATA. 55,000 images are trained on; the last 5,000
+training images are held out: they say when to expand, and settings are chosen by them. The test images are looked at
+once, after the last step, and only with --test, which the search for settings went without. Sizes are counted as in the
+paper: weights without biases of the four layers. A run takes up its checkpoint in the folder --keep where there is one,
+so that the same command goes on after an interruption; runs whose line is there are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import espalier as esp
+from espalier.bench.formats import read_idx
+from espalier.bench.models import build
+from espalier.method import Method
+from espalier.parts.gates.expected import ExpectedCost, GatePenalty, PerUnit
+from espalier.parts.gates.stages import Stages
+
+BATCH, HELD_OUT, AXES = 128, 5000, ["conv1", "conv2", "fc1"]
+BEGIN_WITH = {"conv1": 3, "conv2": 3, "fc1": 3}
+Pair = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that decides the result of a run."""
+
+    setting: str
+    seed: int
+    epochs: int
+    strength: float
+    """Of the expected parameters, as a part of those of the full network; 0 for a penalty on each unit."""
+    each: list[float]
+    """Penalty on each unit that is expected, of both convolutions and the dense layer."""
+    k: float
+    rise: float
+    start: float
+    until: float
+    rate: float
+    begin: float
+    fill: float
+    low: float
+    patience: int
+    lr: float
+    decay: str
+
+    def method(self) -> Method:
+        """Stages are fractions of the training; k rises from `k` to `k * rise` in the search."""
+        stages, penalty = Stages(self.k, self.start, self.until, rise=self.rise), self.penalty()
+        same: dict[str, Any] = {"rate": self.rate, "low": self.low, "patience": self.patience, "axes": AXES}
+        if self.setting == "growing":
+            return esp.grow.NPN(stages, penalty, BEGIN_WITH, fill=self.fill, fresh=False, begin=self.begin, **same)
+        return esp.prune.NPN(stages, penalty, begin=self.begin, **same)
+
+    def penalty(self) -> GatePenalty:
+        return ExpectedCost(self.strength) if self.strength else PerUnit(dict(zip(AXES, self.each, strict=True)))
+
+    def learning_rate(self, progress: float) -> float:
+        """Constant until the search ends, then along half a cosine to zero (`cosine`) or a tenth (`tenth`)."""
+        if progress < self.until:
+            return self.lr
+        if self.decay == "tenth":
+            return self.lr * (0.1 if progress >= 0.8 else 1.0)
+        return self.lr * (1 + math.cos(math.pi * (progress - self.until) / (1 - self.until))) / 2
+
+
+def images(folder: Path) -> tuple[Pair, Pair, Pair]:
+    """Training, held-out and test images, normalised by the mean and deviation of the first."""
+    x, y, x_test, y_test = (
+        torch.from_numpy(read_idx(folder / f"{name}-ubyte.gz").copy())
+        for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+    )
+    x, x_test = x[:, None].float(), x_test[:, None].float()
+    mean, deviation = x[:-HELD_OUT].mean(), x[:-HELD_OUT].std()
+    x, x_test, y, y_test = (x - mean) / deviation, (x_test - mean) / deviation, y.long(), y_test.long()
+    return (x[:-HELD_OUT], y[:-HELD_OUT]), (x[-HELD_OUT:], y[-HELD_OUT:]), (x_test, y_test)
+
+
+def objective(model: nn.Module, batch: Pair) -> Tensor:
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
+def in_batches(data: Pair, size: int = 1000) -> list[Pair]:
+    return list(zip(data[0].split(size), data[1].split(size), strict=True))
+
+
+def accuracy(session: esp.Session, data: Pair) -> tuple[float, float]:
+    """Accuracy and loss with gates as they are decided now."""
+    session.model.eval()
+    right, loss = 0, 0.0
+    with torch.no_grad(), session.decided():
+        for x, y in in_batches(data):
+            logits = session.model(x)
+            right += int((logits.argmax(1) == y).sum())
+            loss += float(nn.functional.cross_entropy(logits, y, reduction="sum"))
+    session.model.train()
+    return right / len(data[1]), loss / len(data[1])
+
+
+def architecture(structure: esp.Structure) -> list[int]:
+    """Channels of both convolutions, inputs that the first dense layer reads, and hidden units."""
+    first, second, hidden = (structure.axes[axis].size for axis in AXES)
+    mask = structure.masks.get("fc1.weight")
+    inputs = structure.model.fc1.weight.shape[1] if mask is None else int(mask.any(dim=0).sum())
+    return [first, second, inputs, hidden]
+
+
+def weights(structure: esp.Structure) -> tuple[int, int]:
+    """Weights that are live, and entries of the tensors that hold them; without biases."""
+    live = stored = 0
+    for name, tensor in structure.model.named_parameters():
+        if name.endswith(".weight"):
+            stored += tensor.numel()
+            live += int(structure.masks[name].sum()) if name in structure.masks else tensor.numel()
+    return live, stored
+
+
+class Run:
+    """One training, kept in a folder every now and then."""
+
+    def __init__(self, settings: Settings, data: tuple[Pair, Pair, Pair], folder: Path) -> None:
+        self.settings, self.data, self.folder = settings, data, folder
+        self.per_epoch = math.ceil(len(data[0][1]) / BATCH)
+        model = build("lenet5", (1, 28, 28), 10, seed=settings.seed)
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr)
+        kept = json.loads((folder / "run.json").read_text()) if (folder / "run.json").exists() else None
+        example = data[0][0][:2]
+        if kept is None:
+            structure = esp.attach(model, example, optimizer=self.optimizer, undo_limit=0)
+        else:
+            structure = esp.load(folder / kept["network"], model, example, optimizer=self.optimizer)
+        self.session = esp.Session(
+            structure, [settings.method()], loss=objective, probe=in_batches(data[1]),
+            total_steps=settings.epochs * self.per_epoch, seed=settings.seed,
+        )  # fmt: skip
+        self.seconds, self.curve = 0.0, []
+        if kept is not None:
+            self.session.load_state_dict(kept["session"])
+            self.seconds, self.curve = kept["seconds"], kept["curve"]
+        self.since = time.perf_counter()
+
+    def epoch(self) -> None:
+        """Train on all images once, in an order that the seed and the number of the epoch decide."""
+        (x, y), session, optimizer = self.data[0], self.session, self.optimizer
+        generator = torch.Generator().manual_seed(1000 * self.settings.seed + session.epochs_done)
+        session.model.train()
+        for chosen in torch.randperm(len(y), generator=generator).split(BATCH):
+            for group in optimizer.param_groups:
+                group["lr"] = self.settings.learning_rate(session.steps_done / self.settings.epochs / self.per_epoch)
+            loss = session.loss((x[chosen], y[chosen]))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            session.step()
+        session.epoch_end()
+        found, loss = accuracy(session, self.data[1])
+        live, _ = weights(session.structure)
+        self.curve.append(
+            [session.epochs_done, round(found, 4), round(loss, 5), live, *architecture(session.structure)]
+        )
+
+    def keep(self) -> None:
+        """Write a checkpoint; the line that names its network is written last."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name = f"network{self.session.epochs_done % 2}"
+        esp.save(self.session.structure, self.folder / name)
+        state = {"network": name, "session": self.session.state_dict(), "seconds": self.taken, "curve": self.curve}
+        (self.folder / "run.json.new").write_text(json.dumps(state))
+        os.replace(self.folder / "run.json.new", self.folder / "run.json")
+
+    @property
+    def taken(self) -> float:
+        return self.seconds + time.perf_counter() - self.since
+
+    def to_the_end(self, every: int, may_look: bool) -> dict[str, object]:
+        """The line of the finished run."""
+        while self.session.epochs_done < self.settings.epochs:
+            self.epoch()
+            print(*self.curve[-1], f"{self.taken:.0f}s", flush=True)
+            if self.session.epochs_done % every == 0:
+                self.keep()
+        structure = self.session.structure
+        live, stored = weights(structure)
+        tested = accuracy(self.session, self.data[2])[0] if may_look else None
+        shown = {1, round(self.settings.until * self.settings.epochs)}
+        tenth = max(1, self.settings.epochs // 10)
+        return {
+            **asdict(self.settings), "validation": self.curve[-1][1], "test": tested, "weights": live,
+            "stored": stored, "architecture": architecture(structure), "seconds": round(self.taken),
+            "largest": max(row[3] for row in self.curve),
+            "curve": [row for row in self.curve if row[0] in shown or row[0] % tenth == 0],
+        }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--setting", choices=("growing", "shrinking"), required=True)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=500)
+    parser.add_argument("--test", action="store_true", help="look at the test images when all is done")
+    parser.add_argument("--keep", type=Path, default=Path("runs"), help="folder of checkpoints")
+    parser.add_argument("--keep-every", type=int, default=10, metavar="EPOCHS")
+    for name, value in (
+        ("strength", 0.0), ("k", 1.0), ("rise", 50.0), ("start", 0.05), ("until", 0.7), ("rate", 5e-3),
+        ("begin", 0.73), ("fill", 1.0), ("low", 0.1), ("lr", 1e-3),
+    ):  # fmt: skip
+        parser.add_argument(f"--{name}", type=float, default=value)
+    parser.add_argument(
+        "--each", type=float, nargs=3, default=(0.004, 0.0175, 0.003), metavar=("CONV1", "CONV2", "FC1")
+    )
+    parser.add_argument("--decay", choices=("cosine", "tenth"), default="cosine")
+    parser.add_argument("--patience", type=int, default=3)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    data = images(Path(os.environ["ESPALIER_DATA"]) / "mnist")
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
+        chosen = {name: getattr(options, name) for name in Settings.__dataclass_fields__ if name != "seed"}
+        settings = Settings(seed=seed, **{**chosen, "each": list(options.each)})
+        lines = options.results.read_text().splitlines() if options.results.exists() else []
+        found = [one for one in map(json.loads, lines) if asdict(settings).items() <= one.items()]
+        if any(one["test"] is not None or not options.test for one in found):
+            continue
+        digest = hashlib.sha256(json.dumps(asdict(settings)).encode()).hexdigest()[:8]
+        name = f"{settings.setting}-{seed}-{settings.epochs}-{digest}"
+        line = Run(settings, data, options.keep / name).to_the_end(options.keep_every, options.test)
+        with options.results.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        print({key: value for key, value in line.items() if key != "curve"}, flush=True)
+
+
+if __name__ == "__main__":
+    main()

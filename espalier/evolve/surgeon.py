@@ -1,0 +1,283 @@
+"""The Surgeon: branch off edited copies of a network while it trains, let them compete, and go on from the winner.
+
+After Schiessler, Aydin, Linka & Cyron 2021 (Neural Network Surgery, doi 10.1016/j.neunet.2021.08.034), with a control
+branch that gets as many steps as its rivals, rungs at which losers stop (successive halving: Jamieson & Talwalkar 2016,
+arXiv:1502.07943), a paired test on held-out data, and everything charged to one budget of training FLOPs.
+
+A search is a deterministic program whose steps are jobs (`espalier.evolve.job`). What a job gave is in the ledger; a
+search that starts again runs through the same program and computes only what is missing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from espalier.errors import RunError
+from espalier.evolve.job import Branch, Exam, Job, key_of
+from espalier.evolve.judge import Objective, Progress, Verdict
+from espalier.evolve.ledger import Ledger
+from espalier.evolve.problem import Problem
+from espalier.evolve.proposals import Proposer, RandomMoves, Scout
+from espalier.evolve.runners import InProcess, Runner
+from espalier.evolve.store import Store
+
+Record = Mapping[str, Any]
+_PIECE = 0.05
+"""Part of the budget that is trained between two checkpoints at most."""
+
+
+@dataclass(frozen=True)
+class Surgeon:
+    """How a search goes about it. Times are parts of the budget of training FLOPs."""
+
+    proposer: Proposer = field(default_factory=RandomMoves)
+    objective: Objective = field(default_factory=Objective)
+    first: float = 0.1
+    """When the first cycle begins."""
+    last: float = 0.7
+    """When the last one does."""
+    cycles: int = 8
+    """How many there are, evenly over that time; 0 for plain training."""
+    candidates: int = 6
+    """How many edits are tried in each."""
+    rungs: tuple[float, ...] = (0.003, 0.006)
+    """For every rung, what the control trains on it. All others train for as many steps."""
+    keep: float = 0.5
+    """Part of the branches that goes on from each rung but the last; one at least."""
+    patience: int = 4
+    """Cycles in a row in which the control wins, after which there are no more."""
+    averaged: float = 0.5
+    """Networks are judged at the mean of their weights over this part of the steps of a rung (0: as they are)."""
+    scout_batches: int = 2
+    """Batches that proposals are made from."""
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.first <= self.last <= 1 and 0 < self.keep <= 1):
+            raise RunError(f"expected 0 <= first <= last <= 1 and keep from 0 to 1, found {self!r}.")
+        counts = (self.cycles, self.candidates - 1, self.patience - 1, self.scout_batches - 1)
+        if min(counts) < 0 or not self.rungs or min(self.rungs) <= 0:
+            raise RunError(f"expected rungs and counts above 0 (cycles may be 0), found {self!r}.")
+
+    def times(self) -> list[float]:
+        """When cycles begin."""
+        if self.cycles < 2:
+            return [self.first] * self.cycles
+        return [self.first + (self.last - self.first) * number / (self.cycles - 1) for number in range(self.cycles)]
+
+
+@dataclass(frozen=True)
+class Node:
+    """A network on the way."""
+
+    network: str | None
+    """Address of its checkpoint; None for a fresh one."""
+    steps: int
+    """That it was trained for."""
+    compute: int
+    """FLOPs that it was trained with, those of branches that lost left out."""
+    result: Record
+    """Of the job that made it."""
+
+
+class Search:
+    """One search, in a folder that holds its ledger and its checkpoints; the same arguments go on where it stopped."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        surgeon: Surgeon,
+        total: int,
+        folder: Path,
+        runner: Runner | None = None,
+        on_record: Callable[[Record], None] | None = None,
+    ) -> None:
+        """Begin, or go on.
+
+        Args:
+            problem: what is trained.
+            surgeon: how.
+            total: training FLOPs of everything together: branches, scoring and recovery too.
+            folder: where ledger and checkpoints are; all workers have to see it.
+            runner: where jobs run; by default in this process.
+            on_record: is told what happens, from the beginning on, also where it was computed before.
+
+        Raises:
+            RunError: `total` is not above 0, or the folder cannot be written.
+        """
+        if total < 1:
+            raise RunError(f"expected training FLOPs above 0, found {total!r}.")
+        self.problem, self.surgeon, self.total = problem, surgeon, total
+        self.store = Store(folder / "store")
+        self.ledger = Ledger(folder / "ledger.sqlite", repr((problem, surgeon, total)))
+        self._runner = InProcess() if runner is None else runner
+        self._on_record = on_record or (lambda record: None)
+        self.spent = 0
+        self._lineage = 0
+        self._computed = False
+
+    def run(self) -> Record:
+        """Search to the end of the budget, and look at the test data once. Returns the last record.
+
+        Raises:
+            RunError: the control cannot be trained (its loss is no number, say), or no space is left.
+        """
+        node = self._begun()
+        idle = 0
+        for cycle, begin in enumerate(self.surgeon.times()):
+            node = self._trained(node, math.floor(begin * self.total))
+            if self.spent + self._rung_flops() >= self.total or idle >= self.surgeon.patience:
+                break
+            after = self._cycle(cycle, node)
+            idle = idle + 1 if after is None else 0
+            node = self._control if after is None else after
+            self._forget_all_but(node.result)
+        return self._ended(self._trained(node, self.total))
+
+    # --- training
+
+    def _begun(self) -> Node:
+        result = self._must(Branch(self.problem, None, None, 0, 0, 0, self.total, 0.0))
+        self.spent += int(result["spent"])
+        self._on_record({"kind": "start", "total": self.total, **_shown(result)})
+        return Node(str(result["network"]), 0, 0, result)
+
+    def _trained(self, node: Node, until: int) -> Node:
+        """The network trained on alone until so many FLOPs are spent, in pieces."""
+        left = (min(until, self.total) - self.spent) // int(node.result["step_flops"])
+        pieces = math.ceil(left * node.result["step_flops"] / (_PIECE * self.total))
+        for number in range(pieces):
+            # what comes before a cycle is judged, so that it is known how fast the network learns
+            judged = self.surgeon.averaged if number == pieces - 1 and until < self.total else None
+            job = self._branch(node, None, left * (number + 1) // pieces - left * number // pieces, judged)
+            node = self._after(node, self._must(job), job.steps)
+        return node
+
+    def _after(self, node: Node, result: Record, steps: int) -> Node:
+        self.spent += int(result["spent"])
+        self._forget_all_but(result)
+        self._on_record({"kind": "trained", "steps": node.steps + steps, "total_spent": self.spent, **_shown(result)})
+        return self._next(node, result, steps)
+
+    def _next(self, node: Node, result: Record, steps: int) -> Node:
+        compute = node.compute + steps * int(result["step_flops"])
+        return Node(str(result["network"]), node.steps + steps, compute, result)
+
+    def _ended(self, node: Node) -> Record:
+        judged = self._must(self._branch(node, None, 0, 0.0))
+        exam = self._must(Exam(self.problem, str(judged["network"])))
+        record = {
+            "kind": "end", "steps": node.steps, "total_spent": self.spent, "network": judged["network"],
+            **_shown(judged), **exam,
+        }  # fmt: skip
+        self._on_record(record)
+        return record
+
+    # --- a cycle
+
+    def _cycle(self, cycle: int, node: Node) -> Node | None:
+        """Branches of a network compete; the winner, or None if it is the control, which is then `_control`."""
+        surgeon = self.surgeon
+        scout = Scout(
+            self.problem, node.network, surgeon.proposer, surgeon.candidates, node.steps, surgeon.scout_batches
+        )
+        found = self._do([scout])[0]
+        self.spent += int(found.get("spent", 0))
+        proposals: list[Record] = list(found.get("proposals", ()))
+        self._on_record({"kind": "cycle", "cycle": cycle, "proposals": len(proposals), "total_spent": self.spent})
+        alive = {f"{cycle}.{number}": one for number, one in enumerate(proposals)}
+        nodes = dict.fromkeys(alive, node)
+        control, verdicts = node, dict[str, Verdict]()
+        for rung, part in enumerate(surgeon.rungs):
+            steps = max(1, math.ceil(part * self.total / node.result["step_flops"]))
+            names = list(alive)
+            jobs = [self._branch(control, None, steps, surgeon.averaged)]
+            for name in names:
+                plan = alive[name]["plan"] if rung == 0 else None
+                jobs.append(self._branch(nodes[name], plan, steps, surgeon.averaged))
+            results = self._do(jobs)
+            self.spent += sum(int(one.get("spent", 0)) for one in results)
+            if "failed" in results[0]:
+                raise RunError(f"the search cannot go on, since its control failed: {results[0]['failed']}")
+            control = self._next(control, results[0], steps)
+            progress = self._progress(node, control)
+            verdicts = {}
+            for name, result in zip(names, results[1:], strict=True):
+                record = {"kind": "branch", "cycle": cycle, "rung": rung, "name": name, "parent": self._lineage}
+                record |= {"edit": alive[name]["kind"], "why": alive[name]["why"], "predicted": alive[name]["gain"]}
+                if "failed" in result:
+                    self._on_record({**record, "failed": result["failed"]})
+                    continue
+                verdict = surgeon.objective.verdict(result, results[0], len(proposals), progress)
+                verdicts[name] = verdict
+                nodes[name] = self._next(nodes[name], result, steps)
+                self._on_record({
+                    **record, **_shown(result), "gain": verdict.gain, "error": verdict.error, "price": verdict.price,
+                    "accepted": verdict.accepted, "total_spent": self.spent,
+                })  # fmt: skip
+            self._on_record({
+                "kind": "control", "cycle": cycle, "rung": rung, "slope": progress.slope, **_shown(results[0])
+            })  # fmt: skip
+            best = sorted(verdicts, key=lambda name: (verdicts[name].score, name))
+            if rung + 1 < len(surgeon.rungs):
+                best = best[: max(1, math.ceil(surgeon.keep * len(best)))]
+            alive = {name: alive[name] for name in best}
+        self._control = control
+        winner = next((name for name in alive if verdicts[name].accepted), None)
+        self._on_record({"kind": "won", "cycle": cycle, "name": winner, "total_spent": self.spent})
+        if winner is None:
+            return None
+        self._lineage += 1
+        return nodes[winner]
+
+    def _progress(self, node: Node, control: Node) -> Progress:
+        """How fast the control learns, since the network was judged from which the cycle began."""
+        before = (max(1, node.compute), float(node.result["loss"]))
+        return Progress.between(before, (control.compute, float(control.result["loss"])), self.total - self.spent)
+
+    def _rung_flops(self) -> int:
+        """What a cycle will cost, about."""
+        return math.ceil(sum(self.surgeon.rungs) * self.total * (1 + self.surgeon.candidates))
+
+    def _branch(self, node: Node, plan: str | None, steps: int, judged: float | None) -> Branch:
+        return Branch(self.problem, node.network, plan, node.steps, steps, self.spent, self.total, judged)
+
+    def _forget_all_but(self, result: Record) -> None:
+        """Of checkpoints; not while the search runs through what it knows, of which the later ones are needed."""
+        if self._computed:
+            self.store.keep_only([str(result["network"])])
+
+    # --- jobs
+
+    def _must(self, job: Job) -> Record:
+        result = self._do([job])[0]
+        if "failed" in result:
+            raise RunError(f"the search cannot go on: {result['failed']}")
+        return result
+
+    def _do(self, jobs: Sequence[Job]) -> list[Record]:
+        """What jobs give, in their order; what the ledger knows is not computed. A lost one is tried once more."""
+        keys = [key_of(job) for job in jobs]
+        self._computed = False
+        found = {key: result for key in keys if (result := self.ledger.get(key)) is not None}
+        for attempt in range(2):
+            missing = [(key, job) for key, job in dict(zip(keys, jobs, strict=True)).items() if key not in found]
+            for number, result in self._runner.run([job for _, job in missing], self.store.root) if missing else ():
+                key = missing[number][0]
+                self._computed = True
+                if attempt or not result.get("lost"):
+                    self.ledger.put(key, result)
+                    found[key] = result
+        return [found[key] for key in keys]
+
+
+def _shown(result: Record) -> Record:
+    """What records show of a result."""
+    names = ("parameters", "flops", "loss", "accuracy", "sizes", "seconds", "seconds_training")
+    return {name: result[name] for name in names if name in result}
+
+
+__all__ = ["Node", "Record", "Search", "Surgeon"]

@@ -1,0 +1,396 @@
+"""The Surgeon: the same search wherever it runs, whatever happens to it, and nothing that is not charged."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from searching import Spirals, Wider
+
+import espalier as esp
+from espalier.edit.plan import Plan, Resize
+from espalier.errors import RunError
+from espalier.evolve import store as storing
+from espalier.evolve.averaging import Mean
+from espalier.evolve.job import Branch, carried_out, key_of, packed, unpacked
+from espalier.evolve.judge import Objective, Progress, front
+from espalier.evolve.processes import Processes
+from espalier.evolve.proposals import LAYER_MOVES, RANDOM_MOVES, UNIT_MOVES, Material, Move, RandomMoves, joined
+from espalier.evolve.runners import Futures, InProcess
+from espalier.evolve.store import Store, StoreFull
+from espalier.evolve.surgeon import Search, Surgeon
+
+TOTAL = 3_000_000
+SURGEON = Surgeon(Wider(), Objective(compute=0.0, confidence=0.6), cycles=2, candidates=3, rungs=(0.02, 0.02))
+STILL = Progress(0.0, 1.0, 1.0)
+TIMES = ("seconds", "seconds_training")
+
+
+def searched(folder, runner=None, problem=None, surgeon=SURGEON):
+    records = []
+    Search(problem or Spirals(), surgeon, TOTAL, folder, runner, records.append).run()
+    return [{name: value for name, value in one.items() if name not in TIMES} for one in records]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """What the search gives when nothing happens."""
+    return searched(tmp_path_factory.mktemp("plain"))
+
+
+def test_a_search_spends_its_budget_and_charges_every_branch(plain):
+    end = plain[-1]
+    assert end["kind"] == "end"
+    assert 0.95 * TOTAL < end["total_spent"] <= TOTAL
+    start, cycle = plain[0], next(one for one in plain if one["kind"] == "cycle")
+    won = next(one for one in plain if one["kind"] == "won")
+    flops = 2 * (2 * 4 + 4 * 4 + 4 * 2)  # a multiply and an add per weight
+    assert start["flops"] == flops
+    steps, judging = math.ceil(0.02 * TOTAL / (3 * 40 * flops)), 80 + 4 * 40
+    passes = 3 * 40 * steps + judging
+    branches = [one for one in plain if one["kind"] == "branch" and one["cycle"] == 0]
+    assert [one["rung"] for one in branches] == [0, 0, 1]  # half of two goes on
+    spent = sum(one["flops"] for one in branches) + 2 * flops
+    assert won["total_spent"] - cycle["total_spent"] == passes * spent
+    trained = plain[: plain.index(cycle)]
+    assert cycle["total_spent"] - trained[-1]["total_spent"] == 3 * 40 * flops  # a backward pass of the proposer
+
+
+def test_a_winner_is_gone_on_with_and_its_edit_is_what_was_proposed(plain):
+    won = [one for one in plain if one["kind"] == "won"]
+    assert won[0]["name"] is not None
+    winner = [one for one in plain if one["kind"] == "branch" and one["name"] == won[0]["name"]][-1]
+    assert winner["accepted"]
+    assert winner["parameters"] > plain[0]["parameters"]
+    after = plain[plain.index(won[0]) + 1]
+    assert after["kind"] == "trained"
+    assert after["sizes"] == winner["sizes"]
+
+
+def test_plain_training_is_a_search_without_cycles(tmp_path):
+    records = searched(tmp_path, surgeon=Surgeon(cycles=0))
+    assert {one["kind"] for one in records} == {"start", "trained", "end"}
+    problem = Spirals()
+    bench = problem.workbench()
+    structure = esp.attach(bench.model, bench.example, optimizer=bench.optimizer)
+    flops, step = 3 * 40 * structure.cost().flops // 2, 0
+    spent = records[0]["flops"] * 80  # the fresh network is judged
+    while spent + flops <= TOTAL:
+        for group in bench.optimizer.param_groups:
+            group["lr"] = 1e-2 * (1 - 0.9 * spent / TOTAL)
+        bench.optimizer.zero_grad()
+        bench.loss(bench.model, bench.batch(step)).backward()
+        bench.optimizer.step()
+        spent, step = spent + flops, step + 1
+    with torch.no_grad():
+        losses = bench.losses(bench.model.eval(), bench.test[0])
+    assert step == records[-1]["steps"]
+    assert float(losses.mean()) == pytest.approx(records[-1]["test_loss"], rel=1e-5)
+
+
+def test_a_job_is_known_by_its_content():
+    job = Branch(Spirals(), None, None, 0, 5, 7, TOTAL)
+    assert key_of(job) == key_of(Branch(Spirals(), None, None, 0, 5, 7, TOTAL))
+    others = [Branch(Spirals(seed=1), None, None, 0, 5, 7, TOTAL), Branch(Spirals(), "a", None, 0, 5, 7, TOTAL)]
+    others.append(Branch(Spirals(), None, None, 1, 5, 7, TOTAL))
+    assert len({key_of(one) for one in (job, *others)}) == 4
+
+
+def test_a_job_leaves_torch_as_it_was(tmp_path):
+    torch.manual_seed(3)
+    before, threads = torch.get_rng_state(), torch.get_num_threads()
+    first = carried_out(Branch(Spirals(), None, None, 0, 3, 0, TOTAL), tmp_path, 1)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.get_num_threads() == threads
+    torch.manual_seed(4)
+    second = carried_out(Branch(Spirals(), None, None, 0, 3, 0, TOTAL), tmp_path, 1)
+    assert first["network"] == second["network"]
+
+
+def test_two_pieces_of_training_are_one(tmp_path):
+    """Only the judging and the rates know of the pieces; with rates by what is spent these do not either."""
+    whole = carried_out(Branch(Spirals(), None, None, 0, 6, 0, TOTAL, None), tmp_path, 1)
+    first = carried_out(Branch(Spirals(), None, None, 0, 4, 0, TOTAL, None), tmp_path, 1)
+    second = carried_out(Branch(Spirals(), first["network"], None, 4, 2, first["spent"], TOTAL, None), tmp_path, 1)
+    assert second["network"] == whole["network"]
+    assert first["spent"] + second["spent"] == whole["spent"]
+
+
+# --- trouble
+
+
+def test_a_branch_with_a_loss_that_is_no_number_is_the_only_loss(tmp_path, plain):
+    surgeon = Surgeon(Wider(broken=True), SURGEON.objective, cycles=1, candidates=3, rungs=(0.02, 0.02))
+    records = searched(tmp_path, surgeon=surgeon)
+    failed = [one for one in records if "failed" in one]
+    assert [one["edit"] for one in failed] == ["broken"]
+    assert "loss became" in failed[0]["failed"]
+    assert records[-1]["kind"] == "end"
+
+
+@pytest.mark.parametrize("trouble", ["kill", pytest.param("hang", marks=pytest.mark.slow)])
+def test_a_worker_that_dies_or_hangs_loses_its_branch_and_not_the_search(tmp_path, trouble):
+    with Processes(2, limit=12.0) as runner:
+        records = searched(tmp_path, runner, Spirals(trouble=trouble), Surgeon(Wider(), cycles=1, rungs=(0.02,)))
+    failed = [one for one in records if "failed" in one]
+    assert [one["why"] for one in failed] == ["widen 0"]  # the other edit leaves the first layer alone
+    assert "worker was lost" in failed[0]["failed"]
+    assert records[-1]["kind"] == "end"
+
+
+def test_a_branch_whose_worker_died_once_is_tried_again(tmp_path):
+    problem = Spirals(trouble="kill", once=str(tmp_path / "over"))
+    with Processes(1) as runner:
+        records = searched(tmp_path / "run", runner, problem)
+    assert (tmp_path / "over").exists()
+    assert records == searched(tmp_path / "again", problem=problem)
+    assert not any("failed" in one for one in records)
+
+
+def test_a_search_that_is_killed_goes_on_and_ends_where_it_would_have(tmp_path, plain):
+    program = (
+        "import sys; from pathlib import Path; from test_evolve import searched\n"
+        "if __name__ == '__main__': searched(Path(sys.argv[1]))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(Path(__file__).parent), *sys.path))}
+    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], env=environment)
+    ledger = tmp_path / "ledger.sqlite"
+    before = time.monotonic()
+    while time.monotonic() - before < 60 and _finished_jobs(ledger) < 6:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = _finished_jobs(ledger)
+    assert done >= 6
+    assert searched(tmp_path) == plain
+    assert _finished_jobs(ledger) > done
+
+
+def test_a_full_disk_stops_the_search_which_then_goes_on(tmp_path, plain, monkeypatch):
+    move, calls = storing.os.replace, []
+
+    def full(source, target):
+        calls.append(target)
+        if len(calls) == 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return move(source, target)
+
+    monkeypatch.setattr(storing.os, "replace", full)
+    with pytest.raises(StoreFull, match="make room"):
+        searched(tmp_path)
+    assert not list((tmp_path / "store").glob("unfinished-*"))
+    assert searched(tmp_path) == plain
+
+
+def test_a_folder_belongs_to_one_search(tmp_path):
+    Search(Spirals(), SURGEON, TOTAL, tmp_path)
+    with pytest.raises(RunError, match="another search"):
+        Search(Spirals(seed=1), SURGEON, TOTAL, tmp_path)
+
+
+# --- where
+
+
+@pytest.mark.parametrize("kind", ["processes", pytest.param("executor", marks=pytest.mark.slow)])
+def test_results_do_not_depend_on_where_branches_run(tmp_path, plain, kind):
+    if kind == "processes":
+        with Processes(2) as runner:
+            assert searched(tmp_path, runner) == plain
+    else:
+        with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as executor:
+            assert searched(tmp_path, Futures(executor.submit)) == plain
+
+
+RAY = """
+import ray
+from espalier.evolve.on_ray import OnRay
+ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+records = searched(Path(sys.argv[1]), OnRay())
+print(json.dumps([len({one["NodeID"] for one in ray.nodes()}), records]))
+"""
+DASK = """
+from dask.distributed import Client
+from espalier.evolve.runners import Futures
+with Client(n_workers=2, threads_per_worker=1, dashboard_address=None) as client:
+    records = searched(Path(sys.argv[1]), Futures(client.submit))
+    print(json.dumps([len(client.nthreads()), records]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", [RAY, DASK], ids=["ray", "dask"])
+def test_a_cluster_gives_what_one_process_does(tmp_path, plain, program):
+    start = "import json, sys\nfrom pathlib import Path\nfrom test_evolve import searched\n"
+    program = start + "if __name__ == '__main__':\n" + program.replace("\n", "\n    ")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(Path(__file__).parent), *sys.path))}
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    nodes, records = json.loads(done.stdout.strip().splitlines()[-1])
+    assert nodes >= 1
+    assert records == json.loads(json.dumps(plain))
+
+
+def test_results_do_not_depend_on_the_order_in_which_branches_end(tmp_path, plain):
+    class Backwards:
+        def run(self, jobs, folder):
+            return reversed(list(InProcess().run(jobs, folder)))
+
+    assert searched(tmp_path, Backwards()) == plain
+
+
+def test_a_future_that_does_not_end_is_given_up(tmp_path):
+    class Never:
+        def done(self):
+            return False
+
+        def result(self):
+            raise AssertionError("nobody should ask")
+
+    job = Branch(Spirals(), None, None, 0, 1, 0, TOTAL)
+    found = list(Futures(lambda *_: Never(), limit=0.05).run([job], tmp_path))
+    assert found[0][0] == 0
+    assert found[0][1]["lost"]
+
+
+# --- parts
+
+
+def test_a_verdict_is_the_paired_test_that_it_says():
+    drawn = torch.Generator().manual_seed(0)
+    control, branch = torch.rand(500, generator=drawn), torch.rand(500, generator=drawn)
+    results = [
+        {"losses": packed(one.double()), "parameters": count, "flops": 10}
+        for one, count in ((branch, 200), (control, 100))
+    ]
+    found = Objective(parameters=0.5).verdict(*results, 4, Progress(0.1, 100.0, 900.0))
+    difference = (branch - control).double()
+    assert found.gain == pytest.approx(-float(difference.mean()), abs=1e-7)
+    assert found.error == pytest.approx(float(difference.std()) / math.sqrt(500), rel=1e-6)
+    assert found.price == pytest.approx(0.5 * math.log(2))
+    assert found.score == found.price - found.gain
+    assert not found.accepted
+
+
+def test_branches_that_are_no_better_are_accepted_as_rarely_as_the_confidence_says():
+    drawn, accepted, trials = torch.Generator().manual_seed(1), 0, 400
+    for _ in range(trials):
+        control = {"losses": packed(torch.randn(200, generator=drawn)), "parameters": 1, "flops": 1}
+        branches = [{**control, "losses": packed(torch.randn(200, generator=drawn))} for _ in range(5)]
+        accepted += any(Objective(confidence=0.9).verdict(one, control, 5, STILL).accepted for one in branches)
+    assert accepted / trials < 0.1 + 3 * math.sqrt(0.1 * 0.9 / trials)
+    assert accepted > 0
+
+
+def test_a_network_of_twice_the_cost_pays_with_the_progress_of_half_the_steps_that_are_left():
+    """With losses on a line over ln(FLOPs), two networks that are equal now: what the dearer one will miss."""
+    progress = Progress.between((100.0, 2.0), (200.0, 2.0 - 0.3 * math.log(2)), left=1000.0)
+    assert progress.slope == pytest.approx(0.3)
+    cheap = 0.3 * (math.log(1200) - math.log(200))
+    dear = 0.3 * (math.log(200 + 500) - math.log(200))
+    assert progress.price(2.0) == pytest.approx(cheap - dear)
+    assert progress.price(1.0) == 0
+    assert progress.price(0.5) < 0
+    assert Progress.between((100.0, 2.0), (200.0, 2.5), left=1.0).price(9.0) == 0  # a loss that rises prices nothing
+
+
+def test_packed_losses_come_back_in_single_precision():
+    values = torch.randn(7, dtype=torch.float64)
+    assert torch.equal(unpacked(packed(values)), values.float().double())
+
+
+def test_the_front_holds_what_nothing_beats():
+    assert front([(1.0, 5.0), (2.0, 4.0), (2.0, 6.0), (1.0, 5.0), (3.0, 3.0)]) == [0, 1, 3, 4]
+
+
+def test_the_store_knows_content_and_forgets_what_is_not_kept(tmp_path):
+    store = Store(tmp_path)
+    one = store.put(lambda folder: (folder / "a").write_text("x") and None)
+    same = store.put(lambda folder: (folder / "a").write_text("x") and None)
+    other = store.put(lambda folder: (folder / "b").write_text("x") and None)
+    assert one == same != other
+    (tmp_path / "unfinished-1").mkdir()
+    store.keep_only([other])
+    assert [path.name for path in tmp_path.iterdir()] == [other]
+
+
+def test_a_network_is_judged_at_the_mean_of_its_weights_and_left_as_it_was():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    mean, seen = Mean(model), []
+    for step in range(3):
+        with torch.no_grad():
+            model[0].weight.fill_(step)
+        mean.look()
+    state = {name: one.clone() for name, one in model.state_dict().items()}
+    x = torch.randn(50, 3)
+    with mean.applied([lambda: model(x)]):
+        seen.append(model[0].weight.clone())
+        expected = (x.sum(1) + 0.0)[:, None] + model[0].bias
+        assert torch.allclose(model[1].running_mean, expected.mean(0), atol=1e-5)
+    assert torch.allclose(seen[0], torch.ones(4, 3))
+    assert all(torch.equal(one, state[name]) for name, one in model.state_dict().items())
+
+
+def test_plans_join_unless_they_change_the_same():
+    a, b = Plan((Resize("0", add=2),)), Plan((Resize("2", remove=(1,)),))
+    both = joined([a, b])
+    assert both is not None
+    assert [edit.axis for edit in both.edits] == ["0", "2"]
+    assert joined([a, Plan((Resize("0", add=1),))]) is None
+    bench = Spirals().workbench()
+    structure = esp.attach(bench.model, bench.example, optimizer=bench.optimizer)
+    structure.apply(both)
+    assert structure.axes["0"].size, structure.axes["2"].size == (6, 3)
+
+
+@pytest.mark.parametrize("move", sorted({*UNIT_MOVES, *LAYER_MOVES, *RANDOM_MOVES}, key=repr), ids=str)
+def test_moves_are_plans_and_leave_the_network_alone(move):
+    bench = Spirals(width=6).workbench()
+    structure = esp.attach(bench.model, bench.example, optimizer=bench.optimizer)
+    before = {name: one.clone() for name, one in bench.model.state_dict().items()}
+    material = Material(structure, lambda batch: bench.loss(bench.model, batch), [bench.batch(0), bench.batch(1)], 5)
+    plan = move.plan(material, None)
+    assert all(torch.equal(one, before[name]) for name, one in bench.model.state_dict().items())
+    assert not structure.history
+    if plan is not None:
+        structure.apply(plan)
+        assert (structure.cost().parameters > 64 + 8 + 6) == (move.direction == "grow")
+
+
+def test_random_moves_are_as_many_as_wanted_differ_and_repeat():
+    bench = Spirals(width=6).workbench()
+    structure = esp.attach(bench.model, bench.example, optimizer=bench.optimizer)
+    material = Material(structure, lambda batch: bench.loss(bench.model, batch), [bench.batch(0)], 5)
+    found = RandomMoves()(material, 4)
+    assert len({str(one.plan) for one in found}) == 4
+    assert [str(one.plan) for one in RandomMoves()(material, 4)] == [str(one.plan) for one in found]
+
+
+def test_a_move_that_is_unknown_says_so():
+    bench = Spirals().workbench()
+    structure = esp.attach(bench.model, bench.example, optimizer=bench.optimizer)
+    material = Material(structure, lambda batch: bench.loss(bench.model, batch), [bench.batch(0)], 5)
+    assert Move.of("grow", "nonsense").plan(material, None) is None
+
+
+def _finished_jobs(ledger):
+    import sqlite3
+    from contextlib import closing
+
+    try:
+        with closing(sqlite3.connect(ledger)) as found:
+            return int(found.execute("SELECT COUNT(*) FROM results").fetchone()[0])
+    except sqlite3.Error:
+        return 0

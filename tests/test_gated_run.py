@@ -1,0 +1,191 @@
+"""`espalier run --method npn`: options without a size, what is recorded of gates, and a run that goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_run import InterruptAfter, assert_same_outcome, records
+
+import espalier as esp
+from espalier.bench.options import NONE, Options, resolve
+from espalier.bench.presets import PRESETS
+from espalier.bench.progress import Silent
+from espalier.bench.run import resume, start
+from espalier.bench.tasks import flat_then, task
+from espalier.cli import main
+from espalier.errors import EspalierError, MethodError, RunError
+from espalier.parts.budget import Parameters
+from espalier.train.settings import build
+
+MOONS = {"task": "moons", "method": "npn", "epochs": 40, "static": False}
+
+
+def moons(**changes: object) -> Options:
+    return resolve({**MOONS, **changes})
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "grown"
+    start(moons(setting="growing", static=True), folder, Silent())
+    return folder
+
+
+# ---- options
+
+
+def test_one_name_is_the_method_of_the_setting() -> None:
+    growing, shrinking = moons(setting="growing"), moons(setting="shrinking")
+    assert (growing.grow, growing.prune) == ("npn", NONE)
+    assert (shrinking.grow, shrinking.prune) == (NONE, "npn")
+    other = resolve({"method": "magnitude", "setting": "shrinking"})
+    assert (other.grow, other.prune, other.size) == (NONE, "magnitude", 0.5)
+    assert moons(method=None, grow="npn") == growing, "growing needs no pruning where gates decide"
+
+
+def test_gates_begin_with_the_whole_network_and_take_no_size() -> None:
+    for setting in ("growing", "shrinking"):
+        chosen = moons(setting=setting)
+        assert (chosen.size, chosen.width, chosen.model) == (None, 1.0, "embedded-mlp")
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"method": "npn", "size": 0.5}, MethodError, "'npn' takes no size, since its penalty decides"),
+        ({"method": "npn", "grow": "random"}, RunError, "leave out --grow, or --method"),
+        ({"method": "npn", "grow": "random", "prune": "npn"}, RunError, "leave out --grow and --prune, or --method"),
+        ({"method": "npn", "setting": "constant"}, RunError, "'constant' needs two: give --grow and --prune"),
+        (
+            {"grow": "npn", "prune": "magnitude"},
+            MethodError,
+            "works alone, in the setting 'growing'; found .*prune='ma",
+        ),
+        ({"grow": NONE, "prune": "npn", "setting": "growing"}, MethodError, "alone, in the setting 'shrinking'"),
+        ({"method": "wild"}, MethodError, "there is no grow method 'wild'"),
+        ({"method": "wild", "setting": "shrinking"}, MethodError, "there is no prune method 'wild'"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(given: dict[str, Any], error: type[EspalierError], message: str) -> None:
+    with pytest.raises(error, match=message):
+        resolve(given)
+
+
+def test_settings_make_a_method_without_a_budget() -> None:
+    (method,) = build("shrinking", None, "npn", total_steps=100, axes=["fc1"])
+    assert method == esp.prune.NPN(axes=["fc1"])
+    with pytest.raises(MethodError, match="takes no budget; leave measure= and scope= out, found 'flops'"):
+        build("shrinking", None, "npn", total_steps=100, measure="flops")
+    (other,) = build("shrinking", None, "magnitude", total_steps=100)
+    assert other.schedule.amount.budget == Parameters(0.5, of="initial")
+
+
+@pytest.mark.parametrize("key", PRESETS)
+def test_a_preset_makes_both_methods_and_trains_on_data_as_they_are(key: tuple[str, str]) -> None:
+    preset = PRESETS[key]
+    assert preset.methods.keys() == {"growing", "shrinking"}
+    for setting, direction in (("growing", "grow"), ("shrinking", "prune")):
+        method = preset.methods[setting]()
+        assert (method.name, method.direction) == (key[1], direction)
+    row = preset.of(task("mnist"))
+    assert (row.name, row.augment, row.epochs) == ("mnist", None, preset.epochs)
+
+
+def test_a_schedule_that_falls_once() -> None:
+    schedule = flat_then(0.75, 0.1)
+    assert [schedule(at / 4) for at in range(5)] == [1.0, 1.0, 1.0, 0.1, 0.1]
+
+
+# ---- runs
+
+
+def test_a_growing_run_wakes_units_and_records_its_gates(grown: Path) -> None:
+    epochs = records(grown, "epoch")
+    assert [record["axes"] for record in epochs[:2]] == [{"embed": 100, "hidden": 80}, {"embed": 3, "hidden": 3}]
+    assert max(record["axes"]["hidden"] for record in epochs) > 5
+    stages = [record["gates"]["stage"] for record in epochs]
+    assert stages == sorted(stages)
+    assert set(stages) == {0, 1, 2}
+    for record in epochs[1:]:
+        gates = record["gates"]
+        assert {axis: sum(counts) for axis, counts in gates["axes"].items()} == record["axes"]
+        assert all(len(counts) == 20 for counts in gates["axes"].values())
+        assert gates["k"] == 5000 if gates["stage"] != 1 else 1 <= gates["k"] < 50
+        assert gates["asleep"]["hidden"] + record["axes"]["hidden"] == 80
+
+
+def test_maps_are_made_of_a_plane_and_points_are_kept(grown: Path) -> None:
+    (begin,) = records(grown, "start")
+    assert len(begin["points"]["inputs"]) == len(begin["points"]["labels"]) == 450
+    shown = {record["epoch"]: record["map"] for record in records(grown, "epoch") if "map" in record}
+    assert {1, 4, 20, 40} <= shown.keys()
+    assert len(shown) < 20
+    inputs = torch.tensor(begin["points"]["inputs"])
+    for found in shown.values():
+        values = torch.tensor(found["values"])
+        assert values.shape == (40, 40)
+        assert 0 <= float(values.min()) <= float(values.max()) <= 1
+        assert found["x"][0] < float(inputs[:, 0].min()) < float(inputs[:, 0].max()) < found["x"][1]
+    # the network that is left sees the upper moon, class 0, above the lower one
+    last = torch.tensor(shown[40]["values"])
+    assert float(last[:10].mean()) > 0.5 > float(last[30:].mean())
+
+
+def test_the_network_that_is_left_is_what_was_tested(grown: Path) -> None:
+    (end,) = records(grown, "end")
+    assert end["axes"] == records(grown, "epoch")[-1]["axes"]
+    assert end["parameters"] < 100 * 2 + 100 * 80 + 80 + 80 * 2 + 2
+    assert end["static"]["parameters"] == end["parameters"]
+    assert not any("gates" in record for record in records(grown, "static_epoch"))
+
+
+def test_other_runs_record_no_gates(tmp_path: Path) -> None:
+    start(resolve({"task": "moons", "epochs": 2, "static": False}), tmp_path / "run", Silent())
+    assert not any("gates" in record or "map" in record or "points" in record for record in records(tmp_path / "run"))
+
+
+def test_an_interrupted_run_with_gates_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
+    chosen = moons(setting="growing", epochs=16)
+    start(chosen, tmp_path / "whole", Silent())
+    with pytest.raises(KeyboardInterrupt):
+        start(chosen, tmp_path / "again", InterruptAfter(23))
+    given = {"method": "npn", "setting": "growing"}
+    resume(tmp_path / "again", given, Silent())
+    assert_same_outcome(tmp_path / "whole", tmp_path / "again")
+    with pytest.raises(RunError, match="grow was npn and is random now"):
+        resume(tmp_path / "again", {"method": "random"}, Silent())
+
+
+def test_points_of_a_file_are_pruned_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    generator = np.random.default_rng(0)
+    points = generator.normal(size=(200, 2))
+    np.savez(tmp_path / "points.npz", points=points, labels=(points[:, 0] > 0).astype(int))
+    words = ["run", "--data", str(tmp_path / "points.npz"), "--model", "embedded-mlp", "--method", "npn"]
+    out = tmp_path / "run"
+    assert main([*words, "--setting", "shrinking", "--epochs", "3", "--no-static", "--out", str(out)]) == 0
+    assert "test accuracy" in capsys.readouterr().out
+    config = json.loads((out / "config.json").read_text())
+    assert (config["grow"], config["prune"], config["size"], config["lr"]) == (NONE, "npn", None, 1e-3)
+
+
+def test_gates_are_seen_through_the_session() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.ReLU(), torch.nn.Linear(5, 2))
+    batch = (torch.randn(8, 3), torch.zeros(8, dtype=torch.int64))
+
+    def loss(network: torch.nn.Module, data: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(network(data[0]), data[1])
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    structure = esp.attach(model, batch[0], optimizer=optimizer)
+    plain = esp.Session(structure, [esp.prune.Magnitude()], loss=loss, total_steps=10)
+    assert plain.gates() is None
+    found = esp.Session(structure, [esp.prune.NPN()], loss=loss, total_steps=10).gates()
+    assert found is not None
+    assert (found.stage, found.k, found.asleep) == (0, 5000.0, {})
+    assert found.probabilities.keys() == {"0"}
+    assert len(found.probabilities["0"]) == 5
