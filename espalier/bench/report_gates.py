@@ -45,11 +45,11 @@ def _about(found: GateHistory, most: dict[str, float]) -> str:
     if "search" in starts:
         until = f" to {whole(starts['fine-tuning'])}" if "fine-tuning" in starts else " on"
         text += f" Gates were undecided in the search, from epoch {whole(starts['search'])}{until}."
-    if not asleep:
+    every = max(sum(most.values()), there)
+    if there == every:
         return f"{text} All {whole(there)} gates are in the network at last."
-    return (
-        f"{text} Of {whole(sum(most.values()))} gates {whole(there)} are in the network at last, {whole(asleep)} sleep."
-    )
+    sleep = f", {whole(asleep)} sleep" if asleep else ""
+    return f"{text} Of {whole(every)} gates {whole(there)} are in the network at last{sleep}."
 
 
 def _keys(found: GateHistory) -> str:
