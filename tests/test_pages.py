@@ -42,3 +42,9 @@ def test_recommend() -> None:
     scope = run_blocks(DOCS / "recommend.md")
     found = scope["found"]
     assert len(found) >= 1  # type: ignore[arg-type]
+
+
+def test_files_that_the_pages_name_exist() -> None:
+    for page in sorted(DOCS.glob("*.md")):
+        for target in re.findall(r"\]\(([^)#:]+\.\w+)(?:#[^)]*)?\)", page.read_text()):
+            assert (DOCS / target).exists(), f"{page.name}: {target}"
