@@ -31,6 +31,12 @@ def test_schedules() -> None:
     assert {"grow", "prune", "rejected"} <= {event.action for event in session.events}  # type: ignore[attr-defined]
 
 
+def test_evolve(capsys: pytest.CaptureFixture[str]) -> None:
+    scope = run_blocks(DOCS / "evolve.md")
+    assert {"cycle", "branch", "won", "end"} <= {one["kind"] for one in scope["records"]}  # type: ignore[attr-defined]
+    assert "training FLOPs" in capsys.readouterr().out
+
+
 def test_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     scope = run_blocks(DOCS / "layers.md")

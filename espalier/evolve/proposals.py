@@ -81,7 +81,12 @@ class Scout:
         material = Material(structure, loss, batches, derived_seed("scout", key_of(self)))
         found = []
         for one in self.proposer(material, self.count):
-            found.append({"plan": keep_plan(store, one.plan), "kind": one.kind, "why": one.why, "gain": one.gain})
+            structure.apply(one.plan)
+            flops = structure.cost().flops // bench.examples
+            structure.undo()
+            found.append({
+                "plan": keep_plan(store, one.plan), "kind": one.kind, "why": one.why, "gain": one.gain, "flops": flops
+            })  # fmt: skip
         return {"proposals": found, "spent": spent}
 
 
