@@ -223,6 +223,7 @@ def joined(plans: Sequence[Plan]) -> Plan | None:
         deltas=_merged([plan.deltas for plan in plans]),
         masks=tuple(one for plan in plans for one in plan.masks),
         depth=tuple(one for plan in plans for one in plan.depth),
+        starts=deep[0].starts if deep else {},  # by the number of the edit, which stays, as the others have none
     )
 
 
