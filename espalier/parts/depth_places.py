@@ -264,9 +264,12 @@ def _suited(structure: Structure, at: str, stage: str) -> dict[str, Candidate]:
 def _identity(structure: Structure, at: str, activation: str, stage: str) -> dict[str, Candidate]:
     try:
         suited = default_layer(structure.topology, at)
-        if not isinstance(suited, ResidualLayer):
+        if isinstance(suited, ResidualLayer):
+            layer = Identity(suited.features, suited.kernel, activation)
+        elif isinstance(suited, Identity):
+            layer = suited
+        else:
             return {}
-        layer = Identity(suited.features, suited.kernel, activation)
         return {f"{at} + identity": inserted(structure, at, layer, stage)}
     except PlanError:
         return {}
