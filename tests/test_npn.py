@@ -465,11 +465,16 @@ def test_the_method_is_a_frozen_value_whose_text_evaluates_to_it(method):
     assert hash(method) == hash(replace(method))
 
 
+class Spread(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x.prod(-1, keepdim=True)
+
+
 def test_wrong_settings_say_so():
-    model, example = nn.Sequential(nn.Linear(3, 6), nn.Softmax(-1), nn.Linear(6, 2)), (torch.randn(4, 3),)
+    model, example = nn.Sequential(nn.Linear(3, 6), Spread(), nn.Linear(6, 2)), (torch.randn(4, 3),)
     structure = esp.attach(model, example, optimizer=torch.optim.SGD(model.parameters(), 0.1))
     session = esp.Session(structure, [esp.prune.NPN(axes=["0"])], loss=lambda m, b: m(*b).sum(), total_steps=5)
-    with pytest.raises(MethodError, match=r"0 cannot have gates: is normalised by a softmax"):
+    with pytest.raises(MethodError, match=r"0 cannot have gates: is reduced"):
         session.loss(example)
     with pytest.raises(MethodError, match="judged"):
         esp.prune.NPN(judged="soft")
