@@ -128,7 +128,7 @@ def test_gates_of_weights_follow_edits_as_masks_do_and_undo(name):
     shape = run.model.get_parameter(name).shape
     noted = torch.arange(shape.numel()).double() + 1
     table.logits[name] = noted.clone()
-    state = json.dumps(run.memory.state())
+    state = json.dumps(run.session.state_dict())
     run.structure.prune("0", [1, 4])
     run.structure.prune("2", [0])
     run.structure.grow("2", by=2)
@@ -147,7 +147,7 @@ def test_gates_of_weights_follow_edits_as_masks_do_and_undo(name):
     for _ in range(3):
         run.structure.undo()
     run.session.state_dict()
-    assert json.dumps(run.memory.state()) == state
+    assert json.dumps(run.session.state_dict()) == state
     run.train(3)
 
 
