@@ -23,6 +23,11 @@ from espalier.parts.keep import Blocks as Blocks
 from espalier.parts.linear_fit import linearise as linearise
 from espalier.parts.rank import rank_by_energy as rank_by_energy
 from espalier.parts.rank import rank_by_error as rank_by_error
+from espalier.parts.recommend.advising import recommend as recommend
+from espalier.parts.recommend.criteria import WBIC as WBIC
+from espalier.parts.recommend.criteria import Criterion as Criterion
+from espalier.parts.recommend.recommendation import Recommendation as Recommendation
+from espalier.parts.recommend.recommendation import Recommendations as Recommendations
 from espalier.parts.recovery import Accept as Accept
 from espalier.parts.recovery import Recovery as Recovery
 from espalier.parts.scaled import scaled_plan as scaled_plan

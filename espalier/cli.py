@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from espalier.bench.advising import SPLITS, Wanted, find_subject, write_plans
 from espalier.bench.folder import next_free
 from espalier.bench.inspection import as_json, inspect
 from espalier.bench.listing import methods_text
@@ -24,6 +25,8 @@ from espalier.bench.report import write_report
 from espalier.bench.run import resume, start
 from espalier.errors import EspalierError, RunError
 from espalier.method import load_methods
+from espalier.parts.recommend.advising import recommend
+from espalier.parts.recommend.criteria import CRITERIA
 
 _METHODS_FROM = "a Python file that registers methods of your own"
 WRONG_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 1
@@ -96,6 +99,27 @@ def _report(options: argparse.Namespace, words: list[str]) -> int:
     return 0
 
 
+def _recommend(options: argparse.Namespace, words: list[str]) -> int:
+    subject = find_subject(
+        Wanted(
+            options.target, options.data, options.model, options.width, options.split, options.batches,
+            options.batch_size, options.seed,
+        )
+    )  # fmt: skip
+    found = recommend(
+        subject.structure, loss=subject.loss, batches=subject.batches, criterion=options.criterion,
+        samples=options.samples or subject.samples, axes=options.axes, layers=options.layers,
+        permutations=options.permutations, seed=options.seed,
+    )  # fmt: skip
+    if options.plans is not None:
+        write_plans(found, options.plans)
+    if options.json:
+        print(json.dumps({"target": options.target, **found.as_json()}, indent=2))
+    else:
+        print(found.table(options.top))
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="espalier", description="Grow and prune neural networks while they train.", allow_abbrev=False
@@ -130,6 +154,16 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(call=_inspect)
 
     command = commands.add_parser(
+        "recommend",
+        allow_abbrev=False,
+        help="say which edits of a trained network are likely to help, and why",
+        description="Look at every axis and layer of a trained network and print a ranked table of edits that are "
+        "likely to help, each with its reasons and with what it is predicted to change.",
+    )
+    command.set_defaults(call=_recommend)
+    _add_recommend_arguments(command)
+
+    command = commands.add_parser(
         "methods", allow_abbrev=False, help="list the methods that grow and prune", description="List the methods."
     )
     command.add_argument("--methods-from", metavar="FILE.py", help=_METHODS_FROM)
@@ -144,6 +178,33 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("folder", metavar="DIR", type=Path, help="the folder of the run")
     command.set_defaults(call=_report)
     return parser
+
+
+def _add_recommend_arguments(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add(
+        "target",
+        metavar="RUN_OR_MODEL",
+        help="the folder of a run; a folder that espalier.save wrote, with --model and --data; a network as `espalier "
+        "inspect` takes it, with --data; or package.module:function that returns a model, example inputs, a loss "
+        "function and batches",
+    )
+    add("--data", metavar="DATA", help="a task (digits, mnist, cifar10, ...) or FILE.npz, for all but runs")
+    add("--model", metavar="NAME", help="what a saved network was built as, as `espalier inspect` takes it")
+    add("--width", type=float, default=1.0, metavar="FACTOR", help="of a built-in --model; default 1")
+    criteria = ", ".join(CRITERIA)
+    add("--criterion", default="aic-effective", metavar="NAME", help=f"{criteria}; default aic-effective")
+    add("--split", choices=SPLITS, default=SPLITS[0], help="samples to look at; default validation")
+    add("--batches", type=int, default=4, metavar="N", help="to look at; default 4")
+    add("--batch-size", type=int, default=128, metavar="N", help="default 128")
+    add("--samples", type=int, metavar="N", help="that the network was trained on; default: those of the data")
+    add("--axes", nargs="+", metavar="PATTERN", help="axes to look at; default: all")
+    add("--layers", nargs="*", metavar="PATTERN", help="layers to look at, none for none; default: all")
+    add("--permutations", type=int, default=39, metavar="N", help="of each test against chance; default 39")
+    add("--seed", type=int, default=0, metavar="N")
+    add("--top", type=int, metavar="N", help="rows to print; default: all")
+    add("--plans", type=Path, metavar="DIR", help="write the plans there, to be read by espalier's Plan.load")
+    add("--json", action="store_true", help="as JSON")
 
 
 def _add_run_arguments(command: argparse.ArgumentParser) -> None:

@@ -1,5 +1,6 @@
 """Kinds of gates other than Bernoulli ones: hard-concrete gates and dropout, in closed form and in training."""
 
+import itertools
 import math
 
 import pytest
@@ -8,6 +9,7 @@ from test_npn import Plain
 
 import espalier as esp
 from espalier.errors import MethodError
+from espalier.parts.gates.decay import GroupDecay
 from espalier.parts.gates.dropout import Dropout
 from espalier.parts.gates.expected import PerUnit
 from espalier.parts.gates.hard_concrete import HardConcrete
@@ -235,3 +237,69 @@ def test_wrong_settings_say_so():
         esp.prune.L0(Stages(start=0.0, until=1.0))
     with pytest.raises(MethodError, match="between 0 and 1"):
         KIND.logit(1.0, 1.0)
+
+
+# --- Group decay -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("learnt", [False, True])
+def test_group_decay_is_the_expected_square_of_gated_weights(learnt):
+    """Against enumeration, with gates on both dimensions of one parameter; and its gradients."""
+    decay = GroupDecay(0.7, learnt)
+    run = Plain(esp.prune.NPN(Stages(1.0, 0.0, 1.0), None, axes=["0", "2"], begin=0.6, decay=decay), total=10**6)
+    run.model.double()
+    run.batch = tuple(one.double() for one in run.batch)
+    run.session.loss(run.batch)
+    memory, table = run.memory, run.memory.table
+    gates = memory.gates(run.session._context(run.session._gated))
+    p = table.probabilities(0.0)
+    assert not torch.equal(p["0"], torch.full((6,), 0.6).double())
+    total = 0.0
+    for chosen in itertools.product((0.0, 1.0), repeat=5):
+        z = torch.tensor(chosen).double()
+        chance = float(torch.where(z > 0, p["2"], 1 - p["2"]).prod())
+        total += chance * float((run.model[4].weight.detach() * z).square().sum())
+    total += float((run.model[2].weight.detach().square() * p["0"]).sum())  # by linearity
+    chances = gates.factors(p)
+    assert set(chances) == {"2.weight", "4.weight"}
+    tensors = {name: run.model.get_parameter(name).detach() for name in chances}
+    assert float(decay(tensors, chances)) == pytest.approx(0.35 * total)
+
+    def value(key: str, unit: int, step: float) -> float:
+        logits = {name: one.clone() for name, one in table.logits.items()}
+        logits[key][unit] += step
+        moved = {name: table.settings.kind.probability(one, 1.0) for name, one in logits.items()}
+        return float(decay(tensors, gates.factors(moved)).detach())
+
+    before = run.model[4].weight.detach().clone()
+    losses = []
+    for strength in (0.0, 0.7):
+        method = esp.prune.NPN(
+            Stages(1.0, 0.0, 1.0), None, axes=["0", "2"], begin=0.6, decay=GroupDecay(strength, learnt)
+        )  # fmt: skip
+        other = Plain(method, total=10**6)
+        other.model.double()
+        other.batch = run.batch
+        loss = other.session.loss(run.batch)
+        loss.backward()
+        slope = other.memory.table._slope
+        losses.append((float(loss.detach()), other.model[4].weight.grad.clone(), slope))
+    assert torch.equal(before, other.model[4].weight.detach())
+    assert losses[1][0] - losses[0][0] == pytest.approx(0.35 * total)
+    torch.testing.assert_close(losses[1][1] - losses[0][1], 0.7 * chances["4.weight"] * before)
+    slopes = parted(losses[1][2] - losses[0][2], table.logits)
+    for key, row in slopes.items():
+        for unit in range(len(row)):
+            expected = (value(key, unit, 1e-6) - value(key, unit, -1e-6)) / 2e-6 if learnt else 0.0
+            assert float(row[unit]) == pytest.approx(expected, rel=1e-5, abs=1e-8)
+
+
+def test_the_network_is_judged_without_group_decay():
+    run = Plain(esp.prune.NPN(Stages(1.0, 0.0, 1.0), None, decay=GroupDecay(0.7)))
+    run.model.eval()
+    with torch.no_grad():
+        value = float(run.session.loss(run.batch))
+        with run.session.decided():
+            assert value == pytest.approx(float(run.loss(run.model, run.batch)))
+    with pytest.raises(MethodError, match="strength"):
+        GroupDecay(-1.0)

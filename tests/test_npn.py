@@ -33,19 +33,21 @@ from espalier.parts.gates.dormant import give_state_back, kept
 from espalier.parts.gates.estimators import AR, ARM, DisARM
 from espalier.parts.gates.expected import ExpectedCost, PerUnit
 from espalier.parts.gates.functions import HardSigmoid
+from espalier.parts.gates.layer_memory import LayerGates
 from espalier.parts.gates.memory import GateMemory
 from espalier.parts.gates.packing import packed
 from espalier.parts.gates.settings import GateSettings
 from espalier.parts.gates.stages import Stages
+from espalier.parts.gates.weight_memory import WeightGates
 
 ALWAYS = Stages(k=3.0, start=0.0, until=1.0)
 HARD = Stages(k=3.0, start=0.9, until=0.95)
 
 
-def memory_of(session: esp.Session) -> GateMemory:
+def memory_of(session: esp.Session) -> Any:
     """The gates of a session that has taken a step."""
     found = session._controller.running[0].memory
-    assert isinstance(found, GateMemory)
+    assert isinstance(found, GateMemory | WeightGates | LayerGates)
     return found
 
 
@@ -93,7 +95,7 @@ class Plain:
         return self
 
     @property
-    def memory(self) -> GateMemory:
+    def memory(self) -> Any:
         assert self.session is not None
         return memory_of(self.session)
 

@@ -36,3 +36,9 @@ def test_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scope = run_blocks(DOCS / "layers.md")
     structure = scope["structure"]
     assert len(structure.history) == 11  # type: ignore[attr-defined]
+
+
+def test_recommend() -> None:
+    scope = run_blocks(DOCS / "recommend.md")
+    found = scope["found"]
+    assert len(found) >= 1  # type: ignore[arg-type]

@@ -134,17 +134,33 @@ def _transformers_inputs(name: str, model: Any) -> dict[str, torch.Tensor]:
     )
 
 
-def _call(source: str, inner: str) -> tuple[nn.Module, Any]:
-    """The model and example inputs that a user's own function returns."""
-    name = f"{source}:{inner}"
+def made_by(name: str) -> Any:
+    """What a function of the user's own returns: ``package.module:function``, looked for in the working directory too.
+
+    Raises:
+        DataError: there is no such function, or it failed.
+    """
+    source, _, inner = name.partition(":")
     with ExitStack() as stack:
         sys.path.insert(0, "")  # what lies in the working directory can be named, as with python -m
         stack.callback(sys.path.remove, "")
         function = _function(source, inner)
         try:
-            made = function()
+            return function()
         except Exception as error:
             raise DataError(f"{name} failed: {_summary(error)}") from error
+
+
+def is_function(name: str) -> bool:
+    """Whether a name is that of a function of the user's own."""
+    source, colon, inner = name.partition(":")
+    return bool(colon and inner) and source not in _SOURCES
+
+
+def _call(source: str, inner: str) -> tuple[nn.Module, Any]:
+    """The model and example inputs that a user's own function returns."""
+    name = f"{source}:{inner}"
+    made = made_by(name)
     if not isinstance(made, tuple) or len(made) != 2 or not isinstance(made[0], nn.Module):
         raise DataError(
             f"{name} should return a model (torch.nn.Module) and its example inputs, found {type(made).__name__}"

@@ -41,9 +41,40 @@ def grams(
         CaptureError: an axis is read by no weights, or the model runs other operators on these batches than on the
             example inputs.
     """
+    found: dict[str, tuple[Tensor, int]] = {}
+
+    def add(name: str, seen: Tensor) -> None:
+        rows = seen.double().cpu().flatten(0, -2)
+        known, count = found.get(name, (torch.zeros(()), 0))
+        found[name] = known + rows.T @ rows, count + len(rows)
+
+    _collect(model, topology, axes, forwards, add)
+    return {name: total / count for name, (total, count) in found.items()}
+
+
+def activations(
+    model: nn.Module, topology: Topology, axes: Iterable[str], forwards: Sequence[Callable[[], object]]
+) -> dict[str, list[Tensor]]:
+    """Axis -> for every forward its activations, as `grams` sees them: (other dimensions in order..., places, units).
+
+    `places` is how many of them each unit has along its dimension, mostly 1. Arguments and errors are those of `grams`;
+    on the device and in the precision of the model.
+    """
+    found: dict[str, list[Tensor]] = {name: [] for name in axes}
+    _collect(model, topology, found, forwards, lambda name, seen: found[name].append(seen.clone()))
+    return found
+
+
+def _collect(
+    model: nn.Module,
+    topology: Topology,
+    axes: Iterable[str],
+    forwards: Sequence[Callable[[], object]],
+    take: Callable[[str, Tensor], None],
+) -> None:
+    """Show the activations of every axis, (..., places, units), as they come."""
     prediction = topology.predictions[0]
     places = {name: _read_at(prediction, topology.by_name[name].number, name) for name in axes}
-    found: dict[str, tuple[Tensor, int]] = {}
 
     def seen(name: str, tensor: Tensor) -> None:
         number, (call, operand, dim) = topology.by_name[name].number, places[name]
@@ -57,10 +88,8 @@ def grams(
         units = torch.from_numpy(labels(expected, topology.sizes, number))
         inside = units >= 0
         order = units[inside].argsort(stable=True)
-        rows = tensor.detach().movedim(dim, -1)[..., inside][..., order].double().cpu()
-        rows = rows.reshape(*rows.shape[:-1], topology.sizes[number], -1).movedim(-2, -1).flatten(0, -2)
-        known, count = found.get(name, (torch.zeros(()), 0))
-        found[name] = known + rows.T @ rows, count + len(rows)
+        rows = tensor.detach().movedim(dim, -1)[..., inside][..., order]
+        take(name, rows.reshape(*rows.shape[:-1], topology.sizes[number], -1).movedim(-2, -1))
 
     fastpath = torch.backends.mha.get_fastpath_enabled()
     with without_a_trace(model):
@@ -72,7 +101,6 @@ def grams(
                 _run(model, prediction, places, seen, forward)
         finally:
             torch.backends.mha.set_fastpath_enabled(fastpath)
-    return {name: total / count for name, (total, count) in found.items()}
 
 
 def check_read(topology: Topology, axes: Iterable[str]) -> None:
@@ -179,4 +207,4 @@ class _Watcher(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-__all__ = ["check_read", "effective_rank", "grams"]
+__all__ = ["activations", "check_read", "effective_rank", "grams"]

@@ -40,7 +40,7 @@ class Influence:
         found: dict[str, list[Tensor]] = {name: [] for name in goal.layers}
 
         def seen(name: str, entry: Tensor, exit: Tensor) -> None:
-            found[name].append(1 - _cosines(entry, exit, wide[name]).mean().cpu())
+            found[name].append(1 - cosines(entry, exit, wide[name]).mean().cpu())
 
         with watched(context.structure, goal.layers, seen), without_a_trace(model):
             for module in model.modules():
@@ -92,7 +92,7 @@ class GateTaylor:
         return Scores({name: one / len(batches) for name, one in total.items()})
 
 
-def _cosines(entry: Tensor, exit: Tensor, wide: tuple[int, ...]) -> Tensor:
+def cosines(entry: Tensor, exit: Tensor, wide: tuple[int, ...]) -> Tensor:
     """The cosine at each sample and position; 1 where both are zero."""
     last = [*range(-len(wide), 0)]
     one, other = (tensor.double().movedim(wide, last).flatten(-len(wide)) for tensor in (entry, exit))
@@ -107,4 +107,4 @@ def _check_ran(names: Iterable[str], seen: Collection[str]) -> None:
             raise MethodError(f"{name} did not run on these batches; leave it out with axes=[...].")
 
 
-__all__ = ["GateTaylor", "Influence"]
+__all__ = ["GateTaylor", "Influence", "cosines"]

@@ -180,14 +180,14 @@ class Ghosts:
                 torch.set_grad_enabled(enabled),
                 attributes_set(self._model, self.preview.attributes),
             ):
-                _put(self._table, tensors)
+                put_tensors(self._table, tensors)
                 torch.manual_seed(self._context.seed)
                 yield
         finally:
             attributes.restore()
 
 
-def _put(table: TensorTable, tensors: Tensors) -> None:
+def put_tensors(table: TensorTable, tensors: Tensors) -> None:
     """Put other tensors in place of parameters and buffers, shared ones everywhere at once."""
     for name, tensor in tensors.items():
         for module, key, is_parameter in table.places[name]:
@@ -230,4 +230,4 @@ def _part(preview: Preview, number: int, name: str, dim: int) -> Part:
     return Part(name, dim, positions[was_there:], positions[:was_there], tuple(others))
 
 
-__all__ = ["INCOMING", "OUTGOING", "Ghosts", "Part", "Side", "Sides", "counts_for", "sides_of"]
+__all__ = ["INCOMING", "OUTGOING", "Ghosts", "Part", "Side", "Sides", "counts_for", "put_tensors", "sides_of"]

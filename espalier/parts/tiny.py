@@ -70,7 +70,7 @@ class TinyScore:
         values, found = {axis: torch.zeros(0) for axis in goal.sizes}, {}
         for axis, need in needs.items():
             incoming, outgoing, values[axis] = new_units(need, counts[axis], self.floor)
-            found[axis] = _directions(context, axes[axis], incoming, outgoing, updates, biases)
+            found[axis] = taken_apart(context, axes[axis], incoming, outgoing, updates, biases)
         return Scores(values, found)
 
 
@@ -146,7 +146,7 @@ def _axes(context: Context, counts: Mapping[str, int], batch: Any) -> tuple[dict
     return {axis: one for axis, one in found.items() if axis not in refused}, biases
 
 
-def _directions(
+def taken_apart(
     context: Context,
     around: Between,
     incoming: Tensor,
@@ -182,4 +182,4 @@ def _placed(ghosts: Ghosts, name: str, values: Tensor) -> Tensor:
     return values
 
 
-__all__ = ["Directions", "TinyInit", "TinyScore", "with_units"]
+__all__ = ["Directions", "TinyInit", "TinyScore", "taken_apart", "with_units"]

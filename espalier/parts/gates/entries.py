@@ -16,13 +16,10 @@ from espalier.graph.capture import tensor_table
 from espalier.graph.dims import IntArray
 from espalier.graph.topology import Topology
 from espalier.parts.gates.places import GatePlace
-from espalier.parts.gates.table import GateTable
+from espalier.parts.gates.table import SHUT, GateTable
 from espalier.parts.gates.trail import Trail, Units
 from espalier.parts.names import Names, carried
 from espalier.structure import Structure
-
-_SHUT = -1e6
-"""The logit of a gate that is shut for good."""
 
 
 class Entries(Protocol):
@@ -148,10 +145,11 @@ class EntryGates:
         if live is not None:
             gates = one.spread(torch.arange(len(logits)), shape).expand(tuple(shape))
             held = torch.ones_like(held).index_fill_(0, gates[live.cpu()], False)
-        opened = (logits <= _SHUT / 2) & ~held
-        if bool(held.any()) or bool(opened.any()):
-            logits = torch.where(opened, first(key, len(logits)), logits)
-            self._table.logits[key] = torch.where(held, _SHUT, logits)
+        opened = (logits == SHUT) & ~held
+        if bool(opened.any()):
+            self._table.follow(key, torch.where(opened, -1, torch.arange(len(logits))), first(key, len(logits)))
+        if bool(held.any()):
+            self._table.logits[key] = torch.where(held, SHUT, self._table.logits[key])
 
 
 __all__ = ["Entries", "EntryGates", "Of"]

@@ -20,6 +20,7 @@ from torch import Tensor
 from espalier.errors import MethodError
 from espalier.graph.dims import IntArray
 from espalier.parts.gates.beginning import beginning, fresh_gates, noise_of
+from espalier.parts.gates.by_sample import BySample, sample_problem
 from espalier.parts.gates.columns import Columns, column_place
 from espalier.parts.gates.dormant import Sleeper
 from espalier.parts.gates.entries import EntryGates
@@ -54,6 +55,8 @@ class Gated:
     go to sleep at the first event. None: all are."""
     worth: Worth = field(default_factory=Worth)
     """When units whose gates are 0 in a step are left out of it, rather than multiplied (`SubNetwork`)."""
+    per_sample: bool = False
+    """Whether every sample of a batch draws gates of its own (`espalier.parts.gates.by_sample`)."""
     columns: Sequence[str] = ()
     """Dimensions of parameters that have a gate for every position beside those on units: ``fc1.weight[1]`` for the
     columns of one. What they shut is masked."""
@@ -63,6 +66,8 @@ class Gated:
         wrong = next((one for one in self.columns if Columns.named(one) is None), None)
         if wrong is not None:
             raise MethodError(f"columns: expected a parameter and a dimension, such as fc1.weight[1], found {wrong!r}.")
+        if self.per_sample and self.columns:
+            raise MethodError("columns: gates on columns are shared by a batch; leave out per_sample=True.")
         object.__setattr__(self, "awake", None if self.awake is None else dict(self.awake))
         if self.waking is not None and self.waking.in_use <= self.settings.low:
             raise MethodError(
@@ -89,6 +94,7 @@ class GateMemory:
         self.remembered: Remembered = {} if made_by.waking is None else made_by.waking.begin()
         """What the policy of waking remembers."""
         self._gates: SubNetwork | None = None
+        self._by_sample: BySample | None = None
         self._all_there = False
 
     @property
@@ -115,8 +121,14 @@ class GateMemory:
             units = [unit_place(structure, axis) for axis in self.logits if axis not in self.entries.known]
             gates = Gates(structure, [*units, *self.entries.places(structure)])
             self._gates = SubNetwork(structure, gates, self.made_by.worth)
+            self._by_sample = BySample(structure, units) if self.made_by.per_sample else None
             self.sleepers.give_back(structure)
         return self._gates
+
+    def by_sample(self, context: Context) -> BySample | None:
+        """What evaluates losses at gates of every sample; None where a batch shares its gates."""
+        self.gates(context)
+        return self._by_sample
 
     def judged(self, context: Context) -> dict[str, Tensor]:
         """Axis -> what its units are multiplied by when the network is judged."""
@@ -238,6 +250,8 @@ class GateMemory:
             why = gate_problem(structure, axis)
             if why is None and settings.kind.lasting and unit_place(structure, axis).norms:
                 why = "numbers between 0 and 1 could not join its weights, since a norm runs over it"
+            if why is None and self.made_by.per_sample:
+                why = sample_problem(structure, unit_place(structure, axis))
             if why is not None and settings.strict:
                 raise MethodError(f"{axis} cannot have gates: {why}; leave it out of axes=.")
             if why is not None:

@@ -16,11 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from espalier.errors import MethodError
+from espalier.graph.capture import tensor_table
 from espalier.measure.stats import without_a_trace
-from espalier.parts.gates.gating import GateState
-from espalier.parts.gates.kinds import Rows
+from espalier.parts.gates.by_sample import SampleEvaluation, samples_of
+from espalier.parts.gates.gating import GateState, mean_of
+from espalier.parts.gates.kinds import Evaluation, Rows
+from espalier.parts.gates.memory import GateMemory
 from espalier.parts.gates.planning import GatingMemory
+from espalier.parts.gates.rows import joined, parted
 from espalier.parts.gates.subnetwork import SubNetwork
+from espalier.parts.gates.table import GateTable
 from espalier.parts.goal import Goal, Scores
 from espalier.parts.score import Context
 
@@ -34,21 +39,27 @@ def gate_memory(context: Context) -> GatingMemory:
 
 @dataclass(frozen=True)
 class SampledGates:
-    """The loss under gates that are drawn at every step, shared by the batch."""
+    """The loss under gates that are drawn at every step, shared by the batch or for every sample (`Gated`)."""
 
     def loss(self, context: Context, forward: Callable[[], Tensor], /) -> Tensor:
         """The loss at drawn gates with the penalty, in train mode with gradients; else at decided ones."""
         memory, model = gate_memory(context), context.structure.model
         gates, table = memory.gates(context), memory.table
+        if not table.logits:  # they have become part of the weights, or all that had one is gone
+            return mean_of(forward())
         cost, slopes = table.cost(context.structure.topology, context.progress)
         if not (model.training and torch.is_grad_enabled()):
             with self.decided(context):
-                return forward() + cost.to(torch.float32)
-        at = _Evaluation(model, gates, forward, context.batch)
+                return mean_of(forward()) + cost.to(torch.float32)
+        by_sample = memory.by_sample(context) if isinstance(memory, GateMemory) else None
+        at: Evaluation = _Evaluation(model, gates, lambda: mean_of(forward()), context.batch)
+        if by_sample is not None:
+            at = SampleEvaluation(by_sample, forward, samples_of(context.batch))
         k = table.k_at(context.progress)
         drawn = table.settings.kind.loss(table.logits, k, at, context.generator("gates"))
-        table.expect(slopes, drawn)
-        return drawn.loss + cost.to(drawn.loss)
+        decay, learnt = _decay(context, table, gates)
+        table.expect(slopes if learnt is None else slopes + learnt, drawn)
+        return drawn.loss + (cost if decay is None else cost + decay).to(drawn.loss)
 
     @contextmanager
     def decided(self, context: Context, /) -> Iterator[None]:
@@ -66,6 +77,23 @@ class SampledGates:
         return GateState(stages.stage(progress), stages.at(progress), table.probabilities(progress), asleep)
 
 
+def _decay(context: Context, table: GateTable, gates: SubNetwork) -> tuple[Tensor | None, Tensor | None]:
+    """The group decay, and its gradient by the logits of all keys in a row if they learn from it."""
+    decay = table.settings.decay
+    chances = {} if decay is None else gates.factors(table.probabilities(context.progress))
+    if decay is None or not chances:
+        return None, None
+    tensors = {name: tensor_table(context.structure.model).tensors[name] for name in chances}
+    value = decay(tensors, chances)
+    if not decay.learnt:
+        return value, None
+    leaf = joined(table.logits).requires_grad_()
+    p = table.settings.kind.probability(leaf, table.k_at(context.progress))
+    chances = gates.factors(parted(p, table.logits))
+    (slope,) = torch.autograd.grad(decay({name: one.detach() for name, one in tensors.items()}, chances), leaf)
+    return value, slope
+
+
 @dataclass(frozen=True)
 class _Evaluation:
     """The training loss at gates."""
@@ -74,6 +102,10 @@ class _Evaluation:
     gates: SubNetwork
     forward: Callable[[], Tensor]
     batch: Any
+
+    @property
+    def samples(self) -> int | None:
+        return None
 
     def __call__(self, gates: Rows, /) -> Tensor:
         return self.gates.loss(self.forward, gates, self.batch)

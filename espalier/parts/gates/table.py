@@ -21,6 +21,8 @@ from espalier.parts.gates.rows import joined, parted
 from espalier.parts.gates.settings import GateSettings
 from espalier.parts.names import Now, carried
 
+SHUT = -1e6
+"""The logit of a gate that is shut for good: it does not move."""
 _NEVER = 1e-9
 """A probability at which a gate never is open."""
 
@@ -141,7 +143,8 @@ class GateTable:
         """A step of Adam with the logits of some keys; `gradient` is theirs in a row."""
         states = ([one.flatten() for one in self._adam[key].tensors] for key in keys)
         state, step = Adam(*(torch.cat(one) for one in zip(*states, strict=True))).step(gradient)
-        moved = joined({key: self.logits[key] for key in keys}) - self.settings.rate * step
+        row = joined({key: self.logits[key] for key in keys})
+        moved = torch.where(row == SHUT, row, row - self.settings.rate * step)
         self.logits |= parted(moved, keys)
         parts = [parted(one, keys) for one in state.tensors]
         self._adam |= {key: Adam(*(one[key] for one in parts)) for key in keys}
@@ -205,4 +208,4 @@ class GateTable:
         self.__dict__.update(fresh.__dict__)
 
 
-__all__ = ["GateTable"]
+__all__ = ["SHUT", "GateTable"]
