@@ -13,16 +13,15 @@ so that the same command goes on after an interruption; runs whose line is there
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import math
 import os
-import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from npn_training import Assignment, Pair, Run, append, finished, folder_of, in_batches
 from torch import Tensor, nn
 
 import espalier as esp
@@ -34,7 +33,6 @@ from espalier.parts.gates.stages import Stages
 
 BATCH, HELD_OUT, AXES = 128, 5000, ["conv1", "conv2", "fc1"]
 BEGIN_WITH = {"conv1": 3, "conv2": 3, "fc1": 3}
-Pair = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -96,23 +94,6 @@ def objective(model: nn.Module, batch: Pair) -> Tensor:
     return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
 
-def in_batches(data: Pair, size: int = 1000) -> list[Pair]:
-    return list(zip(data[0].split(size), data[1].split(size), strict=True))
-
-
-def accuracy(session: esp.Session, data: Pair) -> tuple[float, float]:
-    """Accuracy and loss with gates as they are decided now."""
-    session.model.eval()
-    right, loss = 0, 0.0
-    with torch.no_grad(), session.decided():
-        for x, y in in_batches(data):
-            logits = session.model(x)
-            right += int((logits.argmax(1) == y).sum())
-            loss += float(nn.functional.cross_entropy(logits, y, reduction="sum"))
-    session.model.train()
-    return right / len(data[1]), loss / len(data[1])
-
-
 def architecture(structure: esp.Structure) -> list[int]:
     """Channels of both convolutions, inputs that the first dense layer reads, and hidden units."""
     first, second, hidden = (structure.axes[axis].size for axis in AXES)
@@ -131,81 +112,34 @@ def weights(structure: esp.Structure) -> tuple[int, int]:
     return live, stored
 
 
-class Run:
-    """One training, kept in a folder every now and then."""
+def assignment(settings: Settings, train: Pair, held_out: Pair) -> Assignment:
+    x, y = train
 
-    def __init__(self, settings: Settings, data: tuple[Pair, Pair, Pair], folder: Path) -> None:
-        self.settings, self.data, self.folder = settings, data, folder
-        self.per_epoch = math.ceil(len(data[0][1]) / BATCH)
-        model = build("lenet5", (1, 28, 28), 10, seed=settings.seed)
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr)
-        kept = json.loads((folder / "run.json").read_text()) if (folder / "run.json").exists() else None
-        example = data[0][0][:2]
-        if kept is None:
-            structure = esp.attach(model, example, optimizer=self.optimizer, undo_limit=0)
-        else:
-            structure = esp.load(folder / kept["network"], model, example, optimizer=self.optimizer)
-        self.session = esp.Session(
-            structure, [settings.method()], loss=objective, probe=in_batches(data[1]),
-            total_steps=settings.epochs * self.per_epoch, seed=settings.seed,
-        )  # fmt: skip
-        self.seconds, self.curve = 0.0, []
-        if kept is not None:
-            self.session.load_state_dict(kept["session"])
-            self.seconds, self.curve = kept["seconds"], kept["curve"]
-        self.since = time.perf_counter()
-
-    def epoch(self) -> None:
-        """Train on all images once, in an order that the seed and the number of the epoch decide."""
-        (x, y), session, optimizer = self.data[0], self.session, self.optimizer
-        generator = torch.Generator().manual_seed(1000 * self.settings.seed + session.epochs_done)
-        session.model.train()
+    def batches(generator: torch.Generator) -> Iterator[Pair]:
         for chosen in torch.randperm(len(y), generator=generator).split(BATCH):
-            for group in optimizer.param_groups:
-                group["lr"] = self.settings.learning_rate(session.steps_done / self.settings.epochs / self.per_epoch)
-            loss = session.loss((x[chosen], y[chosen]))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            session.step()
-        session.epoch_end()
-        found, loss = accuracy(session, self.data[1])
-        live, _ = weights(session.structure)
-        self.curve.append(
-            [session.epochs_done, round(found, 4), round(loss, 5), live, *architecture(session.structure)]
-        )
+            yield x[chosen], y[chosen]
 
-    def keep(self) -> None:
-        """Write a checkpoint; the line that names its network is written last."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        name = f"network{self.session.epochs_done % 2}"
-        esp.save(self.session.structure, self.folder / name)
-        state = {"network": name, "session": self.session.state_dict(), "seconds": self.taken, "curve": self.curve}
-        (self.folder / "run.json.new").write_text(json.dumps(state))
-        os.replace(self.folder / "run.json.new", self.folder / "run.json")
+    return Assignment(
+        model=lambda: build("lenet5", (1, 28, 28), 10, seed=settings.seed),
+        optimizer=lambda model: torch.optim.Adam(model.parameters(), lr=settings.lr),
+        method=settings.method(), example=x[:2], loss=objective, batches=batches, held_out=in_batches(held_out),
+        epochs=settings.epochs, per_epoch=math.ceil(len(y) / BATCH), seed=settings.seed, rate=settings.learning_rate,
+        described=lambda structure: [weights(structure)[0], *architecture(structure)],
+    )  # fmt: skip
 
-    @property
-    def taken(self) -> float:
-        return self.seconds + time.perf_counter() - self.since
 
-    def to_the_end(self, every: int, may_look: bool) -> dict[str, object]:
-        """The line of the finished run."""
-        while self.session.epochs_done < self.settings.epochs:
-            self.epoch()
-            print(*self.curve[-1], f"{self.taken:.0f}s", flush=True)
-            if self.session.epochs_done % every == 0:
-                self.keep()
-        structure = self.session.structure
-        live, stored = weights(structure)
-        tested = accuracy(self.session, self.data[2])[0] if may_look else None
-        shown = {1, round(self.settings.until * self.settings.epochs)}
-        tenth = max(1, self.settings.epochs // 10)
-        return {
-            **asdict(self.settings), "validation": self.curve[-1][1], "test": tested, "weights": live,
-            "stored": stored, "architecture": architecture(structure), "seconds": round(self.taken),
-            "largest": max(row[3] for row in self.curve),
-            "curve": [row for row in self.curve if row[0] in shown or row[0] % tenth == 0],
-        }  # fmt: skip
+def run(settings: Settings, options: argparse.Namespace, data: tuple[Pair, Pair, Pair]) -> dict[str, Any] | None:
+    """The line of a run that is finished; None for one that is not."""
+    one = Run(assignment(settings, *data[:2]), folder_of(options.keep, asdict(settings)))
+    if not one.go_on(options.keep_every, 60 * options.minutes):
+        return None
+    live, stored = weights(one.session.structure)
+    return {
+        **asdict(settings), "validation": one.curve[-1][1],
+        "test": one.judged(in_batches(data[2]))[0] if options.test else None, "weights": live, "stored": stored,
+        "architecture": architecture(one.session.structure), "seconds": round(one.taken),
+        "largest": max(row[3] for row in one.curve[1:]), "curve": one.shown(settings.until),
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -218,6 +152,7 @@ def main() -> None:
     parser.add_argument("--test", action="store_true", help="look at the test images when all is done")
     parser.add_argument("--keep", type=Path, default=Path("runs"), help="folder of checkpoints")
     parser.add_argument("--keep-every", type=int, default=10, metavar="EPOCHS")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so long; the next call goes on")
     for name, value in (
         ("strength", 0.0), ("k", 1.0), ("rise", 50.0), ("start", 0.05), ("until", 0.7), ("rate", 5e-3),
         ("begin", 0.73), ("fill", 1.0), ("low", 0.1), ("lr", 1e-3),
@@ -234,16 +169,12 @@ def main() -> None:
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         chosen = {name: getattr(options, name) for name in Settings.__dataclass_fields__ if name != "seed"}
         settings = Settings(seed=seed, **{**chosen, "each": list(options.each)})
-        lines = options.results.read_text().splitlines() if options.results.exists() else []
-        found = [one for one in map(json.loads, lines) if asdict(settings).items() <= one.items()]
-        if any(one["test"] is not None or not options.test for one in found):
+        if finished(options.results, asdict(settings), options.test):
             continue
-        digest = hashlib.sha256(json.dumps(asdict(settings)).encode()).hexdigest()[:8]
-        name = f"{settings.setting}-{seed}-{settings.epochs}-{digest}"
-        line = Run(settings, data, options.keep / name).to_the_end(options.keep_every, options.test)
-        with options.results.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        print({key: value for key, value in line.items() if key != "curve"}, flush=True)
+        line = run(settings, options, data)
+        if line is None:
+            break
+        append(options.results, line)
 
 
 if __name__ == "__main__":

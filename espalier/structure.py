@@ -323,7 +323,8 @@ class Structure:
         Args:
             paths: of the module, or of several that run one after the other.
             leaves: what takes the place of its result: ``entry``, what went in, or ``zero``; by default ``zero`` for a
-                branch whose result is only added to something, else ``entry``.
+                branch whose result is only added to something, ``inputs``, all that it got, in a list that hands on the
+                last results to each of its entries, else ``entry``.
             entry: where among its arguments that is, if several have the size of its result: ``(1,)``, the second one.
 
         Raises:

@@ -128,7 +128,7 @@ class Surgery:
         """
         if plan.depth:
             raise PlanError("a plan in which layers come or go cannot be previewed; check or apply it.")
-        if not plan.edits and not plan.masks:
+        if not plan.edits and not plan.masks and not plan.deltas:
             return Preview({}, (), Contract("exact", "nothing changes"), Changes({}, self.topology, self.topology))
         with uninterrupted():
             staged, contract, attributes, table, masking = self._prepare(plan, within_limits=within_limits)
@@ -311,7 +311,7 @@ class Surgery:
 
     def _staged(self, subject: Subject, plan: Plan, limits: Mapping[str, Limits]) -> Staged:
         """The plan tried out; whatever this teaches about the network is kept, also if the plan is refused."""
-        if plan.masks and not plan.edits:  # no size changes, so everything runs as it does
+        if (plan.masks or plan.deltas) and not plan.edits:  # no size changes, so everything runs as it does
             return Staged(Changes({}, self.topology, self.topology), (), Verification(None))
         try:
             staged = stage(subject, self.topology, plan, limits)

@@ -1,4 +1,4 @@
-"""Cells as in DARTS: recognised, removed and copied; where two states go through a list, what is refused is said."""
+"""Cells as in DARTS are recognised, removed and copied, also where the results of two go through the list."""
 
 from __future__ import annotations
 
@@ -111,13 +111,79 @@ class Nothing(nn.Module):
         return torch.zeros_like(x)
 
 
-def test_of_two_states_the_one_that_takes_the_place_is_named() -> None:
-    structure, model, optimizer = attached(cells=3, inputs=2)
-    x, before = structure.example, snapshot(model, optimizer, structure)
+def two_states() -> tuple[Structure, Search, torch.optim.Optimizer]:
+    """Three cells, a reduction cell and three cells, each of which gets the results of the two before."""
+    return attached(cells=3, inputs=2)
+
+
+def test_which_cells_of_two_states_may_come_and_go() -> None:
+    structure, *_ = two_states()
     sites = {site.name: site for site in structure.sites()}
-    assert sites["cells.2"].why_not["removal"] == "has several inputs of the size of its result (input 0, input 1)"
+    for name in ("cells.1", "cells.2", "cells.5", "cells.6"):
+        assert (sites[name].removal, sites[name].copyable, sites[name].silence) == ("inputs", True, None)
+    # the first one gets the result of the stem twice, cells.4 one of the stage before: these are no two alike
+    for name, after in (("cells.0", "cells.1"), ("cells.4", "cells.5")):
+        assert sites[name].removal == "entry"
+        reason = f"hands its input on to {after}, beside its result: a copy would shift both"
+        assert sites[name].why_not["copyable"] == reason
+    assert sites["cells.3"].why_not["removal"].startswith("turns 8 x 8 x 8 into 16 x 4 x 4")
+
+
+def test_cells_of_two_states_go_as_if_the_list_had_never_had_them(tmp_path: Path) -> None:
+    structure, model, optimizer = two_states()
+    x, before = structure.example, snapshot(model, optimizer, structure)
+    for name in ("cells.1", "cells.2", "cells.6"):
+        cells = [cell for number, cell in enumerate(model.cells) if name != f"cells.{number}"]
+        expected = by_hand(model, cells)
+        edit = structure.remove_layer(name)
+        assert str(edit).startswith(f"remove {name}, which leaves its inputs")
+        assert [id(cell) for cell in model.cells] == [id(cell) for cell in cells]
+        assert same(model, expected, x)
+        structure.undo()
+        assert not differences(before, snapshot(model, optimizer, structure))
+    structure.remove_layer("cells.2")
+    structure.add_cell("cells", of="cells.5", init="copy")
+    esp.save(structure, tmp_path)
+    fresh = Search(3, 2).double()
+    esp.load(tmp_path, fresh, x)
+    assert torch.equal(outputs(fresh, x)[0], outputs(model, x)[0])
+
+
+@pytest.mark.parametrize(("source", "position"), [("cells.6", 6), ("cells.6", 7), ("cells.2", 2), ("cells.1", 3)])
+def test_copies_of_cells_of_two_states_get_the_results_of_the_two_before(source: str, position: int) -> None:
+    structure, model, optimizer = two_states()
+    x, before = structure.example, snapshot(model, optimizer, structure)
+    cells = [*model.cells]
+    cells.insert(position, model.get_submodule(source))
+    expected = by_hand(model, cells)
+    edit = structure.add_cell("cells", position, of=source, init="copy")
+    assert edit.contract == "changing"
+    assert same(model, expected, x)
+    assert {id(p) for p in model.parameters()} == {id(p) for g in optimizer.param_groups for p in g["params"]}
+    structure.undo()
+    assert not differences(before, snapshot(model, optimizer, structure))
+
+
+def test_copies_that_do_not_fit_are_refused() -> None:
+    structure, model, optimizer = two_states()
+    before = snapshot(model, optimizer, structure)
+    with pytest.raises(PlanError, match=r"cells\.4 cannot be copied: it hands its input on to cells\.5"):
+        structure.add_cell("cells", of="cells.4", position=5, init="copy")
+    with pytest.raises(PlanError, match="cannot begin as one that changes nothing"):
+        structure.add_cell("cells")
+    with pytest.raises(PlanError, match="no list that hands on the last results"):
+        structure.remove_layer("cells.4", leaves="inputs")
+    for source, after in (("cells.4", "cells.4"), ("cells.6", "cells.1"), ("cells.6", "cells.3")):
+        with pytest.raises((PlanError, SurgeryError)):
+            structure.insert_layer(CopyOf(source), after=after)
+    assert not differences(before, snapshot(model, optimizer, structure))
+
+
+def test_of_two_states_one_that_takes_the_place_may_be_named() -> None:
+    structure, model, optimizer = two_states()
+    x, before = structure.example, snapshot(model, optimizer, structure)
     with pytest.raises(PlanError, match=r"Say which takes its place: entry=\(0,\), or entry=\(1,\)"):
-        structure.remove_layer("cells.2")
+        structure.remove_layer("cells.2", leaves="entry")
     with pytest.raises(PlanError, match="its argument 2 has not the size of its result"):
         structure.remove_layer("cells.2", entry=(2,))
     for number in (0, 1):
@@ -143,27 +209,11 @@ class Given(nn.Module):
         return given[self.number]
 
 
-def test_a_copy_that_would_shift_two_states_is_refused() -> None:
-    structure, model, optimizer = attached(cells=2, inputs=2)
-    before = snapshot(model, optimizer, structure)
-    sites = {site.name: site for site in structure.sites()}
-    reason = "hands its input on to cells.4, beside its result: a copy would shift both"
-    assert sites["cells.3"].why_not["copyable"] == reason
-    assert sites["cells.3"].removal == "entry"
-    with pytest.raises(PlanError, match=r"cells\.3 cannot be copied: it hands its input on to cells\.4"):
-        structure.add_cell("cells", of="cells.3", position=4, init="copy")
-    for source in ("cells.3", "cells.4"):
-        with pytest.raises((PlanError, SurgeryError)):
-            structure.insert_layer(CopyOf(source), after=source)
-    changed = differences(before, snapshot(model, optimizer, structure))
-    assert not changed
-
-
 @pytest.mark.parametrize("entry", [1, (), (1.0,), "x"])
 def test_places_that_are_none_are_refused(entry: object) -> None:
     with pytest.raises(PlanError, match="expected a place among arguments"):
         Remove("cells.2", entry=entry)  # type: ignore[arg-type]
-    plan = Plan((), depth=(Remove("cells.2", entry=(1,)), Remove("cells.3")))
+    plan = Plan((), depth=(Remove("cells.2", entry=(1,)), Remove("cells.3"), Remove("cells.4", "inputs")))
     assert Plan.from_json(plan.to_json()) == plan
 
 

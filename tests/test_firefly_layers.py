@@ -134,6 +134,16 @@ def test_what_surgery_refuses_never_comes() -> None:
     assert gains(context, {"stem + residual": wrong}) == {"stem + residual": -math.inf}
 
 
+def test_copies_of_blocks_that_do_not_train_are_worth_nothing() -> None:
+    _, _, context, goal = blocks("copy")
+    for parameter in context.structure.model.get_submodule("layers").parameters():
+        parameter.requires_grad_(False)
+    assert set(gains(context, goal.layers).values()) == {0.0}
+    scores = FireflyLayers()(context, goal)
+    assert {float(one) for one in scores.values.values()} == {0.0}
+    assert all(not one for one in scores.found.values())
+
+
 def test_an_event_lowers_the_loss() -> None:
     torch.manual_seed(4)
     model, batch = Blocks(), (torch.randn(32, 6),)

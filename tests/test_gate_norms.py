@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from loops import start
+from test_gates import outputs
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -12,6 +14,7 @@ import espalier as esp
 from espalier.edit.plan import Plan, Resize
 from espalier.errors import MethodError
 from espalier.parts.gates.places import Gates
+from espalier.parts.gates.stages import Stages
 from espalier.parts.gates.units import gate_problem, unit_place
 from espalier.structure import Structure
 
@@ -213,3 +216,25 @@ def test_a_norm_that_is_not_seen_is_an_error():
         model(x)
     assert model.norms[1].forward is torch.relu
     assert "forward" not in model.norms[0].__dict__
+
+
+@pytest.mark.parametrize(("name", "axes"), [("vit", ["patch_embed", "blocks.0.qkv:head_dim"]), ("llama_by_hand", None)])
+def test_units_leave_a_session_as_its_gates_were_decided(name, axes):
+    run = start(name, [esp.prune.NPN(Stages(k=3.0, start=0.9, until=0.95), axes=axes)], 20)
+    run.train(1)
+    session, model = run.session, run.structure.model
+    running = session._controller.running[0]
+    for axis, logits in running.memory.logits.items():
+        if axes is None or axis in axes:
+            logits[::2] = -1.0
+    model.eval()
+    with torch.no_grad(), session.decided():
+        expected = outputs(model, run.batch)
+    context = session._context(running)
+    plan = running.method.propose(context, session._controller.goal(running, session._clock(), context.axes))
+    assert not plan.hold_norms
+    assert {one.axis for one in plan.edits} == set(running.memory.logits)
+    run.structure.apply(plan)
+    with torch.no_grad():
+        found = outputs(model, run.batch)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -16,7 +16,7 @@ from espalier.bench.options import NONE, Options, resolve
 from espalier.bench.presets import PRESETS
 from espalier.bench.progress import Silent
 from espalier.bench.run import resume, start
-from espalier.bench.tasks import flat_then, task
+from espalier.bench.tasks import flat_then, flat_then_cosine, task
 from espalier.cli import main
 from espalier.errors import EspalierError, MethodError, RunError
 from espalier.parts.budget import Parameters
@@ -99,6 +99,14 @@ def test_a_preset_makes_both_methods_and_trains_on_data_as_they_are(key: tuple[s
 def test_a_schedule_that_falls_once() -> None:
     schedule = flat_then(0.75, 0.1)
     assert [schedule(at / 4) for at in range(5)] == [1.0, 1.0, 1.0, 0.1, 0.1]
+    assert [flat_then_cosine(0.5)(at / 4) for at in range(5)] == pytest.approx([1.0, 1.0, 1.0, 0.5, 0.0])
+
+
+def test_a_preset_is_for_its_own_network() -> None:
+    assert resolve({"task": "mnist", "method": "npn"}).preset is PRESETS["lenet5", "npn"]
+    other = resolve({"task": "mnist", "method": "npn", "model": "mlp"})
+    assert (other.preset, other.epochs, other.make_task()) == (None, 10, task("mnist"))
+    assert resolve({"task": "mnist"}).preset is None
 
 
 # ---- runs

@@ -2,11 +2,13 @@
 
 import copy
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 import torch
 from snapshots import differences, snapshot
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from zoo_small import ZOO
 
 import espalier as esp
@@ -107,6 +109,33 @@ class Odd(nn.Module):
         return self.last(self.combine(self.norm(self.first(x))))
 
 
+class Recurrent(nn.Module):
+    def __init__(self, kind: type[nn.RNNBase], **options: Any) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 6)
+        self.rnn = kind(6, 5, batch_first=True, **options)
+        self.last = nn.Linear(2 * 5 if options.get("bidirectional") else options.get("proj_size", 5), 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.rnn(self.first(x))[0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [(nn.RNN, {}), (nn.GRU, {"num_layers": 2, "bidirectional": True}), (nn.LSTM, {"num_layers": 2}),
+     (nn.LSTM, {"proj_size": 4})],
+)  # fmt: skip
+def test_masked_is_removed_in_recurrent_layers(kind, options):
+    torch.manual_seed(0)
+    model, x = Recurrent(kind, **options).double(), torch.randn(4, 7, 3, dtype=torch.float64)
+    structure = esp.attach(model, x)
+    axes = gated_axes(structure)
+    assert "first" in axes
+    assert any(axis.startswith("rnn") for axis in axes)
+    check_masked_is_removed(model, (x,), axes)
+    assert model.rnn._flat_weights[0] is model.rnn.weight_ih_l0
+
+
 def test_what_cannot_have_gates_says_why():
     for combine, why in (
         (lambda x: x - x.amax(-1, keepdim=True), "is reduced"),
@@ -165,3 +194,45 @@ def test_gates_of_one_leave_the_very_tensors_in_place():
     with pytest.raises(ValueError, match="stop"):
         failing()
     assert all(one is before[name] for name, one in model.named_parameters())
+
+
+def test_what_stands_in_the_modules_is_multiplied():
+    model, example = ZOO["mlp"]()
+    structure = esp.attach(model, example)
+    gates, z = gates_of(structure, ["0"]), torch.zeros(structure.axes["0"].size)
+    reader = model.get_submodule("2")
+    weight = reader.weight
+    leaf = weight.detach().clone().mul_(3).requires_grad_()
+    z[1] = 1
+    reader._parameters["weight"] = leaf
+    with gates.applied({"0": z}):
+        torch.testing.assert_close(reader.weight[:, 1], 3 * weight[:, 1])
+        assert int((reader.weight != 0).any(0).sum()) == 1
+        (grad,) = torch.autograd.grad(outputs(model, example)[0].sum(), [leaf])
+    assert bool(grad.any())
+    assert reader.weight is leaf
+    reader._parameters["weight"] = torch.zeros(len(weight), weight.shape[1] + 1)
+    with pytest.raises(MethodError, match=r"2\.weight should have shape .* another method tries new units out"):
+        gates.applied({"0": z}).__enter__()
+    reader._parameters["weight"] = weight
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpoints_of_activations_are_refused(reentrant):
+    class Checkpointed(Odd):
+        def forward(self, x: Tensor) -> Tensor:
+            if not self.training:
+                return super().forward(x)
+            return self.last(checkpoint(lambda one: self.norm(self.first(one)), x, use_reentrant=reentrant))
+
+    model, x = Checkpointed(nn.Identity()).eval(), torch.randn(4, 3, requires_grad=True)
+    gates = gates_of(esp.attach(model, x.detach()), ["first"])
+    z = torch.ones(6)
+    z[0] = 0
+    model.train()
+    with pytest.raises(MethodError, match="a LayerNorm runs again in backward"), gates.applied({"first": z}):
+        model(x)
+    model.eval()
+    with gates.applied({"first": z}):
+        model(x).sum().backward()
+    assert not any(module._forward_pre_hooks for module in model.modules())

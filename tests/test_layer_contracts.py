@@ -41,7 +41,7 @@ def cases(direction: Any = None) -> list[Any]:
         pytest.param((entry, name), id=f"{entry.method.direction}-{entry.method.name}-{name}")
         for entry in methods(direction, "layers")
         for name in NETWORKS
-        if entry.method.name not in MIXED
+        if entry.method.name not in MIXED and entry.by_budget  # the others are in tests/test_gate_contracts.py
     ]
 
 

@@ -17,24 +17,37 @@ import espalier as esp
 from espalier.errors import CheckpointError, MethodError
 from espalier.method import Method
 from espalier.parts import amount, clock, init, recovery, schedule, select
-from espalier.parts.gates import estimators, expected, functions, kinds, memory, plastic, settings, stages, waking
+from espalier.parts.gates import (
+    estimators,
+    expected,
+    functions,
+    kinds,
+    memory,
+    planning,
+    plastic,
+    settings,
+    stages,
+    waking,
+)
 from espalier.parts.gates.dormant import give_state_back, kept
 from espalier.parts.gates.estimators import AR, ARM, DisARM
 from espalier.parts.gates.expected import ExpectedCost, PerUnit
 from espalier.parts.gates.functions import HardSigmoid
+from espalier.parts.gates.layer_memory import LayerGates
 from espalier.parts.gates.memory import GateMemory
 from espalier.parts.gates.packing import packed
 from espalier.parts.gates.settings import GateSettings
 from espalier.parts.gates.stages import Stages
+from espalier.parts.gates.weight_memory import WeightGates
 
 ALWAYS = Stages(k=3.0, start=0.0, until=1.0)
 HARD = Stages(k=3.0, start=0.9, until=0.95)
 
 
-def memory_of(session: esp.Session) -> GateMemory:
+def memory_of(session: esp.Session) -> Any:
     """The gates of a session that has taken a step."""
     found = session._controller.running[0].memory
-    assert isinstance(found, GateMemory)
+    assert isinstance(found, GateMemory | WeightGates | LayerGates)
     return found
 
 
@@ -82,7 +95,7 @@ class Plain:
         return self
 
     @property
-    def memory(self) -> GateMemory:
+    def memory(self) -> Any:
         assert self.session is not None
         return memory_of(self.session)
 
@@ -417,7 +430,8 @@ def test_a_run_that_is_interrupted_goes_on_to_the_same_bits(grows, tmp_path: Pat
         assert torch.equal(one, other)
     assert rest.session.state_dict()["methods"] == through.session.state_dict()["methods"]
     damaged = json.loads(json.dumps(rest.session.state_dict()))
-    damaged["methods"][0]["memory"]["table"]["low"]["0"] = packed(torch.zeros(99))
+    table = damaged["methods"][0]["memory"]["table"]
+    table["logits"]["0"], table["low"]["0"] = packed(torch.zeros(3)), packed(torch.zeros(2))
     with pytest.raises(CheckpointError, match="no state of a session"):
         rest.session.load_state_dict(damaged)
 
@@ -437,6 +451,7 @@ def test_the_method_is_a_frozen_value_whose_text_evaluates_to_it(method):
         memory,
         init,
         kinds,
+        planning,
         plastic,
         recovery,
         schedule,

@@ -1,6 +1,8 @@
 """The loss without the units whose gates are 0 is the loss with them multiplied by 0, gradients included."""
 
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from zoo_small import ZOO
 
 import espalier as esp
 from espalier.parts.gates.places import Gates
+from espalier.parts.gates.stages import Stages
 from espalier.parts.gates.subnetwork import SubNetwork, Worth
 from espalier.structure import Structure
 
@@ -85,7 +88,7 @@ def test_left_out_is_multiplied_by_zero(name, worth):
 def compare(model, structure, example, gates: Gates, z: Mapping[str, Tensor], worth: Worth) -> None:
     state = {key: value.clone() for key, value in model.state_dict().items()}
     sub, forward, whole = SubNetwork(structure, gates, worth), Watched(model, example), Watched(model, example)
-    found = evaluated(model, lambda: sub.loss(forward, z))
+    found = evaluated(model, lambda: sub.loss(forward, z, example))
     assert sub.problem is None
     after = {key: value.clone() for key, value in model.state_dict().items()}
     model.load_state_dict(state)
@@ -116,7 +119,7 @@ def test_statistics_of_units_that_are_left_out_rest():
     z = torch.tensor([1.0, 0, 1, 0, 0, 1, 1, 0])
     norm = next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
     before = norm.running_mean.clone()
-    sub.loss(lambda: loss_of(model, example), {"conv1": z})
+    sub.loss(lambda: loss_of(model, example), {"conv1": z}, example)
     changed = norm.running_mean != before
     assert torch.equal(changed, z.bool())
     assert int(norm.num_batches_tracked) == 1
@@ -131,7 +134,7 @@ def test_nothing_stays_behind_whatever_happens():
     with torch.no_grad():
         model.eval()
         before = snapshot(model, None, structure)
-        sub.loss(lambda: loss_of(model, example), z)
+        sub.loss(lambda: loss_of(model, example), z, example)
         assert sub.problem is None
         assert differences(before, snapshot(model, None, structure)) == []
 
@@ -140,7 +143,7 @@ def test_nothing_stays_behind_whatever_happens():
             raise ValueError("stop")
 
         with pytest.raises(ValueError, match="stop"):
-            sub.loss(failing, z)
+            sub.loss(failing, z, example)
         assert differences(before, snapshot(model, None, structure)) == []
 
 
@@ -152,7 +155,7 @@ def test_gates_that_are_numbers_multiply_and_take_part_in_the_gradient():
     z = {axis: one.double() * torch.rand(len(one), dtype=torch.float64) for axis, one in z.items()}
     leaves = {axis: one.clone().requires_grad_() for axis, one in z.items()}
     sub, forward = SubNetwork(structure, gates, ALWAYS), Watched(model, example)
-    found = torch.autograd.grad(sub.loss(forward, leaves), list(leaves.values()))
+    found = torch.autograd.grad(sub.loss(forward, leaves, example), list(leaves.values()))
     expected = torch.autograd.grad(multiplied(gates, leaves, forward), list(leaves.values()))
     for axis, one, other in zip(axes, found, expected, strict=True):
         torch.testing.assert_close(one[z[axis] != 0], other[z[axis] != 0])
@@ -170,7 +173,7 @@ def test_one_unit_at_least_two_are_kept():
     gates = gates_of(structure, axes)
     z = {axis: torch.zeros(structure.axes[axis].size) for axis in axes}
     sub, forward = SubNetwork(structure, gates, ALWAYS), Watched(model, example)
-    found = evaluated(model, lambda: sub.loss(forward, z))
+    found = evaluated(model, lambda: sub.loss(forward, z, example))
     torch.testing.assert_close(found, evaluated(model, lambda: multiplied(gates, z, forward)))
 
 
@@ -197,7 +200,7 @@ def test_a_loss_that_looks_at_all_weights_is_found_out():
 
     z = {"fc1": torch.tensor([1.0, 0] * 5)}
     expected = evaluated(model, lambda: multiplied(gates, z, loss))
-    torch.testing.assert_close(evaluated(model, lambda: sub.loss(loss, z)), expected, rtol=0, atol=0)
+    torch.testing.assert_close(evaluated(model, lambda: sub.loss(loss, z, example)), expected, rtol=0, atol=0)
     assert "the loss is" in str(sub.problem)
 
 
@@ -215,7 +218,7 @@ def test_code_that_holds_a_size_is_found_out():
         return model(example).square().mean()
 
     expected = evaluated(model, lambda: multiplied(gates, z, loss))
-    torch.testing.assert_close(evaluated(model, lambda: sub.loss(loss, z)), expected, rtol=0, atol=0)
+    torch.testing.assert_close(evaluated(model, lambda: sub.loss(loss, z, example)), expected, rtol=0, atol=0)
     assert sub.problem is not None
 
 
@@ -228,13 +231,13 @@ def test_dropout_of_units_draws_as_without_gates():
     z = {"0": torch.tensor([1.0, 0] * 5)}
     forward = Watched(model, (example,))
     found = []
-    for loss in (lambda: sub.loss(forward, z), lambda: multiplied(gates, z, forward)):
+    for loss in (lambda: sub.loss(forward, z, example), lambda: multiplied(gates, z, forward)):
         torch.manual_seed(1)
         found.append(loss())
     assert torch.equal(*found)
     assert forward.calls == 2
     model.eval()
-    sub.loss(forward, z)
+    sub.loss(forward, z, example)
     assert forward.entries == 3 * 5 + 3 + 5 * 6 + 5  # five units
 
 
@@ -246,7 +249,7 @@ def test_dropout_of_what_is_not_gated_does_not_matter():
     model, _, gates, sub = in_one(make, example, ["0"])
     z = {"0": torch.tensor([1.0, 0] * 5)}
     found = []
-    for loss in (lambda one: sub.loss(one, z), lambda one: multiplied(gates, z, one)):
+    for loss in (lambda one: sub.loss(one, z, example), lambda one: multiplied(gates, z, one)):
         torch.manual_seed(1)
         found.append(loss(lambda: loss_of(model, (example,))))
     torch.testing.assert_close(*found)
@@ -259,14 +262,51 @@ def test_it_is_done_where_it_pays():
 
     z = {"0": torch.ones(512)}
     z["0"][128:] = 0
-    for count, pays in ((2, False), (512, True)):
-        model, _, _, sub = in_one(make, torch.randn(2, 512), ["0"], None)
-        forward = Watched(model, (torch.randn(count, 512),))
-        sub.loss(forward, z)
+    model, _, _, sub = in_one(make, torch.randn(2, 512), ["0"], None)
+    for count, pays in ((2, False), (512, True), (2, False)):  # whatever came before
+        batch = (torch.randn(count, 512),)
+        forward = Watched(model, batch)
+        sub.loss(forward, z, (*batch, torch.zeros(count, dtype=torch.int64)))
         assert (forward.entries < 300_000) is pays
         assert sub.problem is None
-        forward.calls = 0
-        sub.loss(forward, z)
-        assert forward.calls == 1  # tried out once
-        sub.loss(forward, {"0": torch.ones(512)})
+        calls = forward.calls
+        sub.loss(forward, z, batch)
+        assert forward.calls == calls + 1  # tried out once
+        sub.loss(forward, {"0": torch.ones(512)}, batch)
         assert forward.entries == 2 * 512 * 513
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_compiled_network_is_left_alone():
+    example = torch.randn(5, 6)
+    model, structure, gates, _ = in_one(Listening, example, ["fc1"])
+    model.compile()
+    assert "compiled" in str(SubNetwork(structure, gates, ALWAYS).problem)
+
+
+def test_training_is_the_same_with_fewer_units_in_both_passes():
+    drawn_sizes = []
+    losses = {}
+    for worth in (ALWAYS, Worth(per_tensor=math.inf)):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 40), nn.BatchNorm1d(40), nn.ReLU(), nn.Linear(40, 3)).double()
+        batch, optimizer = torch.randn(20, 6).double(), torch.optim.SGD(model.parameters(), 0.1)
+        structure = esp.attach(model, batch[:2], optimizer=optimizer)
+        method = esp.prune.NPN(Stages(k=1.0, start=0.0, until=1.0), begin=0.6)
+        method = replace(method, memory=replace(method.memory, worth=worth))
+
+        def loss(net: nn.Sequential, x: Tensor) -> Tensor:
+            drawn_sizes.append(net[0].weight.shape[0])
+            return net(x).square().mean()
+
+        session = esp.Session(structure, [method], loss=loss, total_steps=20)
+        for _ in range(3):
+            value = session.loss(batch)
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+            session.step()
+            losses.setdefault(worth, []).append(value.detach())
+    torch.testing.assert_close(*map(torch.stack, losses.values()))
+    assert drawn_sizes[-6:] == [40] * 6
+    assert len({*drawn_sizes[:-6]} - {40}) > 1

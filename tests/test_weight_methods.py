@@ -38,7 +38,8 @@ from espalier.parts.weights import choose_weights, weight_dims, weight_tensors
 from espalier.structure import Structure
 from espalier.train.settings import build, sparse_training
 
-OURS = methods(level="weights")
+OURS = [entry for entry in methods(level="weights") if entry.by_budget]
+"""Methods whose gates decide are in tests/test_gate_contracts.py."""
 
 
 def by_name(entry: Entry) -> str:

@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from espalier.bench.tasks import OptimizerFactory, Schedule, Task, adamw, flat_then
+from espalier.bench.tasks import OptimizerFactory, Schedule, Task, adamw, flat_then, flat_then_cosine
 from espalier.method import Method
 from espalier.methods.npn import npn_growing, npn_pruning
-from espalier.parts.gates.expected import ExpectedCost
+from espalier.parts.gates.expected import ExpectedCost, PerUnit
 from espalier.parts.gates.stages import Stages
 
 
@@ -67,6 +67,21 @@ def _moons_pruned() -> Method:
     return npn_pruning(_MOONS, ExpectedCost(0.5), begin=0.73, rate=5e-3, axes=_EMBEDDED)
 
 
+_MNIST = Stages(1.0, start=0.05, until=0.6, rise=50.0)
+_LENET = ("conv1", "conv2", "fc1")
+
+
+def _mnist_grown() -> Method:
+    penalty = PerUnit({"conv1": 0.007, "conv2": 0.013, "fc1": 0.003})
+    few = dict.fromkeys(_LENET, 3)
+    return npn_growing(_MNIST, penalty, few, fill=1.0, fresh=False, rate=5e-3, begin=0.73, patience=2, axes=_LENET)
+
+
+def _mnist_pruned() -> Method:
+    penalty = PerUnit({"conv1": 0.010, "conv2": 0.008, "fc1": 0.008})
+    return npn_pruning(_MNIST, penalty, rate=5e-3, begin=0.55, low=0.25, patience=1, axes=_LENET)
+
+
 _MODELS: Mapping[tuple[str, str], str] = MappingProxyType({("moons", "npn"): "embedded-mlp"})
 
 PRESETS: Mapping[tuple[str, str], Preset] = MappingProxyType(
@@ -79,6 +94,15 @@ PRESETS: Mapping[tuple[str, str], Preset] = MappingProxyType(
             weight_decay=0.0,
             schedule=flat_then(_MOONS.until, 0.1),
             methods={"growing": _moons_grown, "shrinking": _moons_pruned},
+        ),
+        ("lenet5", "npn"): Preset(
+            epochs=30,
+            batch_size=128,
+            optimizer=adamw,
+            learning_rate=1e-3,
+            weight_decay=0.0,
+            schedule=flat_then_cosine(_MNIST.until),
+            methods={"growing": _mnist_grown, "shrinking": _mnist_pruned},
         ),
     }
 )

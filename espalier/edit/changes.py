@@ -91,7 +91,7 @@ def changes_of(plan: Plan, topology: Topology, limits: Mapping[str, Limits]) -> 
         PlanError: an unknown axis or an axis named twice, units that are out of range, repeated or all there are, an
             axis that may not change, or a size outside the user's limits.
     """
-    if not plan.edits and not plan.masks:
+    if not plan.edits and not plan.masks and not plan.deltas:
         raise PlanError("the plan is empty: there is nothing to do.")
     axes: dict[int, IntArray] = {}
     for edit in plan.edits:

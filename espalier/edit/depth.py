@@ -257,7 +257,11 @@ def _changed(
 ) -> Changed:
     pairs = list(zip(steps, made, strict=True))
     return Changed(
-        {step.module: (step.places[0], step.exit) for step in steps if isinstance(step.edit, Remove)},
+        {
+            step.module: (step.places[0], step.exit)
+            for step in steps
+            if isinstance(step.edit, Remove) and not step.states
+        },
         frozenset(
             step.module for step in steps if isinstance(step.edit, Remove) and step.edit.leaves == "zero"
         ),
@@ -266,9 +270,11 @@ def _changed(
             for step, one in pairs
             if isinstance(step.edit, Remove) and one is not None
         },
-        {here[id(one)]: step.runs_on for step, one in pairs if isinstance(step.edit, Insert)},
+        {here[id(one)]: step.runs_on for step, one in pairs if isinstance(step.edit, Insert) and not step.states},
         {step.module: here[id(one)] for step, one in pairs if isinstance(step.edit, Replace)},
         tensors,
+        {step.module: (step.states, step.exit) for step in steps if isinstance(step.edit, Remove) and step.states},
+        {here[id(one)]: step.states for step, one in pairs if isinstance(step.edit, Insert) and step.states},
     )  # fmt: skip
 
 

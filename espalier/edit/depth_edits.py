@@ -16,7 +16,7 @@ from espalier.edit.recipes.base import Recipe, recipe_of
 from espalier.errors import PlanError
 from espalier.graph.visits import Place
 
-Leaves: TypeAlias = Literal["entry", "zero"]
+Leaves: TypeAlias = Literal["entry", "zero", "inputs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,8 @@ class Remove:
     module: str
     """Its path."""
     leaves: Leaves = "entry"
-    """What takes the place of its result: what went into it, or zero for a branch that is added to others."""
+    """What takes the place of its result: what went into it, or zero for a branch that is added to others. ``inputs``:
+    what it got of the last results of its list goes on to the next one, as if the list had never had it."""
     entry: Place | None = None
     """Where among its arguments that is, if several of them have the size of its result."""
 
@@ -54,10 +55,11 @@ class Remove:
         ):
             raise PlanError(f"{self.module}: expected a place among arguments, such as (1,), found {self.entry!r}.")
         if self.leaves not in get_args(Leaves):
-            raise PlanError(f"{self.module}: expected leaves='entry' or 'zero', found {self.leaves!r}.")
+            raise PlanError(f"{self.module}: expected leaves='entry', 'zero' or 'inputs', found {self.leaves!r}.")
 
     def __str__(self) -> str:
-        left = "zero" if self.leaves == "zero" else "" if self.entry is None else f"argument {shown(self.entry)}"
+        left = "" if self.entry is None else f"argument {shown(self.entry)}"
+        left = {"entry": left, "zero": "zero", "inputs": "its inputs"}[self.leaves]
         return f"remove {self.module}" + (f", which leaves {left}" if left else "")
 
 

@@ -14,8 +14,8 @@ from espalier.edit.recipes.copies import CopyOf
 from espalier.edit.recipes.defaults import default_layer
 from espalier.edit.steps import known_region
 from espalier.errors import PlanError
-from espalier.graph.regions import Boundaries, Refusal, region_of
-from espalier.graph.shifts import shift
+from espalier.graph.regions import Boundaries, Refusal
+from espalier.graph.shifts import shift, states
 from espalier.graph.silence import silencing
 from espalier.graph.topology import Topology
 from espalier.graph.visits import Place
@@ -32,8 +32,11 @@ def removal(
     first = tuple(Remove(path) for path in paths[:-1])
     last = Remove(paths[-1], leaves or "entry", entry)
     check_path(modules, paths[-1])
-    if leaves is None and entry is None and known_region(topology, paths[-1]).beside:
-        last = Remove(paths[-1], "zero")
+    if leaves is None and entry is None:
+        if known_region(topology, paths[-1]).beside:
+            last = Remove(paths[-1], "zero")
+        elif states(Boundaries(topology), paths[-1], _listed(modules, paths[-1])):
+            last = Remove(paths[-1], "inputs")
     return Plan((), depth=(*first, last))
 
 
@@ -67,23 +70,21 @@ def addition(
         raise PlanError(
             f"{container} has {len(entries)} cells: position is from 0 to {len(entries)}, found {position}."
         )
-    source = _source(topology, entries, place, of)
-    shifted = shift(Boundaries(topology), source, entries)
-    if shifted and isinstance(modules[container], nn.ModuleList):
-        raise PlanError(f"{source} cannot be copied: it {shifted}.")
-    layer = copied(topology, source, init)
+    boundaries = Boundaries(topology)
+    source = _source(boundaries, modules, entries, place, of)
+    layer = copied(boundaries, modules, source, init)
     after, before = (entries[place - 1], None) if place else (None, entries[0])
     return insertion(topology, modules, after, before, layer)
 
 
-def copied(topology: Topology, path: str, init: str) -> CopyOf:
+def copied(boundaries: Boundaries, modules: Modules, path: str, init: str) -> CopyOf:
     """A copy of a module; with init="zero" one that changes nothing at first. Raises PlanError if there is none."""
-    region = known_region(topology, path)
-    if region.entry is None:
-        raise PlanError(f"{path} cannot be copied: it {region.no_removal}.")
+    why = _no_copy(boundaries, modules, path)
+    if why:
+        raise PlanError(f"{path} cannot be copied: it {why}.")
     if init == "copy":
         return CopyOf(path)
-    silence = silencing(topology, path)
+    silence = silencing(boundaries.topology, path)
     if isinstance(silence, Refusal):
         raise PlanError(
             f"a copy of {path} cannot begin as one that changes nothing: it {silence.reason}. Ask for init='copy'."
@@ -110,18 +111,34 @@ def _entries(modules: Modules, container: str) -> list[str]:
     return [f"{container}.{key}" if container else key for key in found._modules]
 
 
-def _source(topology: Topology, entries: list[str], place: int, of: str | None) -> str:
+def _source(boundaries: Boundaries, modules: Modules, entries: list[str], place: int, of: str | None) -> str:
     """The cell to copy: the one asked for, else the nearest that can be, those before the new one first."""
     if of is not None:
         return of
     reasons: dict[str, str] = {}
     for path in (*reversed(entries[:place]), *entries[place:]):
-        region = region_of(topology, path)
-        if not isinstance(region, Refusal) and region.entry is not None:
+        reasons[path] = _no_copy(boundaries, modules, path)
+        if not reasons[path]:
             return path
-        reasons[path] = region.reason if isinstance(region, Refusal) else region.no_removal
     shown = "; ".join(f"{path} {why}" for path, why in reasons.items())
     raise PlanError(f"no cell here gives back what it gets in its own size, so none can be repeated: {shown}.")
+
+
+def _no_copy(boundaries: Boundaries, modules: Modules, path: str) -> str:
+    """Why a cell cannot be repeated, in words that follow its name; empty if it can."""
+    region, listed = boundaries.region(path), _listed(modules, path)
+    if isinstance(region, Refusal):
+        return region.reason
+    if states(boundaries, path, listed):
+        return ""
+    return region.no_removal or shift(boundaries, path, listed)
+
+
+def _listed(modules: Modules, path: str) -> list[str]:
+    """The paths of all entries of the `nn.ModuleList` that a module is in; none if it is in no such list."""
+    parent = path.rpartition(".")[0]
+    found = modules.get(parent)
+    return [f"{parent}.{key}" if parent else key for key in found._modules] if isinstance(found, nn.ModuleList) else []
 
 
 __all__ = ["addition", "check_path", "copied", "insertion", "removal"]

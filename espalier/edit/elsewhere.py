@@ -19,6 +19,8 @@ from espalier.graph.topology import Topology, TracePrediction
 from espalier.graph.visits import Leaf, Place, Visit
 
 Token = Hashable
+_ITSELF = "itself"
+"""Marks a boundary value that stands for nothing else."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,11 @@ class Changed:
     """Path before -> path after of modules that were replaced."""
     tensors: Mapping[str, str] = field(default_factory=dict)
     """Parameters and buffers after -> their names before."""
+    out_of_list: Mapping[str, tuple[tuple[Place, ...], Place]] = field(default_factory=dict)
+    """What was in a list that hands on its last results: where among its arguments it got them, the oldest first, and
+    where its own one is among its results."""
+    into_list: Mapping[str, tuple[Place, ...]] = field(default_factory=dict)
+    """New modules in such a list, and where they get them."""
 
 
 def difference(before: Topology, after: Topology, changed: Changed) -> str | None:
@@ -81,9 +88,8 @@ class _Side:
         """The calls whose results nothing gets but the modules that come or go, and that is not what these hand on."""
         flow, found = self.prediction.flow, set[int]()
         given = {leaf.value for visit in self.served for leaf in visit.entries}
-        kept = {
-            start[0] for start in self.stands_for.values() if isinstance(start, tuple) and isinstance(start[0], int)
-        }
+        starts = [start for start in self.stands_for.values() if isinstance(start, tuple)]
+        kept = {start[1] if start[0] == _ITSELF else start[0] for start in starts}
         kept.update(self.prediction.outputs)
         for call in reversed(self.prediction.calls):
             outs = {out.index for out in call.outputs if out is not None}
@@ -115,6 +121,12 @@ def _old(prediction: TracePrediction, topology: Topology, changed: Changed) -> _
     stands_for: dict[tuple[int, int], Any] = {}
     inside, served = [], []
     for visit in prediction.visits:
+        if visit.module in changed.out_of_list:
+            inside.append((visit.first, visit.last))
+            served.append(visit)
+            places, exit = changed.out_of_list[visit.module]
+            stands_for |= _shifted(side, visit, places, exit)
+            continue
         ends = changed.removed.get(visit.module)
         if ends is None and visit.module not in changed.replaced:
             continue
@@ -140,7 +152,8 @@ def _new(prediction: TracePrediction, topology: Topology, changed: Changed) -> _
     back = {new: old for old, new in changed.replaced.items()}
     stands_for: dict[tuple[int, int], Any] = {}
     inside = []
-    served = tuple(one for one in prediction.visits if one.module in changed.left or one.module in changed.inserted)
+    coming = {*changed.left, *changed.inserted, *changed.into_list}
+    served = tuple(one for one in prediction.visits if one.module in coming)
     for visit in prediction.visits:
         if visit.module in changed.left:
             inside.append((visit.first, visit.last))
@@ -159,12 +172,27 @@ def _new(prediction: TracePrediction, topology: Topology, changed: Changed) -> _
                 end = side.boundary(leaf.value, visit.last)
                 if start is not None and start != end:
                     stands_for[end] = start
+        elif visit.module in changed.into_list:
+            inside.append((visit.first, visit.last))
+            for leaf in visit.exits:
+                stands_for |= _shifted(side, visit, changed.into_list[visit.module], leaf.place)
         elif visit.module in back:
             inside.append((visit.first, visit.last))
             for leaf in visit.exits:
                 stands_for[side.boundary(leaf.value, visit.last)] = ("result of", back[visit.module], leaf.place)
     names = {index: changed.tensors.get(name, name) for name, index in prediction.tensors.items()}
     return _Side(prediction, topology, _merged(inside), stands_for, names, served)
+
+
+def _shifted(side: _Side, visit: Visit, places: tuple[Place, ...], exit: Place) -> dict[tuple[int, int], Token]:
+    """What the results of a list stand for after a module in it, if it were not there: each for the one before it."""
+    given = [_at(visit.entries, place, side, visit) for place in places]
+    made = next(side.boundary(leaf.value, visit.last) for leaf in visit.exits if leaf.place == exit)
+    return {
+        newer: (_ITSELF, *older)
+        for older, newer in zip(given, (*given[1:], made), strict=True)
+        if older is not None and newer is not None
+    }
 
 
 def _at(leaves: Collection[Leaf], place: Place | None, side: _Side, visit: Visit) -> tuple[int, int] | None:
@@ -200,9 +228,14 @@ class _Tokens:
         while key in self._side.stands_for and key not in seen:
             seen.add(key)
             other = self._side.stands_for[key]
+            if isinstance(other, tuple) and other[0] == _ITSELF:
+                return self._plain((other[1], other[2]))
             if not (isinstance(other, tuple) and len(other) == 2 and isinstance(other[0], int)):
                 return other
             key = other
+        return self._plain(key)
+
+    def _plain(self, key: tuple[int, int]) -> Token:
         if key in self._made:
             return self._made[key]
         value, version = key

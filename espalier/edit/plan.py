@@ -145,7 +145,7 @@ class Plan:
         return "\n".join(str(edit) for edit in (*self.edits, *self.masks, *self.depth)) or "nothing"
 
     def __bool__(self) -> bool:
-        return bool(self.masks or self.depth) or any(edit.remove or edit.add for edit in self.edits)
+        return bool(self.masks or self.depth or self.deltas) or any(edit.remove or edit.add for edit in self.edits)
 
     def to_json(self) -> str:
         """The structure of the plan as JSON, masks included, without values, deltas and starts."""

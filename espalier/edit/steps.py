@@ -20,7 +20,8 @@ from espalier.edit.recipes.base import Lookup
 from espalier.edit.tree import Spot, insert, remove_entry, replace
 from espalier.errors import PlanError
 from espalier.graph.peeking import read_attributes
-from espalier.graph.regions import Refusal, Region, region_of
+from espalier.graph.regions import Boundaries, Refusal, Region, region_of
+from espalier.graph.shifts import states
 from espalier.graph.topology import Topology
 from espalier.graph.visits import Place
 
@@ -44,6 +45,8 @@ class Step:
     order: tuple[int, ...] = ()
     copied: bool = False
     """As in `Region`: the form of what a removed module gives back."""
+    states: tuple[Place, ...] = ()
+    """Where among its arguments a module that comes into a list, or goes, gets the last results of that list."""
 
     @property
     def module(self) -> str:
@@ -57,11 +60,11 @@ class Step:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Step:
         """What `to_json` gave. Raises PlanError, KeyError or TypeError for anything else."""
-        places = tuple(tuple(one) for one in data["places"])
+        places, states = (tuple(tuple(one) for one in data[key]) for key in ("places", "states"))
         runs_on, exit, order = (tuple(data[key]) for key in ("runs_on", "exit", "order"))
         as_entry, copied = data["as_entry"] is True, data["copied"] is True
         items, result = int(data["items"]), str(data["result"])
-        return cls(from_json(data["edit"]), places, runs_on, as_entry, exit, result, items, order, copied)
+        return cls(from_json(data["edit"]), places, runs_on, as_entry, exit, result, items, order, copied, states)
 
 
 def resolved(topology: Topology, model: nn.Module, edits: Sequence[DepthEdit], *, delete: bool) -> tuple[Step, ...]:
@@ -110,7 +113,15 @@ def _resolved(topology: Topology, model: nn.Module, edit: DepthEdit, together: s
                 raise PlanError(f"no layer can come {'before' if before else 'after'} {path}: it {reason}.")
             copied = None if source is None else known_region(topology, source)
             runs_on = (0,) if copied is None or copied.entry is None else copied.entry
-            return Step(edit, region.takes if before else (region.exit,), runs_on, entry)
+            handed = () if source is None or before or spot.is_sequential else _states(topology, model, source)
+            return Step(
+                edit, region.takes if before else (region.exit,), runs_on, entry, states=handed if entry else ()
+            )
+        case Remove(_, "inputs", _):
+            handed = _states(topology, model, path)
+            if not handed or spot.is_sequential or not spot.is_list:
+                raise PlanError(f"{path} cannot leave its inputs: it is in no list that hands on the last results.")
+            return Step(edit, handed[-1:], (0,), True, region.exit, states=handed)
         case Remove(_, leaves, asked):
             start = region.entry if asked is None else asked
             if asked is not None and asked not in (*region.choices, region.entry):
@@ -128,6 +139,12 @@ def _resolved(topology: Topology, model: nn.Module, edit: DepthEdit, together: s
             return Step(edit, (start,), (0,), entry, *form)
         case Replace():
             return Step(edit)
+
+
+def _states(topology: Topology, model: nn.Module, path: str) -> tuple[Place, ...]:
+    parent = path.rpartition(".")[0]
+    listed = model.get_submodule(parent)._modules if parent else model._modules
+    return states(Boundaries(topology), path, [f"{parent}.{key}" if parent else key for key in listed])
 
 
 def known_region(topology: Topology, path: str) -> Region:

@@ -18,14 +18,14 @@ from espalier.graph.dims import size_of
 from espalier.graph.forms import factorisable, folding
 from espalier.graph.peeking import read_attributes
 from espalier.graph.regions import Boundaries, Refusal, Region
-from espalier.graph.shifts import shift
+from espalier.graph.shifts import shift, states
 from espalier.graph.silence import silenced
 from espalier.graph.topology import Topology
 from espalier.graph.visits import Place
 from espalier.table import text_table
 
 Kind = Literal["layer", "cell"]
-Removal = Literal["entry", "zero"]
+Removal = Literal["entry", "zero", "inputs"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Site:
     """Of one eval-mode forward on the example inputs."""
     removal: Removal | None
     """What takes the place of its result if it goes: its entry, or zero where that is added to something of the same
-    origin; None: it may not go."""
+    origin, or, in a list that hands on its last results, all of these that it got; None: it may not go."""
     insert_after: bool
     insert_before: bool
     copyable: bool
@@ -121,11 +121,16 @@ class _Survey:
         refused = region.reason if isinstance(region, Refusal) else ""
         read, closed = self._read(path), self._closed(region, is_cell)
         held = read or self._tied(path)
-        not_copyable = closed or self._not_alone(path, region)
-        silence = Refusal(not_copyable) if not_copyable else silenced(self._boundaries, path, copied_after=path)
+        handed = self._handed(path)
+        not_copyable = "" if handed else closed or self._not_alone(path, region)
+        silence = (
+            Refusal(closed or not_copyable)
+            if closed or not_copyable
+            else silenced(self._boundaries, path, copied_after=path)
+        )
         fold = folding(self._modules, path, self._before.get(path), self._after.get(path))
         why = {
-            "removal": closed or read,
+            "removal": read if handed else closed or read,
             "insert_after": region.no_layer_after if isinstance(region, Region) else refused,
             "insert_before": region.no_layer_before if isinstance(region, Region) else refused,
             "copyable": not_copyable,
@@ -139,7 +144,7 @@ class _Survey:
             position=self._positions.get(path, len(self._topology.predictions[0].calls)),
             parameters=self._parameters[path],
             flops=self._flops[path],
-            removal=None if why["removal"] else "zero" if isinstance(region, Region) and region.beside else "entry",
+            removal=None if why["removal"] else "inputs" if handed else self._left(region),
             insert_after=not why["insert_after"],
             insert_before=not why["insert_before"],
             copyable=not not_copyable,
@@ -176,12 +181,25 @@ class _Survey:
         """Why its result would not do for a copy to run on; empty if it would, or if code goes through a list."""
         if isinstance(region, Refusal):
             return ""
-        parent = path.rpartition(".")[0]
-        if isinstance(self._modules.get(parent), nn.ModuleList):
-            return shift(self._boundaries, path, [one for one in self._paths if one.rpartition(".")[0] == parent])
+        if self._listed(path):
+            return shift(self._boundaries, path, self._listed(path))
         if not region.lone:
             return "gets more than its first tensor, which is all that a copy after it would get"
         return "" if region.result == "tensor" else f"gives back a {region.result}, of which a copy would get one item"
+
+    def _listed(self, path: str) -> list[str]:
+        """The entries of the list that a module is in; none if it is in no `nn.ModuleList`."""
+        parent = path.rpartition(".")[0]
+        if not isinstance(self._modules.get(parent), nn.ModuleList):
+            return []
+        return [one for one in self._paths if one.rpartition(".")[0] == parent]
+
+    def _handed(self, path: str) -> bool:
+        """Whether it is in a list that hands on its last results, all of them of the size of its own."""
+        return path not in self._other_names and bool(states(self._boundaries, path, self._listed(path)))
+
+    def _left(self, region: Region | Refusal) -> Removal:
+        return "zero" if isinstance(region, Region) and region.beside else "entry"
 
     def _run(self, run: tuple[str, ...]) -> Site:
         together = "is a run of several modules"
@@ -291,7 +309,7 @@ def site_table(found: Sequence[Site], most: int = 20) -> list[str]:
     shown += [one for one in found if one.kind == "layer" and one.removal is not None and one.parameters]
     rows = []
     for one in shown[:most]:
-        leaves = "-" if one.removal is None else f"its {one.removal}" if one.removal == "entry" else one.removal
+        leaves = "-" if one.removal is None else one.removal if one.removal == "zero" else f"its {one.removal}"
         rows.append((one.name, one.kind, ", ".join(one.may), leaves, f"{one.parameters:,}", f"{one.flops:,}"))
     lines = text_table(("site", "kind", "may", "leaves", "parameters", "FLOPs"), rows, right=(4, 5)) if rows else []
     counts = {

@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from espalier.method import Method, register
 from espalier.parts.amount import Free
 from espalier.parts.clock import Epochs, Moment, Steps
+from espalier.parts.gates.decay import GroupDecay
 from espalier.parts.gates.estimators import DisARM, Estimator
 from espalier.parts.gates.expected import ExpectedCost, GatePenalty
 from espalier.parts.gates.functions import GateFunction, Sigmoid
 from espalier.parts.gates.kinds import Bernoulli, Judged
 from espalier.parts.gates.memory import Gated
-from espalier.parts.gates.plastic import Probability, SampledGates, SleepAndWake
+from espalier.parts.gates.planning import SleepAndWake
+from espalier.parts.gates.plastic import Probability, SampledGates
 from espalier.parts.gates.settings import GateSettings
 from espalier.parts.gates.stages import Stages
 from espalier.parts.gates.waking import Algorithm1, Waking
@@ -56,10 +58,13 @@ def npn_pruning(
     low: float = 0.1,
     patience: int = 5,
     judged: Judged = "hard",
+    per_sample: bool = False,
     every: Steps | Epochs = _EVERY_EPOCH,
     start: Moment = 0.0,
     until: Moment = 1.0,
     axes: Sequence[str] | None = None,
+    columns: Sequence[str] = (),
+    decay: GroupDecay | None = None,
 ) -> Method:
     """Train a gate for every unit with the weights, under a penalty on the expected cost; shut ones leave the network.
 
@@ -81,17 +86,25 @@ def npn_pruning(
         low: see above.
         patience: see above.
         judged: whether a network in eval mode multiplies its units by 1 (``hard``) or by their probability (``mean``).
+        per_sample: whether every sample draws gates of its own: another sub-network for each, and less variance as far
+            as samples are alike, at the price of a product per activation. The loss function of the session has to
+            return one loss per sample. Axes over which norms run, or that are not read by linear or convolutional
+            layers, have no gates then. What the gates of a sample do to others through batch norms is left out.
         every: how often units may leave.
         start: when they may for the first time.
         until: when for the last time.
         axes: names or patterns of axes; None for all that may shrink and can have gates.
+        columns: dimensions of parameters with a gate for every position, ``fc1.weight[1]`` for one; what these shut is
+            masked. `ExpectedCost` does not know what they cost, `PerUnit` does.
+        decay: a decay of the weights that gates multiply, by the probability of these; None for none.
 
     Raises MethodError for an argument that is not what it should be.
     """
     kind = Bernoulli(function, estimator, judged)
+    settings = GateSettings(stages, kind, penalty, rate, begin, low, patience, axes is not None, decay)
     return _method(
         "prune",
-        Gated(GateSettings(stages, kind, penalty, rate, begin, low, patience, axes is not None)),
+        Gated(settings, per_sample=per_sample, columns=columns),
         Schedule(Free(), every, start, until),
         axes,
         "trains stochastic gates on units and removes those that stay shut",
@@ -113,10 +126,13 @@ def npn_growing(
     low: float = 0.1,
     patience: int = 5,
     judged: Judged = "hard",
+    per_sample: bool = False,
     every: Steps | Epochs = _EVERY_EPOCH,
     start: Moment = 0.0,
     until: Moment = 1.0,
     axes: Sequence[str] | None = None,
+    columns: Sequence[str] = (),
+    decay: GroupDecay | None = None,
 ) -> Method:
     """As `npn_pruning`; and where the held-out loss has fallen, units wake in axes whose units are all in use.
 
@@ -141,18 +157,21 @@ def npn_growing(
         low: as there.
         patience: as there.
         judged: as there.
+        per_sample: as there.
         every: as there.
         start: as there.
         until: as there.
         axes: as there; None for all that may grow and can have gates.
+        columns: as there.
+        decay: as there.
 
     Raises MethodError for an argument that is not what it should be.
     """
     kind = Bernoulli(function, estimator, judged)
-    settings = GateSettings(stages, kind, penalty, rate, begin, low, patience, axes is not None)
+    settings = GateSettings(stages, kind, penalty, rate, begin, low, patience, axes is not None, decay)
     return _method(
         "grow",
-        Gated(settings, waking, fill, fresh, awake),
+        Gated(settings, waking, fill, fresh, awake, per_sample=per_sample, columns=columns),
         Schedule(Free(), every, start, until),
         axes,
         "wakes units under stochastic gates where the held-out loss has fallen",

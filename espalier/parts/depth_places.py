@@ -59,7 +59,8 @@ class Removable:
 
     kept: int = 1
     leaves: Literal["entry"] | None = None
-    """``entry``: only those that leave what went in; None: branches that leave zero as well."""
+    """``entry``: only those that leave what went in; None: branches that leave zero as well. None of those that leave
+    all their inputs."""
 
     def __post_init__(self) -> None:
         if type(self.kept) is not int or self.kept < 0:
@@ -67,7 +68,8 @@ class Removable:
 
     def __call__(self, structure: Structure, asked: Sequence[str] | None, /) -> Catalogue:
         blocks = Blocks(structure, asked)
-        able = [one for one in blocks.sites if one.removal is not None and self.leaves in (None, one.removal)]
+        allowed = ("entry", "zero") if self.leaves is None else (self.leaves,)
+        able = [one for one in blocks.sites if one.removal in allowed]
         return Catalogue(
             {
                 one.name: Candidate(_removal(one), one.parameters, one.flops, blocks.stage(one), one.modules)

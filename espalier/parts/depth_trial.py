@@ -51,6 +51,8 @@ def gains(context: Context, layers: Mapping[str, Candidate]) -> dict[str, float]
     def squares(new: Mapping[str, nn.Module]) -> dict[str, float]:
         asked = {name: [one for one in module.parameters() if one.requires_grad] for name, module in new.items()}
         flat = [one for parameters in asked.values() for one in parameters]
+        if not flat:  # copies of blocks that do not train
+            return dict.fromkeys(asked, 0.0)
         with torch.enable_grad():
             gradients = iter(torch.autograd.grad(context.loss(batch), flat, allow_unused=True))
         return {

@@ -125,6 +125,8 @@ class _Way:
 
 def _gradients(context: Context, batch: Any, ways: Mapping[str, _Way]) -> dict[str, dict[str, Tensor]]:
     flat = [one for way in ways.values() for one in way.parameters.values()]
+    if not flat:  # copies of blocks that do not train
+        return {name: {} for name in ways}
     with torch.enable_grad():
         found = iter(torch.autograd.grad(context.loss(batch), flat, allow_unused=True, materialize_grads=True))
     return {name: {one: next(found) for one in way.parameters} for name, way in ways.items()}

@@ -29,7 +29,7 @@ from espalier.errors import CheckpointError, MethodError
 from espalier.method import Method
 from espalier.parts.budget import Latency
 from espalier.parts.clock import Clock
-from espalier.parts.gates.gating import GateState
+from espalier.parts.gates.gating import GateState, mean_of
 from espalier.parts.score import Context, derived_seed
 from espalier.parts.trigger import Metric
 from espalier.structure import Structure
@@ -73,7 +73,9 @@ class Session:
             structure: what `attach` returned, with the optimizer that trains the model.
             methods: where several are due at the same step, layers grow first, then units; then layers, units and
                 weights are pruned, and weights grow.
-            loss: model and batch -> scalar loss. Methods evaluate it by themselves, in train and in eval mode.
+            loss: model and batch -> scalar loss, or one loss per sample, shape (samples,), of which the mean is taken;
+                methods with gates that samples draw for themselves need them. Methods evaluate it by themselves, in
+                train and in eval mode.
             probe: held-out batches, which methods that judge on data prefer to training batches.
             total_steps: optimizer steps of the whole training; schedules count in fractions of it.
             seed: seeds all that methods draw.
@@ -89,7 +91,7 @@ class Session:
         if isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1:
             raise MethodError(f"total_steps: expected a whole number of at least 1, found {total_steps!r}.")
         self.structure = structure
-        self._loss, self._probe, self._on_event = loss, tuple(probe or ()), on_event
+        self._losses, self._probe, self._on_event = loss, tuple(probe or ()), on_event
         self._total_steps, self._seed = total_steps, seed
         self._step = self._epoch = self._boundary = 0
         self._batch: Batch = None
@@ -171,7 +173,10 @@ class Session:
         one = self._gated
         if one is None or one.method.gating is None:
             return self._loss(self.model, batch)
-        return one.method.gating.loss(self._context(one), partial(self._loss, self.model, batch))
+        return one.method.gating.loss(self._context(one), partial(self._losses, self.model, batch))
+
+    def _loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        return mean_of(self._losses(model, batch))
 
     def _as_decided(self, batch: Batch) -> Tensor:
         with self.decided():

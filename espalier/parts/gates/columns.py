@@ -46,6 +46,10 @@ class Columns:
         """One value for every position along the dimension; broadcasts to the shape."""
         return values.view(-1, *[1] * (len(shape) - self.dim - 1))
 
+    def count(self, shape: Sequence[int], /) -> int:
+        """One for every position along the dimension."""
+        return shape[self.dim]
+
     def shut(self, shape: Sequence[int], gone: Iterable[int]) -> Tensor:
         """Of booleans, of the tensor's shape: what these gates, shut, hold at zero."""
         along = torch.zeros(shape[self.dim], dtype=torch.bool)

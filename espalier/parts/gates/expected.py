@@ -139,6 +139,9 @@ class ExpectedCost:
 
     def priced(self, topology: Topology, keys: Collection[str], reference: float) -> Priced:
         sizes = {one.name: topology.sizes[one.number] for one in topology.axes.values()}
+        unknown = next((key for key in keys if key not in sizes), None)
+        if unknown is not None:
+            raise MethodError(f"{unknown} is no axis, whose cost ExpectedCost would know; take PerUnit or another one.")
         cost = self._cost(topology).fixed({name: size for name, size in sizes.items() if name not in keys})
         value, scale = Expected(cost), self.strength / reference
         return lambda probabilities: scale * value(probabilities)

@@ -10,6 +10,7 @@ from typing import Protocol
 from torch import Tensor
 
 from espalier.edit.plan import Plan
+from espalier.errors import MethodError
 from espalier.parts.goal import Goal
 from espalier.parts.score import Context
 
@@ -28,11 +29,24 @@ class GateState:
     """Axis -> how many of its units sleep."""
 
 
+def mean_of(losses: Tensor) -> Tensor:
+    """A loss, or the mean of one per sample, shape (samples,). Raises MethodError for anything else."""
+    if losses.dim() > 1 or not losses.numel():
+        raise MethodError(
+            f"expected a scalar loss, or one per sample, found one of shape {tuple(losses.shape)}; have the loss "
+            "function return its mean."
+        )
+    return losses.mean() if losses.dim() else losses
+
+
 class Gating(Protocol):
     """How the loss of training is evaluated; there is one such method at most in a session."""
 
     def loss(self, context: Context, forward: Callable[[], Tensor], /) -> Tensor:
-        """The loss of a step: `forward` evaluates the plain one, as often as wanted."""
+        """The loss of a step, a scalar.
+
+        `forward` evaluates the plain one, as often as wanted: a scalar, or one per sample (`mean_of`).
+        """
 
     def decided(self, context: Context, /) -> AbstractContextManager[None]:
         """Makes the network for a while what it would be if all were decided now."""
@@ -48,4 +62,4 @@ class Planner(Protocol):
         """The plan; changes nothing."""
 
 
-__all__ = ["GateState", "Gating", "Planner"]
+__all__ = ["GateState", "Gating", "Planner", "mean_of"]

@@ -17,15 +17,20 @@ from torch import Tensor
 from espalier.errors import MethodError
 from espalier.parts.gates.estimators import DisARM, Estimator, antithetic, sampled
 from espalier.parts.gates.functions import GateFunction, Sigmoid
+from espalier.parts.gates.gating import mean_of
 from espalier.parts.gates.rows import joined, parted
 
 Rows = Mapping[str, Tensor]
-"""Key of gates -> one number for each of them."""
+"""Key of gates -> one number for each of them, or for each of them in every sample: shape (samples, gates)."""
 Judged = Literal["hard", "mean"]
 
 
 class Evaluation(Protocol):
     """The training loss as a function of gates."""
+
+    @property
+    def samples(self) -> int | None:
+        """How many samples have gates of their own, and a loss; None where a batch shares one set of gates."""
 
     def __call__(self, gates: Rows, /) -> Tensor:
         """With gradients, by weights and by gates that ask for them."""
@@ -47,6 +52,10 @@ class Drawn:
 
 class GateKind(Protocol):
     """How gates are drawn and trained."""
+
+    @property
+    def lasting(self) -> bool:
+        """Whether gates that differ from each other may be left between 0 and 1 when all are decided."""
 
     def probability(self, logits: Tensor, k: float, /) -> Tensor:
         """Of a gate that is not zero; of the shape of the logits, differentiable by them where it is not flat.
@@ -81,6 +90,10 @@ class Bernoulli:
         if self.shown not in get_args(Judged):
             raise MethodError(f"judged: expected 'hard' or 'mean', found {self.shown!r}.")
 
+    @property
+    def lasting(self) -> bool:
+        return False
+
     def probability(self, logits: Tensor, k: float, /) -> Tensor:
         return self.function.probability(logits, k)
 
@@ -94,17 +107,18 @@ class Bernoulli:
     def loss(self, logits: Rows, k: float, evaluation: Evaluation, generator: torch.Generator, /) -> Drawn:
         flat = joined(logits)
         p = self.probability(flat, k)
-        u = torch.rand(p.shape, dtype=p.dtype, generator=generator)
+        samples = evaluation.samples
+        u = torch.rand(p.shape if samples is None else (samples, *p.shape), dtype=p.dtype, generator=generator)
         z, other = sampled(u, p), antithetic(u, p)
         apart = self.estimator.twice and not torch.equal(z, other)
         twin = evaluation.aside(parted(other.float(), logits)) if apart else None
         loss = evaluation(parted(z.float(), logits))
         if not apart and (self.estimator.twice or not bool(((p > 0) & (p < 1)).any())):
-            return Drawn(loss)
+            return Drawn(mean_of(loss))
         here = loss.detach()
         losses = (here.double().cpu(), (here if twin is None else twin).double().cpu())
         slopes = self.estimator(losses, u, p, self.function.chain(flat, k))
-        return Drawn(loss, parted(slopes, logits))
+        return Drawn(mean_of(loss), parted(slopes, logits))
 
 
 __all__ = ["Bernoulli", "Drawn", "Evaluation", "GateKind", "Judged", "Rows"]

@@ -1,15 +1,17 @@
 """Stochastic gates on units, trained with the weights: what a method with such gates remembers.
 
-The memory holds the gates (`espalier.parts.gates.table`) and the units that sleep (`espalier.parts.gates.sleepers`).
+The memory holds the gates (`espalier.parts.gates.table`), some of which may be on columns, and the units that sleep
+(`espalier.parts.gates.sleepers`).
 It follows every edit: units that another method removes take their gates with them, and those that it adds start open.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +19,12 @@ from torch import Tensor
 
 from espalier.errors import MethodError
 from espalier.graph.dims import IntArray
+from espalier.parts.gates.beginning import beginning, fresh_gates, noise_of
+from espalier.parts.gates.by_sample import BySample, sample_problem
+from espalier.parts.gates.columns import Columns, column_place
+from espalier.parts.gates.dormant import Sleeper
+from espalier.parts.gates.entries import EntryGates
+from espalier.parts.gates.folding import Folding
 from espalier.parts.gates.places import Gates
 from espalier.parts.gates.settings import GateSettings
 from espalier.parts.gates.sleepers import Sleepers, Woken
@@ -25,7 +33,7 @@ from espalier.parts.gates.table import GateTable
 from espalier.parts.gates.units import gate_problem, unit_place
 from espalier.parts.gates.waking import Remembered, Seen, Waking
 from espalier.parts.names import Names
-from espalier.parts.score import Context, derived_seed
+from espalier.parts.score import Context
 
 _ASLEEP = -40.0
 """k times the logit of units that begin asleep."""
@@ -47,8 +55,19 @@ class Gated:
     go to sleep at the first event. None: all are."""
     worth: Worth = field(default_factory=Worth)
     """When units whose gates are 0 in a step are left out of it, rather than multiplied (`SubNetwork`)."""
+    per_sample: bool = False
+    """Whether every sample of a batch draws gates of its own (`espalier.parts.gates.by_sample`)."""
+    columns: Sequence[str] = ()
+    """Dimensions of parameters that have a gate for every position beside those on units: ``fc1.weight[1]`` for the
+    columns of one. What they shut is masked."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "columns", tuple(self.columns))
+        wrong = next((one for one in self.columns if Columns.named(one) is None), None)
+        if wrong is not None:
+            raise MethodError(f"columns: expected a parameter and a dimension, such as fc1.weight[1], found {wrong!r}.")
+        if self.per_sample and self.columns:
+            raise MethodError("columns: gates on columns are shared by a batch; leave out per_sample=True.")
         object.__setattr__(self, "awake", None if self.awake is None else dict(self.awake))
         if self.waking is not None and self.waking.in_use <= self.settings.low:
             raise MethodError(
@@ -65,21 +84,28 @@ class GateMemory:
 
     def __init__(self, made_by: Gated) -> None:
         self.made_by = made_by
-        self.table = GateTable(made_by.settings)
+        self.table = GateTable(made_by.settings, never_empty=True)
         """By axis."""
         self.sleepers = Sleepers()
+        self.entries = EntryGates(self.table, _columns)
+        self.folding = Folding()
         self.refused: dict[str, str] = {}
         """Axis -> why it has no gates."""
         self.remembered: Remembered = {} if made_by.waking is None else made_by.waking.begin()
         """What the policy of waking remembers."""
-        self._epoch = 0
         self._gates: SubNetwork | None = None
+        self._by_sample: BySample | None = None
         self._all_there = False
 
     @property
     def logits(self) -> dict[str, Tensor]:
-        """Axis -> logits of its units, float64 on the CPU."""
+        """Axis, or columns -> logits, float64 on the CPU."""
         return self.table.logits
+
+    @property
+    def asleep(self) -> Mapping[str, Sequence[Sleeper]]:
+        """Axis -> its units that sleep."""
+        return self.sleepers.asleep
 
     # --- what training asks for
 
@@ -92,10 +118,17 @@ class GateMemory:
         structure = context.structure
         if self._gates is None or self._gates.topology is not structure.topology:
             self._meet(context)
-            gates = Gates(structure, [unit_place(structure, axis) for axis in self.logits])
+            units = [unit_place(structure, axis) for axis in self.logits if axis not in self.entries.known]
+            gates = Gates(structure, [*units, *self.entries.places(structure)])
             self._gates = SubNetwork(structure, gates, self.made_by.worth)
+            self._by_sample = BySample(structure, units) if self.made_by.per_sample else None
             self.sleepers.give_back(structure)
         return self._gates
+
+    def by_sample(self, context: Context) -> BySample | None:
+        """What evaluates losses at gates of every sample; None where a batch shares its gates."""
+        self.gates(context)
+        return self._by_sample
 
     def judged(self, context: Context) -> dict[str, Tensor]:
         """Axis -> what its units are multiplied by when the network is judged."""
@@ -116,6 +149,7 @@ class GateMemory:
         """The units that go to sleep now, of some axes, each of which keeps at least so many."""
         self.gates(context)
         self.sleepers.forget()
+        self.folding.forget()
         found, probabilities = {}, self.table.probabilities(context.progress)
         for axis, ready in self.table.ready(context.progress).items():
             if axis not in axes:
@@ -128,6 +162,11 @@ class GateMemory:
                 awake = sum(self._was_awake(axis, unit) for unit in chosen)
                 self.sleepers.leave(context.structure, axis, chosen, awake)
         return found
+
+    def shut(self, context: Context) -> dict[str, Tensor]:
+        """Parameter -> of booleans, what of it gates on columns hold at zero for good now."""
+        self.gates(context)
+        return self.entries.shut(context.structure, self.table.ready(context.progress), context.progress)
 
     def woken(self, context: Context, room: Mapping[str, int], leaving: Collection[str]) -> Woken:
         """The units that wake now, in axes in which there is room for some, while others leave these axes."""
@@ -144,19 +183,20 @@ class GateMemory:
     def after_step(self, context: Context, /) -> None:
         """Move the logits, and look at all units once per epoch."""
         self.sleepers.forget()
+        self.folding.forget()
         self.gates(context)
-        self.table.step(context.progress)
-        if context.epoch > self._epoch:
-            self._epoch = context.epoch
-            self.table.end_epoch(context.progress)
-            policy = self.made_by.waking
-            if policy is not None and self.table.stage == 1:
-                self.remembered = policy.look(self._seen(context, {}), self.remembered)
+        ended, policy = self.table.step(context.progress, context.epoch), self.made_by.waking
+        if ended and policy is not None and self.table.stage == 1:
+            self.remembered = policy.look(self._seen(context, {}), self.remembered)
 
     def follow(self, units: Mapping[str, IntArray], /) -> None:
         """Gates go and come with their units."""
         self._gates = None
         self.table.forget()
+        if self.folding.follow(units):
+            self.entries.clear()
+            self.table.clear()
+        self.entries.note(units)
         woke = False
         for axis, origins in units.items():
             wakes = self.sleepers.follow(axis, origins)
@@ -170,7 +210,8 @@ class GateMemory:
         """Gates stay with their axes; units that sleep in a layer that is gone are forgotten."""
         self._gates = None
         self.table.forget()
-        self.table.rename(names.axes)
+        self.table.rename({axis: now for axis, now in names.axes.items() if axis not in self.entries.known})
+        self.entries.rename(names)
         self.sleepers.rename(names)
         self.refused = {}
 
@@ -178,17 +219,20 @@ class GateMemory:
         """All of it."""
         return {
             "table": self.table.state(),
+            "entries": self.entries.state(),
+            "folded": self.folding.done,
             "sleepers": self.sleepers.state(),
             "waking": dict(self.remembered),
-            "epoch": self._epoch,
         }
 
     def restore(self, state: Mapping[str, Any], /) -> None:
         """Become what `state` gave."""
         fresh = GateMemory(self.made_by)
         fresh.table.restore(state["table"])
+        fresh.entries.restore(state["entries"])
+        fresh.folding.done = bool(state["folded"])
         fresh.sleepers.restore(state["sleepers"])
-        fresh.remembered, fresh._epoch = dict(state["waking"]), int(state["epoch"])
+        fresh.remembered = dict(state["waking"])
         self.__dict__.update(fresh.__dict__)
 
     # --- how
@@ -197,10 +241,17 @@ class GateMemory:
         """Take in axes that are not known yet."""
         structure, settings = context.structure, self.made_by.settings
         first = self.sleepers.meet(structure.topology)
+        if self.folding.done:
+            return
+        self.entries.meet(structure, self._columns(context), partial(fresh_gates, settings))
         for axis in context.axes:
             if axis in self.logits or axis in self.refused:
                 continue
             why = gate_problem(structure, axis)
+            if why is None and settings.kind.lasting and unit_place(structure, axis).norms:
+                why = "numbers between 0 and 1 could not join its weights, since a norm runs over it"
+            if why is None and self.made_by.per_sample:
+                why = sample_problem(structure, unit_place(structure, axis))
             if why is not None and settings.strict:
                 raise MethodError(f"{axis} cannot have gates: {why}; leave it out of axes=.")
             if why is not None:
@@ -212,6 +263,16 @@ class GateMemory:
             raise MethodError(f"no axis can have gates ({shown}).")
         if self.made_by.waking is not None:
             self.made_by.waking.check(context)
+
+    def _columns(self, context: Context) -> list[str]:
+        """The columns with gates, by the first names of their parameters."""
+        found = []
+        for key in self.made_by.columns if not self.entries.known else ():
+            columns = _columns(key)
+            column_place(context.structure, columns)  # complains if there are none
+            first = context.structure.topology.aliases.get(columns.tensor, columns.tensor)
+            found.append(replace(columns, tensor=first).key)
+        return found
 
     def _seen(self, context: Context, room: Mapping[str, int], leaving: Collection[str] = ()) -> Seen:
         progress = context.progress
@@ -231,24 +292,25 @@ class GateMemory:
                 awake = wanted
                 break
         centre = torch.full((len(self.sleepers.numbers[axis]),), _ASLEEP / k, dtype=torch.float64)
-        centre[:awake] = settings.kind.logit(settings.begin, k)
-        return centre + self._noise(axis)
+        centre[:awake] = beginning(settings)
+        return centre + noise_of(axis, self.sleepers.numbers[axis])
 
     def _fresh(self, axis: str, wakes: bool) -> Tensor:
         """The logits that units would have that come now."""
-        settings = self.made_by.settings
-        centre = settings.kind.logit(settings.begin, settings.stages.k or 1.0)
+        centre = beginning(self.made_by.settings)
         if wakes:
             centre = self.made_by.fill / (self.table.k or 1.0)
-        return centre + self._noise(axis)
-
-    def _noise(self, axis: str) -> Tensor:
-        rows = [torch.Generator().manual_seed(derived_seed("gate", axis, one)) for one in self.sleepers.numbers[axis]]
-        return torch.stack([0.01 * torch.randn((), generator=one, dtype=torch.float64) for one in rows])
+        return centre + noise_of(axis, self.sleepers.numbers[axis])
 
     def _was_awake(self, axis: str, unit: int) -> bool:
         """Whether a unit that goes to sleep ever was awake: those that begin asleep are far below all others."""
         return float(self.logits[axis][unit]) > _ASLEEP / 2 / (self.made_by.settings.stages.k or 1.0)
+
+
+def _columns(key: str) -> Columns:
+    found = Columns.named(key)
+    assert found is not None
+    return found
 
 
 __all__ = ["GateMemory", "Gated"]

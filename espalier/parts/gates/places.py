@@ -12,13 +12,18 @@ Gradients reach tensors and gates through the product.
 
 from __future__ import annotations
 
+import sys
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
+from torch.utils import checkpoint
 
+from espalier.errors import MethodError
 from espalier.graph.capture import TensorTable, tensor_table
 from espalier.graph.topology import Topology
 from espalier.parts.gates.norms import Mark, NormGate, left_out, norm_modules
@@ -83,34 +88,84 @@ class Gates:
             self.plain |= {place.key} if place.plain else set()
         self.plain -= {axis for norms in self._norms.values() for _, norm in norms for axis in norm.over}
         self._watched = norm_modules(structure.topology) if self._norms else frozenset()
+        self._checked = False
 
     @contextmanager
     def applied(self, gates: Mapping[str, Tensor]) -> Iterator[None]:
         """Run the body with the network multiplied by these numbers, one per gate of every named key; others by 1.
 
-        Gates of 1 everywhere, or of no key, leave the network as it is, to the last bit.
+        What is multiplied is what stands in the modules then. Gates of 1 everywhere, or of no key, leave the network as
+        it is, to the last bit.
+
+        Raises:
+            MethodError: a tensor has another shape than when this was made; a norm that is to leave units out was not
+                seen to run; or the network runs parts of itself again in backward, when gates act no more.
         """
         held: list[tuple[dict[str, Any], str, Any]] = []
         moved = {key: z for key, z in gates.items() if z.requires_grad or not bool((z == 1).all())}
         try:
             tensors = self._gated(moved)
             _put(held, self._table, tensors)
-            with self._left_out(moved, tensors):
+            with self._left_out(moved, tensors), self._run_once(tensors):
                 yield
         finally:
             for store, key, before in reversed(held):
                 store[key] = before
 
+    def factors(self, gates: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What every tensor that these gates multiply is multiplied by, broadcasting to its shape."""
+        found: dict[str, Tensor] = {}
+        for name, spreads in self._multiplied.items():
+            tensor = self._table.tensors[name]
+            for key, one in spreads:
+                if key in gates:
+                    factor = one.spread(gates[key].to(tensor), tensor.shape)
+                    found[name] = factor if name not in found else found[name] * factor
+        return found
+
+    def counting(self, key: str) -> bool:
+        """Whether the statistics of a norm or a mean leave out what the gates of this key shut."""
+        return any(key == other for norms in self._norms.values() for other, _ in norms)
+
     def _gated(self, gates: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors that gates change, multiplied by them."""
         found: dict[str, Tensor] = {}
         for name, spreads in self._multiplied.items():
-            tensor = before = self._table.tensors[name]
-            for key, one in spreads:
-                if key in gates:
-                    tensor = tensor * one.spread(gates[key].to(tensor), tensor.shape)
-            if tensor is not before:
+            acting = [(gates[key], one) for key, one in spreads if key in gates]
+            if acting:
+                tensor = self._present(name)
+                for z, one in acting:
+                    tensor = tensor * one.spread(z.to(tensor), tensor.shape)
                 found[name] = tensor
+        return found
+
+    @contextmanager
+    def _run_once(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+        """Refuses checkpoints of activations: looked for in the first run that may have gradients."""
+        if self._checked or not tensors or not torch.is_grad_enabled():
+            yield
+            return
+        names = {*tensors, *(mark[0] for mark in self._norms if not mark[1])}
+        modules = {place[0]: None for name in names for place in self._table.places[name]}
+        modules |= {self._model.get_submodule(mark[0]): None for mark in self._norms if mark[1]}
+        hooks = [module.register_forward_pre_hook(_not_checkpointed) for module in modules]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self._checked = True
+
+    def _present(self, name: str) -> Tensor:
+        """What stands for a tensor now: others put copies there whose gradients they want."""
+        module, key, is_parameter = self._table.places[name][0]
+        found: Tensor = (module._parameters if is_parameter else module._buffers)[key]  # type: ignore[assignment]
+        if found.shape != self._table.tensors[name].shape:
+            raise MethodError(
+                f"{name} should have shape {tuple(self._table.tensors[name].shape)}, but has {tuple(found.shape)} "
+                "while gates act: another method tries new units out. Let it do so before the search of the gates, or "
+                "after."
+            )
         return found
 
     def _left_out(self, gates: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> AbstractContextManager[None]:
@@ -123,11 +178,22 @@ class Gates:
                     factor = norm.factor(gates[key])
                     factors[mark] = factors[mark] * factor if mark in factors else factor
             if mark in factors and not mark[1]:
-                scales[id(tensors.get(mark[0], self._table.tensors[mark[0]]))] = mark
+                scales[id(tensors[mark[0]] if mark[0] in tensors else self._present(mark[0]))] = mark
         if not factors:
             return nullcontext()
         always = [mark for mark in factors if all(norm.always for _, norm in self._norms[mark])]
         return left_out(self._model, self._watched, factors, scales, always)
+
+
+def _not_checkpointed(module: nn.Module, inputs: object) -> None:
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code.co_filename == checkpoint.__file__:
+            raise MethodError(
+                f"a {type(module).__name__} runs again in backward (torch.utils.checkpoint), when gates act no more; "
+                "turn checkpoints of activations off while gates are trained."
+            )
 
 
 def _put(held: list[tuple[dict[str, Any], str, Any]], table: TensorTable, tensors: Mapping[str, Tensor]) -> None:
@@ -140,9 +206,12 @@ def _put(held: list[tuple[dict[str, Any], str, Any]], table: TensorTable, tensor
             store[key] = tensor
             if isinstance(module, nn.RNNBase):
                 recurrent[module] = None
-    for module in recurrent:  # they keep their weights in a second place
-        held.append((module.__dict__, "_flat_weights", module._flat_weights))
-        module.__dict__["_flat_weights"] = [module._parameters.get(key) for key in module._flat_weights_names]
+    for module in recurrent:  # they keep their weights in a second place, and look whether they are still the same
+        weights = [module._parameters.get(key) for key in module._flat_weights_names]
+        refs = [None if one is None else weakref.ref(one) for one in weights]
+        for key, value in (("_flat_weights", weights), ("_flat_weight_refs", refs)):
+            held.append((module.__dict__, key, module.__dict__[key]))
+            module.__dict__[key] = value
 
 
 __all__ = ["GatePlace", "Gates", "Spread"]

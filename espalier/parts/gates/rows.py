@@ -15,11 +15,15 @@ def joined(rows: Mapping[str, Tensor]) -> Tensor:
 
 
 def parted(flat: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What `joined` took apart again, in the shapes of `like`; shares the memory of the row."""
+    """What `joined` took apart again, in the shapes of `like`; shares the memory of the row.
+
+    With several rows, shape (rows, all), every part has as many.
+    """
     shapes = [one.shape for one in like.values()]
-    parts = torch.split(flat, [math.prod(shape) for shape in shapes])
+    parts = torch.split(flat, [math.prod(shape) for shape in shapes], dim=-1)
     return {
-        key: part if len(shape) == 1 else part.view(shape) for key, part, shape in zip(like, parts, shapes, strict=True)
+        key: part if len(shape) == 1 else part.view(*part.shape[:-1], *shape)
+        for key, part, shape in zip(like, parts, shapes, strict=True)
     }
 
 

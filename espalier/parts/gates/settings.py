@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from espalier.errors import MethodError
+from espalier.parts.gates.decay import GroupDecay
 from espalier.parts.gates.expected import ExpectedCost, GatePenalty
 from espalier.parts.gates.kinds import Bernoulli, GateKind
 from espalier.parts.gates.stages import Stages
@@ -29,6 +30,8 @@ class GateSettings:
     strict: bool = False
     """Whether all that the method may change needs to have gates, as what was named does; else what cannot is left
     out."""
+    decay: GroupDecay | None = None
+    """Of the weights that gates multiply; added to the loss of training only."""
 
     def __post_init__(self) -> None:
         if not 0 < self.low <= 0.5 or not 0.5 < self.begin < 1:

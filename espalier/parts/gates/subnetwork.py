@@ -13,7 +13,8 @@ Whether leaving units out pays is decided by counting (`Worth`), never by the cl
 bits. Before it is done for the first time after an edit, it is tried out: on fake tensors, where every operator has to
 be as predicted, and on the batch at hand, where the loss has to be that of multiplying. Whatever fails there
 (`SubNetwork.problem`) is multiplied as ever. So is a network that draws random numbers for units (dropout): it would
-draw others, and both samples of an estimator are to see the same.
+draw others, and both samples of an estimator are to see the same. A loss that is compiled as a whole cannot be seen
+from here; give it `Worth(per_tensor=math.inf)`.
 """
 
 from __future__ import annotations
@@ -94,12 +95,13 @@ class SubNetwork:
 
     def __init__(self, structure: Structure, gates: Gates, worth: Worth | None = None) -> None:
         self.topology: Topology = structure.topology
-        self.problem: str | None = None
+        compiled = any(module._compiled_call_impl is not None for module in structure.model.modules())
+        self.problem: str | None = "it is compiled, which sizes that change would undo" if compiled else None
         """Why no unit is ever left out; None if nothing was found yet."""
         self._structure, self._gates, self._worth = structure, gates, worth or Worth()
         self._trusted = False
         self._with_attributes = False
-        self._scale: float | None = None
+        self._example = _largest(structure.example)
         table, topology = tensor_table(structure.model), self.topology
         recurrent = {
             name for name, places in table.places.items() if any(isinstance(one[0], nn.RNNBase) for one in places)
@@ -124,13 +126,26 @@ class SubNetwork:
         """Run the body with the whole network multiplied by these numbers: `Gates.applied`."""
         return self._gates.applied(gates)
 
-    def loss(self, forward: Forward, gates: Mapping[str, Tensor]) -> Tensor:
+    def factors(self, gates: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What tensors are multiplied by: `Gates.factors`."""
+        return self._gates.factors(gates)
+
+    def counting(self, key: str) -> bool:
+        """Whether the statistics of a norm or a mean leave out what the gates of this key shut."""
+        return self._gates.counting(key)
+
+    def loss(self, forward: Forward, gates: Mapping[str, Tensor], batch: Any) -> Tensor:
         """What `forward` gives with units multiplied by these numbers, as under `Gates.applied`.
 
         Gradients reach weights and gates, those of gates that are 0 excepted if their unit is left out.
+
+        Args:
+            forward: evaluates the loss of the batch.
+            gates: key -> one number for each gate.
+            batch: whose tensors tell how much there is to compute; of any kind.
         """
         kept = self._kept(gates)
-        if kept and self._usable(forward, gates, kept):
+        if kept and self._usable() and self._pays(kept, batch) and self._tried_out(forward, gates, kept):
             with self._applied(gates, kept):
                 return forward()
         with self._gates.applied(gates):
@@ -153,23 +168,17 @@ class SubNetwork:
                 found[axis] = kept
         return found
 
-    def _usable(self, forward: Forward, gates: Mapping[str, Tensor], kept: Mapping[str, _Mask]) -> bool:
-        model = self._structure.model
-        if self._drawing and (False in self._drawing or any(module.training for module in model.modules())):
-            return False
-        multiplied: Tensor | None = None
-        if self._scale is None:
-            multiplied = self._look(forward, gates)
-        if not self._pays(kept):
-            return False
-        if not self._trusted:
-            self._try_out(forward, gates, kept, multiplied)
-        return self._trusted
+    def _usable(self) -> bool:
+        """Whether the same random numbers are drawn without units."""
+        return not self._drawing or (
+            False not in self._drawing and not any(one.training for one in self._structure.model.modules())
+        )
 
-    def _pays(self, kept: Mapping[str, _Mask]) -> bool:
+    def _pays(self, kept: Mapping[str, _Mask], batch: Any) -> bool:
         touched = [one for one in self._picked if not one.axes.isdisjoint(kept)]
         passes = 3 if torch.is_grad_enabled() else 1  # backward takes two
-        saved = (self._whole - self._flops.at(self._sizes(kept))) * passes * (self._scale or 1.0)
+        often = _largest(batch) / self._example if self._example and _largest(batch) else 1.0
+        saved = (self._whole - self._flops.at(self._sizes(kept))) * passes * often
         return self._worth.pays(saved, len(touched), sum(one.entries for one in touched), self._device)
 
     def _sizes(self, kept: Mapping[str, _Mask]) -> dict[str, int]:
@@ -188,43 +197,26 @@ class SubNetwork:
 
     # --- trying it out
 
-    def _look(self, forward: Forward, gates: Mapping[str, Tensor]) -> Tensor:
-        """The loss by multiplying, and on the way how much larger batches are than the example."""
-        model, seen = self._structure.model, [0]
-
-        def notice(module: nn.Module, args: Any, kwargs: Any) -> None:
-            seen[0] += sum(one.numel() for _, one in flatten_tensors((args, kwargs), ""))
-
-        hook = model.register_forward_pre_hook(notice, with_kwargs=True)
-        try:
-            with without_a_trace(model), self._gates.applied(gates):
-                value = forward()
-        finally:
-            hook.remove()
-        numbers = sum(one.numel() for _, one in flatten_tensors(self._structure.example, ""))
-        self._scale = seen[0] / numbers if seen[0] and numbers else 1.0
-        return value
-
-    def _try_out(
-        self, forward: Forward, gates: Mapping[str, Tensor], kept: Mapping[str, _Mask], multiplied: Tensor | None
-    ) -> None:
-        model = self._structure.model
+    def _tried_out(self, forward: Forward, gates: Mapping[str, Tensor], kept: Mapping[str, _Mask]) -> bool:
+        """Whether the network gives the same loss without units; it is tried once."""
+        if self._trusted or self.problem is not None:
+            return self._trusted
         self.problem = self._mismatch(kept)
         if self.problem is not None:
-            return
-        if multiplied is None:
-            multiplied = self._look(forward, gates)
+            return False
+        with without_a_trace(self._structure.model), self._gates.applied(gates):
+            multiplied = forward()
         try:
-            with without_a_trace(model), self._applied(gates, kept):
+            with without_a_trace(self._structure.model), self._applied(gates, kept):
                 value = forward()
         except Exception as problem:  # whatever the user's code raises at sizes that it does not expect
             self.problem = f"the forward failed without the units: {type(problem).__name__}: {problem}"
-            return
+            return False
         near = torch.finfo(value.dtype).eps ** 0.5
-        if value.shape == multiplied.shape and torch.allclose(value, multiplied, near, near, equal_nan=True):
-            self._trusted = True
-        else:
+        self._trusted = value.shape == multiplied.shape and torch.allclose(value, multiplied, near, near, True)
+        if not self._trusted:
             self.problem = f"the loss is {value.tolist()} without the units and {multiplied.tolist()} with zeros"
+        return self._trusted
 
     def _mismatch(self, kept: Mapping[str, _Mask]) -> str | None:
         """Why the network would not run without units; None if it would. Notices whether attributes have to follow."""
@@ -313,6 +305,11 @@ class SubNetwork:
             if masks:
                 found[number] = torch.from_numpy(np.flatnonzero(np.logical_and.reduce(masks))).to(self._device)
         return found
+
+
+def _largest(tree: Any) -> int:
+    """The number of entries of the largest tensor in a batch or example; 0 without any."""
+    return max((one.numel() for _, one in flatten_tensors(tree, "")), default=0)
 
 
 def _store(place: tuple[nn.Module, str, bool]) -> dict[str, Any]:

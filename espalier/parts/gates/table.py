@@ -21,6 +21,8 @@ from espalier.parts.gates.rows import joined, parted
 from espalier.parts.gates.settings import GateSettings
 from espalier.parts.names import Now, carried
 
+SHUT = -1e6
+"""The logit of a gate that is shut for good: it does not move."""
 _NEVER = 1e-9
 """A probability at which a gate never is open."""
 
@@ -28,8 +30,10 @@ _NEVER = 1e-9
 class GateTable:
     """The gates of one session."""
 
-    def __init__(self, settings: GateSettings) -> None:
+    def __init__(self, settings: GateSettings, *, never_empty: bool = False) -> None:
         self.settings = settings
+        self.never_empty = never_empty
+        """Whether the likeliest gate of a key is judged as open if all of them would be shut, since not all may go."""
         self.logits: dict[str, Tensor] = {}
         """Key -> logits, float64 on the CPU."""
         self.stage = 0
@@ -40,6 +44,7 @@ class GateTable:
         """What the penalty is relative to; 0 before it was asked."""
         self._adam: dict[str, Adam] = {}
         self._low: dict[str, Tensor] = {}
+        self._epoch = 0
         self._priced: tuple[Topology, frozenset[str], Priced] | None = None
         self._slope: Tensor | None = None
         self._leaves: dict[str, Tensor] = {}
@@ -62,11 +67,17 @@ class GateTable:
 
     def judged(self, progress: float) -> dict[str, Tensor]:
         """Key -> what every gate multiplies by when the network is judged."""
-        k = self.k_at(progress)
-        return {key: self.settings.kind.judged(one, k) for key, one in self.logits.items()}
+        k, kind = self.k_at(progress), self.settings.kind
+        found = {key: kind.judged(one, k) for key, one in self.logits.items()}
+        for key, one in found.items() if self.never_empty else ():
+            if not bool(one.any()):
+                one[int(self.logits[key].argmax())] = 1.0
+        return found
 
     def cost(self, topology: Topology, progress: float) -> tuple[Tensor, Tensor]:
         """The penalty, and its gradient by the logits of all keys in a row (`espalier.parts.gates.rows`)."""
+        if not self.logits:
+            return torch.zeros(()), torch.zeros(0)
         row = joined(self.logits)
         if self.settings.penalty is None:
             return torch.zeros(()), torch.zeros_like(row)
@@ -101,8 +112,15 @@ class GateTable:
 
     # --- what sessions ask for
 
-    def step(self, progress: float) -> None:
-        """Move the logits."""
+    def step(self, progress: float, epoch: int) -> bool:
+        """Move the logits, and count once per epoch which gates are low; whether an epoch ended."""
+        self._learn(progress)
+        ended, self._epoch = epoch > self._epoch, epoch
+        if ended:
+            self.end_epoch(progress)
+        return ended
+
+    def _learn(self, progress: float) -> None:
         slope, leaves = self._slope, self._leaves
         self.forget()
         stage = self.settings.stages.stage(progress)
@@ -111,7 +129,7 @@ class GateTable:
             self._adam = {key: Adam.fresh(one) for key, one in self.logits.items()}
             self._low = {key: torch.zeros_like(one) for key, one in self._low.items()}
         self.k = self.k_at(progress)
-        if slope is None:
+        if slope is None or not self.logits:
             return
         late = {key: leaf.grad for key, leaf in leaves.items() if leaf.grad is not None}
         if late:
@@ -125,7 +143,8 @@ class GateTable:
         """A step of Adam with the logits of some keys; `gradient` is theirs in a row."""
         states = ([one.flatten() for one in self._adam[key].tensors] for key in keys)
         state, step = Adam(*(torch.cat(one) for one in zip(*states, strict=True))).step(gradient)
-        moved = joined({key: self.logits[key] for key in keys}) - self.settings.rate * step
+        row = joined({key: self.logits[key] for key in keys})
+        moved = torch.where(row == SHUT, row, row - self.settings.rate * step)
         self.logits |= parted(moved, keys)
         parts = [parted(one, keys) for one in state.tensors]
         self._adam |= {key: Adam(*(one[key] for one in parts)) for key in keys}
@@ -154,6 +173,10 @@ class GateTable:
         self._adam[key] = Adam(*rows)
         self._low[key] = torch.where(present, self._low[key][at], 0)
 
+    def clear(self) -> None:
+        """There are no gates any more."""
+        self.rename(dict.fromkeys(self.logits))
+
     def rename(self, now: Now) -> None:
         """Gates stay with what they are on."""
         self.logits, self._adam = carried(self.logits, now), carried(self._adam, now)
@@ -167,15 +190,17 @@ class GateTable:
             "low": {key: packed(one) for key, one in self._low.items()},
             "k": self.k,
             "stage": self.stage,
+            "epoch": self._epoch,
             "reference": self.reference,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Become what `state` gave. Raises KeyError, TypeError or ValueError for anything else."""
-        fresh = GateTable(self.settings)
+        fresh = GateTable(self.settings, never_empty=self.never_empty)
         fresh.logits = {str(key): unpacked(one) for key, one in state["logits"].items()}
         fresh._adam = {str(key): Adam.from_json(one) for key, one in state["adam"].items()}
         fresh._low = {str(key): unpacked(one) for key, one in state["low"].items()}
+        fresh._epoch = int(state["epoch"])
         fresh.k, fresh.stage, fresh.reference = float(state["k"]), int(state["stage"]), float(state["reference"])
         for key, one in fresh.logits.items():
             if one.shape != fresh._low[key].shape or one.shape != fresh._adam[key].mean.shape:
@@ -183,4 +208,4 @@ class GateTable:
         self.__dict__.update(fresh.__dict__)
 
 
-__all__ = ["GateTable"]
+__all__ = ["SHUT", "GateTable"]

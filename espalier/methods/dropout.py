@@ -1,0 +1,69 @@
+"""Dropout on the units of any axis: gates of a fixed probability. It prunes at every step, and nothing for good."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from espalier.errors import MethodError
+from espalier.method import Method, register
+from espalier.parts.amount import Free
+from espalier.parts.clock import Epochs, Moment, Steps
+from espalier.parts.gates.dropout import Dropout
+from espalier.parts.gates.memory import Gated
+from espalier.parts.gates.planning import KeepAll
+from espalier.parts.gates.plastic import Probability, SampledGates
+from espalier.parts.gates.settings import GateSettings
+from espalier.parts.gates.stages import Stages
+from espalier.parts.schedule import Schedule
+from espalier.parts.select import Uniform
+
+_EVERY_EPOCH = Epochs(1)
+
+
+@register
+def dropout(
+    rate: float = 0.5,
+    inverted: bool = True,
+    during: tuple[float, float] = (0.0, 1.0),
+    every: Steps | Epochs = _EVERY_EPOCH,
+    start: Moment = 0.0,
+    until: Moment = 1.0,
+    axes: Sequence[str] | None = None,
+) -> Method:
+    """Leave units out at random while the network trains, whole coupled ones, on any axis and without a module for it.
+
+    A unit is left out of a step for the whole batch. The loss has to be taken from ``session.loss(batch)``. A rate of 0
+    is plain training, to the bit. Inverted dropout multiplies what is left by 1 / (1 - rate) and needs no more; the
+    original multiplies by 1 - rate when the network is judged, and for good at the first event after its time.
+
+    Args:
+        rate: probability of being left out.
+        inverted: see above.
+        during: from where to where in the training, as fractions of it.
+        every: how often to look whether the time is over.
+        start: when to look for the first time.
+        until: when for the last time.
+        axes: names or patterns of axes; None for all that may shrink and can have gates.
+
+    Raises MethodError for an argument that is not what it should be.
+    """
+    if not inverted and during[1] >= 1:
+        raise MethodError(
+            f"during: expected dropout that is not inverted to end before the training, found {during!r}; give it "
+            "(0.0, 0.9), for one, so that the weights can be multiplied by 1 - rate."
+        )
+    settings = GateSettings(Stages(0.0, *during), Dropout(rate, inverted), None, strict=axes is not None)
+    return Method(
+        "dropout",
+        "prune",
+        Probability(),
+        Uniform(),
+        Schedule(Free(), every, start, until),
+        memory=Gated(settings),
+        gating=SampledGates(),
+        planner=KeepAll(),
+        axes=axes,
+        min_fraction=0.0,
+        paper="Srivastava et al. 2014, Dropout (JMLR 15:1929-1958)",
+        description="leaves units out at random at every step, and none for good",
+    )

@@ -1,0 +1,74 @@
+"""Neural Plasticity Networks on single weights: a stochastic gate for every weight; those that stay shut are masked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from espalier.method import Method, register
+from espalier.parts.amount import Free
+from espalier.parts.clock import Epochs, Moment, Steps
+from espalier.parts.gates.expected import GatePenalty
+from espalier.parts.gates.expected_levels import ExpectedWeights
+from espalier.parts.gates.kinds import Bernoulli, GateKind
+from espalier.parts.gates.planning import MaskShut
+from espalier.parts.gates.plastic import Probability, SampledGates
+from espalier.parts.gates.settings import GateSettings
+from espalier.parts.gates.stages import Stages
+from espalier.parts.gates.weight_memory import GatedWeights
+from espalier.parts.keep import Entries
+from espalier.parts.schedule import Schedule
+
+_STAGES, _COST, _KIND, _EVERY_EPOCH = Stages(7.0, 0.25, 0.75), ExpectedWeights(1e-2), Bernoulli(), Epochs(1)
+
+
+@register
+def npn_weights(
+    stages: Stages = _STAGES,
+    penalty: GatePenalty | None = _COST,
+    kind: GateKind = _KIND,
+    rate: float = 1e-3,
+    begin: float = 0.95,
+    low: float = 0.1,
+    patience: int = 5,
+    every: Steps | Epochs = _EVERY_EPOCH,
+    start: Moment = 0.0,
+    until: Moment = 1.0,
+    axes: Sequence[str] | None = None,
+) -> Method:
+    """As `espalier.prune.NPN`, with a gate for every single weight; what stays shut is masked.
+
+    The paper names gates on weights as future work. Samples of many gates say little of each of them, so where there
+    are thousands `HardConcrete` gates, through which gradients pass, learn faster. Masks that others set, or take away,
+    are followed: a masked weight has its gate shut, and does not count.
+
+    Args:
+        stages: k over the training.
+        penalty: on the probabilities; None for none.
+        kind: how gates are drawn and learn: `Bernoulli` or `HardConcrete`.
+        rate: learning rate of the logits, by Adam.
+        begin: probability at first.
+        low: a weight whose probability is below it at `patience` ends of epochs is masked; when the search ends, all
+            that are judged as shut are.
+        patience: see above.
+        every: how often weights may be masked.
+        start: when they may for the first time.
+        until: when for the last time.
+        axes: names or patterns of parameters; None for all matrices and filters.
+
+    Raises MethodError for an argument that is not what it should be.
+    """
+    return Method(
+        "npn-weights",
+        "prune",
+        Probability(),
+        Entries(),
+        Schedule(Free(), every, start, until),
+        memory=GatedWeights(GateSettings(stages, kind, penalty, rate, begin, low, patience, axes is not None)),
+        gating=SampledGates(),
+        planner=MaskShut(),
+        axes=axes,
+        min_fraction=0.0,
+        level="weights",
+        paper="Li & Ji 2020, Neural Plasticity Networks (arXiv:1908.08118)",
+        description="trains stochastic gates on single weights and masks those that stay shut",
+    )
