@@ -97,6 +97,26 @@ def test_masked_is_removed(name):
     check_masked_is_removed(model, example, axes, trains=not chance and not name.startswith("hf_"))
 
 
+@pytest.mark.parametrize("name", ZOO)
+def test_masked_is_removed_on_all_axes_at_once(name):
+    model, example = in_double(name)
+    model.eval()
+    structure = esp.attach(model, example)
+    axes = [one for one in gated_axes(structure) if structure.axes[one].size > 1]
+    gone = {axis: tuple(range(structure.axes[axis].size // 2)) for axis in axes}
+    z = {axis: torch.ones(structure.axes[axis].size, dtype=torch.float64) for axis in axes}
+    for axis in axes:
+        z[axis][list(gone[axis])] = 0
+    small = copy.deepcopy(model)
+    edits = tuple(Resize(axis, units) for axis, units in gone.items())
+    if edits:
+        esp.attach(small, example).apply(Plan(edits, hold_norms=False))
+    found = masked(structure, z, example)
+    tolerance = 1e-5 if any(torch.float32 in one.dtypes for one in structure.topology.predictions) else 1e-9
+    with torch.no_grad():
+        torch.testing.assert_close(found, outputs(small, example), rtol=tolerance, atol=tolerance)
+
+
 class Odd(nn.Module):
     """A layer whose units are combined in a way that `combine` says."""
 

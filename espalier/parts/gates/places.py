@@ -28,6 +28,7 @@ from espalier.graph.capture import TensorTable, tensor_table
 from espalier.graph.topology import Topology
 from espalier.parts.gates.left_out import left_out
 from espalier.parts.gates.norms import Mark, NormGate, norm_modules
+from espalier.parts.gates.rows import joined, parted
 from espalier.structure import Structure
 
 
@@ -131,12 +132,16 @@ class Gates:
     def _gated(self, gates: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors that gates change, multiplied by them."""
         found: dict[str, Tensor] = {}
+        brought: dict[tuple[torch.device, torch.dtype], dict[str, Tensor]] = {}
         for name, spreads in self._multiplied.items():
-            acting = [(gates[key], one) for key, one in spreads if key in gates]
+            acting = [(key, one) for key, one in spreads if key in gates]
             if acting:
                 tensor = self._present(name)
-                for z, one in acting:
-                    tensor = tensor * one.spread(z.to(tensor), tensor.shape)
+                at = tensor.device, tensor.dtype
+                if at not in brought:  # all at once: every copy to a device costs a call
+                    brought[at] = parted(joined(gates).to(tensor), gates)
+                for key, one in acting:
+                    tensor = tensor * one.spread(brought[at][key], tensor.shape)
                 found[name] = tensor
         return found
 
