@@ -33,7 +33,7 @@ class Schedule:
     stop: Trigger | None = None
     """There are no more events once this holds, asked before every event would be due."""
     at_once: bool = False
-    """Whether an event is due before the very first step as well, whatever else is said."""
+    """Whether an event is due after the very first step as well, whatever else is said."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.every, (Steps, Epochs)):
@@ -71,7 +71,7 @@ class Schedule:
             acted: when an event happened before.
         """
         if self.at_once and last is None:
-            return clock.step
+            return clock.step + 1
         start = in_steps(self.start, clock)
         if start is None:
             return None

@@ -5,7 +5,7 @@
         for batch in loader:
             loss = session.loss(batch)
             optimizer.zero_grad(); loss.backward(); optimizer.step()
-            session.step()               # events happen here
+            session.step()               # events happen here and nowhere else
         session.epoch_end(accuracy)
 
 Methods propose, the session disposes: its controller says what each may do, it applies their plans, measures the loss
@@ -133,14 +133,9 @@ class Session:
         return self._epoch
 
     def loss(self, batch: Batch) -> Tensor:
-        """The loss of a batch, the penalties of methods included; the batch is remembered for the next event.
-
-        Before the first one, what is due at once (`Schedule.at_once`) happens.
-        """
+        """The loss of a batch, the penalties of methods included; the batch is remembered for the next event."""
         self._batch = batch
         self._memories.catch_up()
-        if self._wake <= self._step:
-            self._act()
         total = self._evaluated(batch)
         if self._listening and total.requires_grad:  # not where the user only evaluates
             for one in self._listening:
@@ -188,7 +183,7 @@ class Session:
             return self._loss(self.model, batch)
 
     def step(self) -> None:
-        """To be called after every optimizer step. Events happen here, all but what is due before the first loss.
+        """To be called after every optimizer step. Events happen here.
 
         Raises:
             MethodError: a method gave scores that are no numbers or do not fit.
@@ -337,11 +332,7 @@ class Session:
         self._slowing.refresh()
         if self._batch is None:
             self._warn_unheard()
-        due = [
-            one
-            for one, at in zip(self._controller.running, self._due, strict=True)
-            if at is not None and at <= self._step
-        ]
+        due = [one for one, at in zip(self._controller.running, self._due, strict=True) if at == self._step]
         for one in sorted(due, key=_turn):
             self._acting.event(one, self._clock(), tuple(self._metrics))
         if self._step == self._total_steps:
