@@ -27,6 +27,7 @@ from espalier.evolve.job import Branch, carried_out, key_of, packed, unpacked
 from espalier.evolve.judge import Objective, front
 from espalier.evolve.processes import Processes
 from espalier.evolve.proposals import LAYER_MOVES, RANDOM_MOVES, UNIT_MOVES, Material, Move, RandomMoves, joined
+from espalier.evolve.recommended import Recommended
 from espalier.evolve.runners import Futures, InProcess
 from espalier.evolve.store import Store, StoreFull
 from espalier.evolve.surgeon import Search, Surgeon
@@ -369,6 +370,26 @@ def test_random_moves_are_as_many_as_wanted_differ_and_repeat():
     found = RandomMoves()(material, 4)
     assert len({str(one.plan) for one in found}) == 4
     assert [str(one.plan) for one in RandomMoves()(material, 4)] == [str(one.plan) for one in found]
+
+
+def test_recommendations_are_proposals_with_what_they_predict():
+    bench = Spirals(width=6).workbench()
+    structure = esp.attach(bench.model, bench.example, optimizer=bench.optimizer)
+    before = {name: one.clone() for name, one in bench.model.state_dict().items()}
+    asked = []
+
+    def loss(batch):
+        asked.append(len(batch[1]))
+        return bench.loss(bench.model, batch)
+
+    found = Recommended()(Material(structure, loss, [bench.batch(0), bench.batch(1)], 5), 3)
+    assert 1 <= len(found) <= 3
+    assert asked
+    assert all(torch.equal(one, before[name]) for name, one in bench.model.state_dict().items())
+    for one in found:
+        assert one.gain is not None
+        structure.apply(one.plan)
+        structure.undo()
 
 
 def test_a_move_that_is_unknown_says_so():
