@@ -337,6 +337,16 @@ def test_a_network_is_judged_at_the_mean_of_its_weights_and_left_as_it_was():
     assert all(torch.equal(one, state[name]) for name, one in model.state_dict().items())
 
 
+def test_two_edits_that_both_do_better_compete_together_too(tmp_path):
+    surgeon = Surgeon(Wider(), Objective(parameters=-0.3), cycles=1, share=0.6, keep=1.0, first=0.02)
+    records = [one for one in searched(tmp_path, surgeon=surgeon) if one["kind"] == "branch"]
+    first = [one for one in records if one["rung"] == 0]
+    second = {one["name"]: one for one in records if one["rung"] == 1}
+    assert all(one["price"] - one["gain"] < 0 for one in first)
+    assert [second["0.x"]["sizes"][axis] for axis in "02"] == [6, 6]
+    assert {second["0.x"]["why"]} <= {"both: widen 0; and: widen 2", "both: widen 2; and: widen 0"}
+
+
 def test_plans_join_unless_they_change_the_same():
     a, b = Plan((Resize("0", add=2),)), Plan((Resize("2", remove=(1,)),))
     both = joined([a, b])
