@@ -103,7 +103,7 @@ def test_masked_is_removed_on_all_axes_at_once(name):
     model.eval()
     structure = esp.attach(model, example)
     axes = [one for one in gated_axes(structure) if structure.axes[one].size > 1]
-    gone = {axis: tuple(range(0, structure.axes[axis].size // 2)) for axis in axes}
+    gone = {axis: tuple(range(structure.axes[axis].size // 2)) for axis in axes}
     z = {axis: torch.ones(structure.axes[axis].size, dtype=torch.float64) for axis in axes}
     for axis in axes:
         z[axis][list(gone[axis])] = 0
