@@ -438,6 +438,17 @@ def test_masked_weights_stay_so_and_count_nothing() -> None:
         esp.recommend(structure, loss=entropy, batches=parts_of(batch), criterion="wbic")
 
 
+def test_a_network_that_is_not_trained_is_told_so() -> None:
+    batch = classes(8, count=512, hidden=0, noise=0.3)
+    _, found = advised(made(residual, batch, steps=3), batch, permutations=19)
+    assert found.own_step < -0.05 * found.loss
+    assert "not trained to the end" in str(found)
+    compared = [one for each in (*found, *found.others) if each.kind == "insert" for one in each.evidence
+                if one.measure == "held-out loss"]  # fmt: skip
+    assert compared
+    assert all(one.null == found.own_step for one in compared)
+
+
 def test_limits_are_kept() -> None:
     batch = classes(8)
     model = made(partial(perceptron, 12, nn.ReLU), batch)

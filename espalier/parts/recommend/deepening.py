@@ -174,7 +174,8 @@ def with_layers(context: Context, judge: Judge, refused: dict[str, str]) -> list
         evidence = Evidence("sensitivity", found[name], words)
         what = "add a copy that begins as nothing" if kind == "copy" else f"insert {kind} layers"
         plan = Plan((), depth=edits)
-        make = partial(Proposal, "insert", name.partition(" + ")[0], what, plan, (evidence,), stepped=True)
+        at = name.partition(" + ")[0]
+        make = partial(Proposal, "insert", at, what, plan, (evidence,), stepped=True, trained=True)
         recommended += attempted(judge, [make], f"layer {name}", refused)
     return recommended
 

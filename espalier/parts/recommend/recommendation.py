@@ -14,6 +14,8 @@ Kind = Literal["dead", "duplicates", "redundant", "grow", "remove", "insert", "f
 ROUNDING = 1e-5
 """Part of the loss below which a change of it is rounding."""
 
+_UNTRAINED = 0.01
+"""Part of the loss by which a step of the network's own weights lowers it that is said."""
 _SHOWN = 12
 """Of what was not looked at, so many are printed."""
 
@@ -106,6 +108,9 @@ class Recommendations(Sequence[Recommendation]):
     criterion: str
     loss: float
     """The mean loss of the network as it is."""
+    own_step: float
+    """What one best step of the weights that there are changes the loss by, on the samples that judge; 0 if it does not
+    fall. New layers, and units that only their own gradient speaks for, have to do better."""
     samples: int
     """What the criterion takes for the number of samples."""
     level: float
@@ -136,6 +141,11 @@ class Recommendations(Sequence[Recommendation]):
         """
         shown = self.ranked[:most]
         lines = [f"loss {self.loss:.4g}; by {self.criterion}, {self.samples:,} samples; lower is better", ""]
+        if self.own_step < -_UNTRAINED * abs(self.loss):
+            lines += [
+                f"not trained to the end: one step of the weights there are changes it by {self.own_step:+.3g}",
+                "",
+            ]
         if not shown:
             lines.append(f"nothing is recommended; {len(self.others)} plans were tried.")
         else:
@@ -162,6 +172,7 @@ class Recommendations(Sequence[Recommendation]):
         return {
             "criterion": self.criterion,
             "loss": self.loss,
+            "own_step": self.own_step,
             "samples": self.samples,
             "level": self.level,
             "recommendations": [one.as_json() for one in self.ranked],
