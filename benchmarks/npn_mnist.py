@@ -57,6 +57,7 @@ class Settings:
     patience: int
     lr: float
     decay: str
+    weight_decay: float
 
     def method(self) -> Method:
         """Stages are fractions of the training; k rises from `k` to `k * rise` in the search."""
@@ -121,7 +122,9 @@ def assignment(settings: Settings, train: Pair, held_out: Pair) -> Assignment:
 
     return Assignment(
         model=lambda: build("lenet5", (1, 28, 28), 10, seed=settings.seed),
-        optimizer=lambda model: torch.optim.Adam(model.parameters(), lr=settings.lr),
+        optimizer=lambda model: torch.optim.AdamW(
+            model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
+        ),
         method=settings.method(), example=x[:2], loss=objective, batches=batches, held_out=in_batches(held_out),
         epochs=settings.epochs, per_epoch=math.ceil(len(y) / BATCH), seed=settings.seed, rate=settings.learning_rate,
         described=lambda structure: [weights(structure)[0], *architecture(structure)],
@@ -155,9 +158,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so long; the next call goes on")
     for name, value in (
         ("strength", 0.0), ("k", 1.0), ("rise", 50.0), ("start", 0.05), ("until", 0.7), ("rate", 5e-3),
-        ("begin", 0.73), ("fill", 1.0), ("low", 0.1), ("lr", 1e-3),
+        ("begin", 0.73), ("fill", 1.0), ("low", 0.1), ("lr", 1e-3), ("weight_decay", 0.0),
     ):  # fmt: skip
-        parser.add_argument(f"--{name}", type=float, default=value)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=value)
     parser.add_argument(
         "--each", type=float, nargs=3, default=(0.004, 0.0175, 0.003), metavar=("CONV1", "CONV2", "FC1")
     )

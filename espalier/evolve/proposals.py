@@ -81,7 +81,12 @@ class Scout:
         material = Material(structure, loss, batches, derived_seed("scout", key_of(self)))
         found = []
         for one in self.proposer(material, self.count):
-            found.append({"plan": keep_plan(store, one.plan), "kind": one.kind, "why": one.why, "gain": one.gain})
+            structure.apply(one.plan)
+            flops = structure.cost().flops // bench.examples
+            structure.undo()
+            found.append({
+                "plan": keep_plan(store, one.plan), "kind": one.kind, "why": one.why, "gain": one.gain, "flops": flops
+            })  # fmt: skip
         return {"proposals": found, "spent": spent}
 
 
@@ -218,6 +223,7 @@ def joined(plans: Sequence[Plan]) -> Plan | None:
         deltas=_merged([plan.deltas for plan in plans]),
         masks=tuple(one for plan in plans for one in plan.masks),
         depth=tuple(one for plan in plans for one in plan.depth),
+        starts=deep[0].starts if deep else {},  # by the number of the edit, which stays, as the others have none
     )
 
 
