@@ -97,6 +97,10 @@ def test_proposing_is_valid_repeats_and_leaves_nothing_behind(case: tuple[Entry,
     context, goal = asked(run)
     method.propose(context, goal)  # what is looked up once per network
     structure, memory = run.structure, gates_of(run)
+    where = run.session.gates()
+    assert where is not None
+    assert where.probabilities.keys() == memory.table.logits.keys()
+    assert where.stage == 1
     if isinstance(memory, GateMemory):
         memory.sleepers.forget()
     before, states = snapshot(structure.model, run.optimizer, structure), other_random_states()
