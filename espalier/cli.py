@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from espalier.bench.advising import SPLITS, Wanted, find_subject, write_plans
+from espalier.bench.evolve import PROPOSALS, chosen, evolve
 from espalier.bench.folder import next_free
 from espalier.bench.inspection import as_json, inspect
 from espalier.bench.listing import methods_text
@@ -87,6 +88,19 @@ def _run(options: argparse.Namespace, words: list[str]) -> int:
     return 0
 
 
+def _evolve(options: argparse.Namespace, words: list[str]) -> int:
+    given = {name: value for name, value in vars(options).items() if name not in ("call", "out", "workers")}
+    asked = chosen(given)
+    out: Path = options.out or next_free(Path("runs"), f"evolve-{Path(asked.problem.source).stem}")
+    try:
+        print(evolve(asked, out, lambda text: print(text, flush=True), options.workers))
+    except KeyboardInterrupt:
+        again = words if options.out is not None else [*words, "--out", str(out)]
+        print(f"espalier: interrupted; go on with: {shlex.join(['espalier', *again])}", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
 def _methods(options: argparse.Namespace, words: list[str]) -> int:
     if options.methods_from is not None:
         load_methods(options.methods_from)
@@ -137,6 +151,16 @@ def _parser() -> argparse.ArgumentParser:
     _add_run_arguments(command)
 
     command = commands.add_parser(
+        "evolve",
+        allow_abbrev=False,
+        help="search for a better network while training it",
+        description="Train a network, branch off edited copies now and then, and go on from the one that is better on "
+        "held-out data; beside it the network trained alone for as many FLOPs. Given again, the command goes on.",
+    )
+    command.set_defaults(call=_evolve)
+    _add_evolve_arguments(command)
+
+    command = commands.add_parser(
         "inspect",
         allow_abbrev=False,
         help="show which parts of a network can grow and shrink",
@@ -178,6 +202,32 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("folder", metavar="DIR", type=Path, help="the folder of the run")
     command.set_defaults(call=_report)
     return parser
+
+
+def _add_evolve_arguments(command: argparse.ArgumentParser) -> None:
+    def add(*names: str, **details: Any) -> None:
+        command.add_argument(*names, **{"default": None, **details})
+
+    add("task", metavar="TASK", nargs="?", help="digits (default), moons, mnist, cifar10, cifar100 or svhn")
+    add("--data", metavar="FILE.npz", help="instead of a task: arrays x_train, y_train, x_test, y_test")
+    add("--model", metavar="NAME", help=f"{', '.join(MODELS)}; default: the task's")
+    add("--width", type=float, metavar="FACTOR", help="units of the start, as a multiple of the full network's")
+    add("--epochs", type=int, metavar="N", help="the budget: training FLOPs that so many epochs of the start take")
+    add("--batch-size", type=int, metavar="N")
+    add("--lr", type=float, metavar="RATE", help="largest learning rate of the schedule")
+    add("--seed", type=int, metavar="N", help="of weights, data order, validation split and edits; default 0")
+    add("--cycles", type=int, metavar="N", help="how often branches compete; default 5")
+    add("--candidates", type=int, metavar="N", help="edits that are tried in each cycle; default 6")
+    add("--proposals", metavar="NAME", help=f"where edits come from: {', '.join(PROPOSALS)}; default {PROPOSALS[0]}")
+    add(
+        "--price",
+        type=float,
+        metavar="LOSS",
+        help="the rise of the loss that a network of e times fewer parameters is worth",
+    )
+    add("--no-baseline", dest="baseline", action="store_false", help="leave out the start trained alone")
+    add("--out", type=Path, metavar="DIR", help="folder of the search; default: a new one in runs/")
+    command.add_argument("--workers", type=int, metavar="N", default=1, help="processes that train branches; default 1")
 
 
 def _add_recommend_arguments(command: argparse.ArgumentParser) -> None:

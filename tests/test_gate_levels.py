@@ -10,10 +10,11 @@ import torch
 from blocks import BLOCKS
 from loops import loss_of
 from test_gates import in_double, outputs
-from test_npn import Plain, batch_of, network
+from test_npn import Plain, batch_of, memory_of, network
 from torch import Tensor, nn
 
 import espalier as esp
+from espalier.bench.models import LeNet5
 from espalier.edit.plan import Plan, mask_plan
 from espalier.errors import MethodError
 from espalier.graph.regions import Boundaries
@@ -25,6 +26,7 @@ from espalier.parts.gates.expected import ExpectedCost, PerUnit
 from espalier.parts.gates.expected_levels import ExpectedLayers, ExpectedWeights
 from espalier.parts.gates.hard_concrete import HardConcrete
 from espalier.parts.gates.layer_memory import GatedLayers
+from espalier.parts.gates.paper import lenet5
 from espalier.parts.gates.places import GatePlace, Gates
 from espalier.parts.gates.rows import parted
 from espalier.parts.gates.stages import Stages
@@ -128,7 +130,7 @@ def test_gates_of_weights_follow_edits_as_masks_do_and_undo(name):
     shape = run.model.get_parameter(name).shape
     noted = torch.arange(shape.numel()).double() + 1
     table.logits[name] = noted.clone()
-    state = json.dumps(run.memory.state())
+    state = json.dumps(run.session.state_dict())
     run.structure.prune("0", [1, 4])
     run.structure.prune("2", [0])
     run.structure.grow("2", by=2)
@@ -147,7 +149,7 @@ def test_gates_of_weights_follow_edits_as_masks_do_and_undo(name):
     for _ in range(3):
         run.structure.undo()
     run.session.state_dict()
-    assert json.dumps(run.memory.state()) == state
+    assert json.dumps(run.session.state_dict()) == state
     run.train(3)
 
 
@@ -460,3 +462,38 @@ def test_a_run_that_is_interrupted_goes_on_to_the_same_bits(level, tmp_path: Pat
         for one in states:
             one["events"] = [{**event, "seconds": 0.0} for event in one["events"]]
         assert states[0] == states[1]
+
+
+# --- The paper's settings --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("growing", [False, True])
+def test_the_papers_lenet5_has_its_gates_and_its_penalty(growing):
+    torch.manual_seed(0)
+    model, x = LeNet5((1, 28, 28), 10, 1.0), torch.randn(4, 1, 28, 28)
+    structure = esp.attach(model, x, optimizer=torch.optim.Adam(model.parameters(), 1e-3))
+    method = (esp.grow if growing else esp.prune).NPN(**lenet5(growing=growing), every=esp.steps(1))
+    session = esp.Session(structure, [method], loss=lambda m, b: m(b).square().mean(), probe=[x], total_steps=10)
+    session.loss(x).backward()
+    session.optimizer.step()
+    session.step()
+    memory = memory_of(session)
+    counts = [3, 3, 48, 3] if growing else [20, 50, 800, 500]
+    keys = ["conv1", "conv2", "fc1.weight[1]", "fc1"]
+    assert {key: len(memory.logits[key]) for key in keys} == dict(zip(keys, counts, strict=True))
+    for _ in range(2):  # into the search
+        session.loss(x).backward()
+        session.optimizer.step()
+        session.step()
+    p = memory.table.probabilities(0.3)
+    per_gate = [10 * 25 / 60_000, 0.5 * 500 / 60_000, 0.1 * 500 / 60_000, 10 * 10 / 60_000]
+    expected = sum(weight * float(p[key].sum()) for key, weight in zip(keys, per_gate, strict=True))
+    assert float(memory.table.cost(structure.topology, 0.3)[0]) == pytest.approx(expected)
+    assert bool((p["conv1"] > 0.9).all())
+    memory.table.stage = 1
+    closed = torch.arange(len(p["fc1.weight[1]"])) % 3 == 0
+    memory.table.logits["fc1.weight[1]"][closed] = -40.0
+    session.loss(x).backward()
+    session.optimizer.step()
+    session.step()
+    assert torch.equal(structure.masks["fc1.weight"].any(0), ~closed)

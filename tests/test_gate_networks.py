@@ -20,8 +20,8 @@ from espalier.structure import Structure
 
 SEEDS = 8 * FACTOR
 _CHANCE = ("dropout", "bernoulli", "rand")
-_NO_WEIGHTED_FORM = ("is normalised by a softmax", "is reduced")
-"""A softmax, a maximum and a variance over the units are not evaluated over some of them."""
+_NO_WEIGHTED_FORM = ("is reduced", "the var", "the std")
+"""A median and a product are not evaluated over some of the units; calls that look alike are not told apart."""
 
 
 def without(axis: str, size: int) -> Plan:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from espalier.errors import MethodError
 from espalier.parts.gates.places import Gates
 from espalier.parts.gates.stages import Stages
 from espalier.parts.gates.units import gate_problem, unit_place
+from espalier.parts.gates.weighted import normalised
 from espalier.structure import Structure
 
 UNITS, GONE = 6, (1, 4)
@@ -50,6 +52,17 @@ class Cast(nn.Module):
         return torch.layer_norm(x.float(), (len(self.weight),), self.weight.float(), self.bias.float(), 1e-5).to(x)
 
 
+class Reduced(nn.Module):
+    """What is made of all units, and added to them."""
+
+    def __init__(self, reduction: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.reduction = reduction
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 2 * self.reduction(x)
+
+
 class Net(nn.Module):
     """A stream with two branches, each behind a norm."""
 
@@ -75,6 +88,21 @@ NORMS: dict[str, Callable[[], nn.Module]] = {
     "layer by hand": lambda: ByHand(centred=True),
     "group": lambda: nn.GroupNorm(2, UNITS),
     "one group": lambda: nn.GroupNorm(1, UNITS, affine=False),
+    **{
+        name: partial(Reduced, one)
+        for name, one in {
+            "var": lambda x: x.var(-1, keepdim=True),
+            "biased var": lambda x: torch.var(x, -1, False, True),
+            "std": lambda x: torch.std(x, dim=-1, correction=0, keepdim=True),
+            "amax": lambda x: x.amax(-1, keepdim=True),
+            "amin": lambda x: torch.amin(x, dim=(-1,), keepdim=True),
+            "logsumexp": lambda x: torch.logsumexp(x, -1)[..., None],
+            "softmax": lambda x: functional.softmax(x, dim=-1),
+            "log_softmax": lambda x: x.log_softmax(-1),
+            "mean of all": lambda x: x.mean(),
+            "mean of positions": lambda x: x.mean((1, 2), keepdim=True),
+        }.items()
+    },
 }
 
 
@@ -105,6 +133,8 @@ def test_masked_is_removed(name):
         z[list(gone)] = 0
         with Gates(structure, [unit_place(structure, axis)]).applied({axis: z}):
             found = model(x)
+            if "mean" in name:  # other dimensions may be of any size
+                longer, shut = torch.cat([x, x[:2]]), model(torch.cat([x, x[:2]]))
         assert not any("forward" in one.__dict__ for one in model.modules())
         torch.testing.assert_close(model(x), before, rtol=0, atol=0)
         small = copy.deepcopy(model)
@@ -112,6 +142,8 @@ def test_masked_is_removed(name):
         assert edit.contract == "changing"
         tolerance = 1e-5 if name == "cast" else 1e-12
         torch.testing.assert_close(found, small(x), rtol=tolerance, atol=tolerance)
+        if "mean" in name:
+            torch.testing.assert_close(shut, small(longer), rtol=1e-12, atol=1e-12)
         assert not torch.allclose(found, before, rtol=1e-2)
 
 
@@ -148,8 +180,30 @@ def test_gradients_pass_gates_of_norms():
 
     z = torch.linspace(0.2, 1, UNITS, dtype=torch.float64).requires_grad_()
     assert torch.autograd.gradcheck(value, (z,))
-    with gates.applied({axis: torch.zeros(UNITS)}):
-        assert bool(torch.isfinite(model(x)).all())  # also where all are shut
+
+
+def test_the_normalisation_of_its_own_is_the_formula():
+    torch.manual_seed(0)
+    x = torch.randn(3, 2, UNITS, dtype=torch.float64, requires_grad=True)
+    for weights in (torch.tensor([1, 0, 1, 1, 0, 1.0]), torch.rand(UNITS)):
+        shares = weights.double() / weights.double().sum()
+        mean = (x * shares).sum(-1, keepdim=True)
+        expected = (x - mean) / ((shares * (x - mean).square()).sum(-1, keepdim=True) + 1e-5).sqrt()
+        torch.testing.assert_close(normalised(x, shares, 1e-5), expected, rtol=1e-12, atol=1e-12)
+        assert torch.autograd.gradcheck(partial(normalised, shares=shares, eps=1e-5), (x,))
+        assert torch.autograd.gradgradcheck(partial(normalised, shares=shares, eps=1e-5), (x,))
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_results_are_finite_where_all_gates_are_shut(name):
+    model, x = made(name)
+    structure = esp.attach(model, x)
+    axis = stream(structure)
+    z = torch.zeros(structure.axes[axis].size, dtype=torch.float64).requires_grad_()
+    with Gates(structure, [unit_place(structure, axis)]).applied({axis: z}):
+        found = model(x)
+    grads = torch.autograd.grad(found.sum(), [z, *model.parameters()], allow_unused=True)
+    assert all(bool(torch.isfinite(one).all()) for one in (found, *grads) if one is not None)
 
 
 @pytest.mark.parametrize("name", ["layer", "rms"])
@@ -211,7 +265,7 @@ def test_a_norm_that_is_not_seen_is_an_error():
     z = torch.ones(UNITS)
     z[0] = 0
     model.norms[1].forward = torch.relu  # somebody else's norm
-    expected = r"norms\.1\.weight: a norm runs across gated units there and was not seen"
+    expected = r"norms\.1\.weight: what runs across gated units there was not seen"
     with pytest.raises(MethodError, match=expected), gates.applied({axis: z}):
         model(x)
     assert model.norms[1].forward is torch.relu

@@ -31,6 +31,12 @@ def test_schedules() -> None:
     assert {"grow", "prune", "rejected"} <= {event.action for event in session.events}  # type: ignore[attr-defined]
 
 
+def test_evolve(capsys: pytest.CaptureFixture[str]) -> None:
+    scope = run_blocks(DOCS / "evolve.md")
+    assert {"cycle", "branch", "won", "end"} <= {one["kind"] for one in scope["records"]}  # type: ignore[attr-defined]
+    assert "training FLOPs" in capsys.readouterr().out
+
+
 def test_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     scope = run_blocks(DOCS / "layers.md")
@@ -42,3 +48,9 @@ def test_recommend() -> None:
     scope = run_blocks(DOCS / "recommend.md")
     found = scope["found"]
     assert len(found) >= 1  # type: ignore[arg-type]
+
+
+def test_files_that_the_pages_name_exist() -> None:
+    for page in sorted(DOCS.glob("*.md")):
+        for target in re.findall(r"\]\(([^)#:]+\.\w+)(?:#[^)]*)?\)", page.read_text()):
+            assert (DOCS / target).exists(), f"{page.name}: {target}"

@@ -172,7 +172,7 @@ def test_dead_and_unread_units_come_first() -> None:
     assert set(first.plan.edits[0].remove) >= {2, 5, 7}
     assert "never vary in 192 samples" in first.reason
     assert "read with weights of zero" in first.reason
-    assert first.at_once == pytest.approx(0.0, abs=1e-5)
+    assert first.loss == pytest.approx(0.0, abs=1e-5)
 
 
 def test_a_layer_of_low_rank_comes_first() -> None:
@@ -354,11 +354,9 @@ def test_plans_change_the_loss_as_predicted(make: Callable[[], nn.Module]) -> No
     assert len({one.kind for one in tried_plans}) >= 3
     for one in tried_plans:
         structure.apply(one.plan)
-        assert loss_now() - before == pytest.approx(one.at_once, abs=2e-5)
+        assert loss_now() - before == pytest.approx(one.loss, abs=2e-5)
         assert structure.cost().parameters - cost.parameters == one.parameters
         assert structure.cost().flops - cost.flops == one.flops
-        if one.kind != "insert":
-            assert one.loss == one.at_once
         structure.undo()
     assert loss_now() == pytest.approx(before, rel=1e-6)
 
@@ -436,6 +434,17 @@ def test_masked_weights_stay_so_and_count_nothing() -> None:
         structure.undo()
     with pytest.raises(MethodError, match="masks hold some at zero"):
         esp.recommend(structure, loss=entropy, batches=parts_of(batch), criterion="wbic")
+
+
+def test_a_network_that_is_not_trained_is_told_so() -> None:
+    batch = classes(8, count=512, hidden=0, noise=0.3)
+    _, found = advised(made(residual, batch, steps=3), batch, permutations=19)
+    assert found.own_step < -0.05 * found.loss
+    assert "not trained to the end" in str(found)
+    compared = [one for each in (*found, *found.others) if each.kind == "insert" for one in each.evidence
+                if one.measure == "held-out loss"]  # fmt: skip
+    assert compared
+    assert all(one.null == found.own_step for one in compared)
 
 
 def test_limits_are_kept() -> None:

@@ -15,6 +15,7 @@ import pytest
 from gated_records import gated_records
 from report_page import Page
 
+from espalier.bench.charts import BOTTOM, HEIGHT, TOP
 from espalier.bench.report import write_report
 from espalier.errors import DataError
 
@@ -245,6 +246,42 @@ def test_a_steep_beginning_does_not_flatten_the_rest(tmp_path: Path) -> None:
     assert heights[0] > 270  # below the drawing, where the inner svg cuts it off
     assert page.words().count("The first values lie outside of the plot.") == 2
     assert "outside of the plot" not in render(tmp_path, records[2:]).words()
+
+
+def test_no_tick_is_above_all_that_can_be(tmp_path: Path) -> None:
+    for values in ((1.0, 1.0, 1.0), (0.97, 1.0, 0.99), (0.0, 0.0, 0.0), (1.0, 0.0, 0.5)):
+        records = [{"kind": "epoch", "epoch": at, "step": at, "val_accuracy": one} for at, one in enumerate(values)]
+        source = render(tmp_path, records).source
+        chart = source[source.index('aria-label="Accuracy;') :]
+        ticks = [float(one) for one in re.findall(r'text-anchor="end">(-?[\d.]+)%', chart[: chart.index("</figure>")])]
+        assert len(ticks) >= 3
+        assert max(ticks) <= 100
+        assert min(ticks) <= 100 * min(values)
+        assert max(ticks) >= 100 * max(values)
+
+
+def test_a_static_network_of_many_epochs_leaves_room_for_ours(tmp_path: Path) -> None:
+    ours = [{"kind": "epoch", "epoch": at, "step": at, "val_accuracy": 0.5} for at in range(1, 11)]
+    theirs = [{"kind": "static_epoch", "epoch": at, "step": at, "val_accuracy": 0.6} for at in range(1, 81)]
+    page = render(tmp_path, [*ours, *theirs])
+    line, twin = page.classed("line", "val")[0]["d"], page.classed("line", "twin")[0]["d"]
+    assert max(re.findall(r"([\d.]+),", line), key=float) == max(re.findall(r"([\d.]+),", twin), key=float)
+    assert page.words().count("The static network trained on to epoch 80.") == 2
+    assert "trained on" not in render(tmp_path, [*ours, *theirs[:10]]).words()
+
+
+def test_a_long_line_keeps_its_highest_and_lowest_values(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    accuracies = [0.5 + 0.01 * draw.random() for _ in range(5000)]
+    accuracies[2345], accuracies[3456] = 1.0, 0.0
+    records = [{"kind": "epoch", "epoch": at, "step": at, "val_accuracy": one} for at, one in enumerate(accuracies)]
+    path = render(tmp_path, records).classed("line", "val")[0]["d"]
+    places = [(float(x), float(y)) for x, y in re.findall(r"([\d.]+),(-?[\d.]+)", path)]
+    assert 500 < len(places) < 1100
+    assert [x for x, _ in places] == sorted(x for x, _ in places)
+    heights = [y for _, y in places]
+    assert max(heights) - min(heights) == HEIGHT - TOP - BOTTOM  # the whole plot, by the two outliers
+    assert sum(abs(y - sorted(heights)[len(heights) // 2]) > 50 for y in heights) == 2
 
 
 def test_sparsity_by_parameter_and_over_time(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from gated_records import gated_records, gates, plane
 from report_page import Page
 
-from espalier.bench.gate_history import MOST_MOMENTS, gates_of
+from espalier.bench.gate_history import MOST_MOMENTS, MOST_POINTS, gates_of
 from espalier.bench.gate_pictures import SIDE
 from espalier.bench.heat import MOST_COLUMNS, SHADES, Column, heat_chart
 from espalier.bench.records import action_of, read_run
@@ -33,7 +33,7 @@ def test_there_is_a_picture_of_every_map(tmp_path: Path) -> None:
     assert len(page.classed("map")) == 4
     assert "Epoch 10 search, k = 7 · 75.0% of validation right · 90 parameters" in page.words()
     assert "Epoch 20 fine-tuning · 75.0%" in page.words()
-    assert "Gates were undecided in the search, from epoch 9 to 19." in page.words()
+    assert "Gates were undecided in the search, from epoch 10 to 20." in page.words()
     assert "Of 180 gates 90 are in the network at last, 90 sleep." in page.words()
     assert page.words().count("embed 100 of 100") == 1
     assert page.words().count("embed 50 of 100") == 3
@@ -50,6 +50,15 @@ def test_the_boundary_lies_where_both_classes_are_as_likely(tmp_path: Path) -> N
         assert x == pytest.approx(SIDE * (0.5 + 2) / 4, abs=4)
     points = [attrs["d"] for attrs in page.classed("points") if "rim" not in attrs["class"]]
     assert points == [f"M100,{tall / 4:.0f}h0", f"M300,{3 * tall / 4:.0f}h0"]  # the third is outside of the map
+
+
+def test_of_many_points_all_classes_are_shown(tmp_path: Path) -> None:
+    records = gated_records(TWO, epochs=10)
+    labels = [0] * MOST_POINTS + [1] * MOST_POINTS
+    records[0]["points"] = {"inputs": [[label - 0.5, 0.0] for label in labels], "labels": labels}
+    page = render(tmp_path, records)
+    counts = [attrs["d"].count("h0") for attrs in page.classed("points") if "rim" not in attrs["class"]]
+    assert counts == [MOST_POINTS // 2, MOST_POINTS // 2]
 
 
 def test_sure_regions_lie_within_each_other(tmp_path: Path) -> None:
@@ -83,6 +92,9 @@ def test_large_networks_are_bars_and_are_pooled(tmp_path: Path) -> None:
     assert page.classed("units") == page.classed("map") == []
     assert "All gates of 27 axes over time" in page.words()
     assert "one class" not in page.words()
+    assert "gates are in the network at last" not in page.words()
+    words = render(tmp_path, gated_records(MANY, planar=False)[:15]).words()
+    assert f"All {sum(MANY.values()):,} gates are in the network at last." in words
 
 
 def test_all_pictures_are_shown_where_no_script_runs(tmp_path: Path) -> None:

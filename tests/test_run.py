@@ -111,6 +111,20 @@ def test_a_run_leaves_its_folder_complete(finished: Path) -> None:
     assert "Static network" in (finished / "report.html").read_text()
 
 
+def test_an_event_that_brings_layers_tells_all_widths(tmp_path: Path) -> None:
+    options = small(model="resnet20", width=0.125, epochs=3, grow="copy-blocks", prune="none", size=1.5, static=False)
+    start(options, tmp_path / "run", Silent())
+    before = records(tmp_path / "run", "start")[0]["axes"]
+    events = records(tmp_path / "run", "event")
+    assert events
+    for event in events:
+        assert event["layers"]
+        assert set(before) < set(event["widths"])
+        before = event["widths"]
+    assert before == records(tmp_path / "run", "end")[0]["axes"]
+    assert all("widths" not in record for record in records(tmp_path / "run", "epoch"))
+
+
 def test_the_network_grew_and_shrank_to_the_size_asked_for(finished: Path) -> None:
     events = records(finished, "event")
     assert {event["action"] for event in events} == {"grow", "prune"}

@@ -15,6 +15,7 @@ import espalier as esp
 from espalier.edit.depth_edits import DepthEdit, Insert, Remove, Replace, Starts
 from espalier.edit.plan import Plan, grow_plan
 from espalier.errors import PlanError
+from espalier.evolve.proposals import joined
 from espalier.layers import CopyOf, Factorised, Identity, Redrawn, ResidualLayer, Skip
 from espalier.structure import Structure
 
@@ -138,3 +139,12 @@ def test_starts_are_numbered_by_edits_that_bring_a_layer(starts: Starts) -> None
         Plan((), depth=(Insert("stem", Identity(8)),), starts=starts)
     with pytest.raises(PlanError, match="numbers of edits of layers"):
         Plan((), depth=(Remove("blocks.0"),), starts={0: {}})
+
+
+def test_plans_that_are_joined_keep_their_starts() -> None:
+    deep = Plan((), depth=(Insert("stem", Identity(8)),), starts={0: {"weight": like(8, 8)}})
+    whole = joined([grow_plan({"blocks.0.inner": 2}), deep])
+    assert whole is not None
+    structure, *_ = attached()
+    assert structure.apply(whole).contract == "changing"
+    assert torch.equal(structure.model.get_parameter("stem.inserted_after.0.weight"), like(8, 8).double())

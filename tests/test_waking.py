@@ -156,7 +156,7 @@ def test_units_wake_above_the_probability_at_which_they_fall_asleep():
 
 
 def test_the_value_of_a_candidate_is_the_squared_gradient_of_the_network_with_it():
-    run = Run(growing(ByGain())).train(5)
+    run = Run(growing(ByGain())).train(4)
     assert run.sizes() == [2, 2]
     seen = run.seen()
     asleep = {axis: run.memory.sleepers.asleep[axis] for axis in ("0", "2")}
@@ -185,7 +185,7 @@ def test_the_value_of_a_candidate_is_the_squared_gradient_of_the_network_with_it
 
 
 def test_a_unit_wakes_with_its_own_readers_only_if_these_lower_the_loss():
-    run = Run(growing(ByGain())).train(5)
+    run = Run(growing(ByGain())).train(4)
     seen, asleep = run.seen(), run.memory.sleepers.asleep
     with seen.all_there():
         valued = _valued(seen, {"2": len(asleep["2"])}, {"2": asleep["2"]}, {})["2"]
@@ -216,9 +216,9 @@ def test_a_unit_wakes_with_its_own_readers_only_if_these_lower_the_loss():
 
 @pytest.mark.parametrize("fresh", [True, False])
 def test_several_units_wake_where_they_promise_most(fresh):
-    run = Run(growing(ByGain(units=3, rest=0), fresh=fresh)).train(5)
+    run = Run(growing(ByGain(units=3, rest=0), fresh=fresh)).train(4)
     assert run.sizes() == [2, 2]
-    run.train(4)  # an epoch with the lowest loss so far
+    run.train(1)  # after an epoch with the lowest loss so far
     assert sum(run.sizes()) == 2 + 2 + 3
     assert all(bool(one.isfinite().all()) for one in run.model.parameters())
     run.train(40)
@@ -268,8 +268,30 @@ def test_units_of_convolutions_wake_by_gain(name):
     assert {event.action for event in run.session.events} == {"grow"}
 
 
+def test_units_that_begin_asleep_leave_after_the_first_step_with_moments_of_zero():
+    run = Run(growing(Algorithm1()))
+    assert run.sizes() == [6, 5]
+    run.train(1)
+    assert run.sizes() == [2, 2]
+    assert [(event.step, event.action) for event in run.session.events] == [(1, "grow")]
+    for sleeper in run.memory.sleepers.asleep["2"]:
+        assert {"exp_avg", "exp_avg_sq"} <= sleeper.slices[0].state.keys()
+        assert not any(bool(one.values.any()) for each in sleeper.slices for one in each.state.values())
+    assert run.memory.sleepers.fallen == {"0": 0, "2": 0}
+    state = json.loads(json.dumps(run.session.state_dict()))
+    run.session.load_state_dict(state)
+    run.train(40)
+    assert sum(run.sizes()) > 4
+    assert all(event.step % 4 == 1 for event in run.session.events[1:])
+
+
+def test_without_sleepers_nothing_happens_after_the_first_step():
+    run = Run(esp.grow.NPN(SEARCH, None, waking=Algorithm1())).train(2)
+    assert not run.session.events
+
+
 def test_what_fell_asleep_rests():
-    run, policy = Run(growing(ByGain(rest=3))).train(5), ByGain(rest=3)
+    run, policy = Run(growing(ByGain(rest=3))).train(4), ByGain(rest=3)
     remembered = policy.look(run.seen(), policy.begin())
     epoch = run.seen().context.epoch
     asleep = run.memory.sleepers.asleep["0"]
@@ -284,7 +306,7 @@ def test_what_fell_asleep_rests():
 
 
 def test_nothing_wakes_while_others_fall_asleep():
-    run = Run(growing(ByGain(rest=0))).train(5)
+    run = Run(growing(ByGain(rest=0))).train(4)
     remembered = {**ByGain().begin(), "improved": True}
     in_use = {"0": torch.ones(2), "2": torch.ones(2)}
     policy = ByGain(rest=0)

@@ -12,6 +12,7 @@ from itertools import pairwise
 WIDTH, HEIGHT = 560, 270
 LEFT, RIGHT, TOP, BOTTOM = 50, 20, 12, 44
 MOST_BANDS = 240  # hover targets per chart; a run of 10,000 epochs must not make a page of 100 MB
+MOST_POINTS = 1500  # per line
 MOST_RUNS = 160  # pieces per width strip, for the same reason
 FEW_MARKERS = 40  # more are drawn smaller
 EARLY = 0.1  # the part of the x range whose values need not fit where they would flatten all others
@@ -138,10 +139,12 @@ def line_chart(
     from_zero: bool = False,
     may_be_log: bool = False,
     may_cut: bool = False,
+    most: float = math.inf,
 ) -> str:
     """An SVG of lines with hover targets and event markers; values that are not finite leave gaps and are counted.
 
-    `x_whole` and `y_whole` say that there is nothing between whole numbers, and so no tick.
+    `x_whole` and `y_whole` say that there is nothing between whole numbers, and so no tick; `most` is what no value
+    can exceed, and so no tick.
     With `may_cut` the y axis fits what comes after the first tenth where that takes less than half of the whole range;
     the beginning then lies outside of the plot, and a note says so.
     """
@@ -160,6 +163,7 @@ def line_chart(
         y_ticks = _log_ticks(y_scale.low, y_scale.high)
     else:
         low, high = _span(min(0.0, *ys) if from_zero else min(ys), max(ys))
+        low, high = (low, min(high, most)) if low < most else (low, high)
         step = tick_step(low, high, 5, y_whole)
         low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
         y_scale, y_ticks = Scale(low, high, HEIGHT - BOTTOM, TOP), ticks(low, high, step)
@@ -306,7 +310,8 @@ def x_tick(x: float, text: str) -> str:
 def _line(series: Series, segments: list[list[tuple[float, float]]], x_scale: Scale, y_scale: Scale) -> str:
     parts = []
     for segment in segments:
-        places = [(f"{x_scale(x):.1f}", f"{max(-FAR, min(FAR, y_scale(y))):.1f}") for x, y in segment]
+        drawn = _thinned([(x_scale(x), max(-FAR, min(FAR, y_scale(y)))) for x, y in segment])
+        places = [(f"{x:.1f}", f"{y:.1f}") for x, y in drawn]
         (x0, y0), rest = places[0], places[1:]
         if not rest:
             parts.append(f'<circle class="lone {series.css}" cx="{x0}" cy="{y0}" r="3.2"/>')
@@ -317,6 +322,19 @@ def _line(series: Series, segments: list[list[tuple[float, float]]], x_scale: Sc
             parts.append(f'<path class="fill {series.css}" d="{path}V{floor}H{x0}Z"/>')
         parts.append(f'<path class="line {series.css}" d="{path}"/>')
     return "".join(parts)
+
+
+def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Of a long line the lowest and the highest point in each column as wide as the line, in their order."""
+    if len(points) <= MOST_POINTS:
+        return points
+    columns: dict[int, list[int]] = {}
+    for at, (x, _) in enumerate(points):
+        columns.setdefault(int(x), []).append(at)
+    kept = {0, len(points) - 1}
+    for found in columns.values():
+        kept |= {min(found, key=lambda at: points[at][1]), max(found, key=lambda at: points[at][1])}
+    return [points[at] for at in sorted(kept)]
 
 
 def _bands(

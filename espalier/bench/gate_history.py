@@ -10,7 +10,7 @@ from espalier.bench.records import LARGEST, Record, Run, as_mapping, as_number
 STAGES = ("pre-training", "search", "fine-tuning")
 MOST_BINS, MOST_COLUMNS = 100, 200
 MOST_MOMENTS = 16
-MOST_POINTS = 300
+MOST_POINTS = 500
 
 Histogram = tuple[float, ...]
 
@@ -143,7 +143,8 @@ def _points(start: Record) -> tuple[tuple[float, float, int], ...]:
     if not isinstance(inputs, list) or not isinstance(labels, list):
         return ()
     found = []
-    for place, label in zip(inputs[:MOST_POINTS], labels, strict=False):
+    every = max(1, -(-len(inputs) // MOST_POINTS))  # they may lie in order of their class
+    for place, label in zip(inputs[::every], labels[::every], strict=False):
         x, y = map(as_number, place) if isinstance(place, list) and len(place) == 2 else (None, None)
         if x is not None and y is not None and label in (0, 1):
             found.append((x, y, int(label)))

@@ -29,11 +29,13 @@ STYLE = """
 .units{display:block;width:100%;height:auto}
 .units .on{fill:none;stroke:var(--green);stroke-width:11;stroke-linecap:round}
 .units .off{fill:none;stroke:var(--edge);stroke-width:1.2}
+.dotted,.barred{display:grid;gap:12px 28px}
+.barred{grid-template-columns:repeat(auto-fit,minmax(min(100%,230px),1fr));gap:6px 28px}
 .unitrow{display:grid;grid-template-columns:minmax(0,1fr) auto;gap:2px 12px;font-size:13px;align-items:baseline}
 .unitrow svg{grid-column:1/-1}
 .bar{display:block;width:100%;height:13px;background:none}.bar .on{fill:var(--green)}
 .bar .off{fill:var(--well);stroke:var(--edge);stroke-width:.6}
-.spread{display:block;width:100%;height:auto;font-size:11px}.spread rect{fill:var(--green)}
+.spread{display:block;width:100%;max-width:540px;height:auto;font-size:11px}.spread rect{fill:var(--green)}
 .spread line{stroke:var(--edge)}.spread text{fill:var(--muted)}
 """
 
@@ -75,9 +77,14 @@ def _ring(ring: Sequence[tuple[float, float]], across: float, up: float, tall: f
     return f"M{'L'.join(kept)}Z"
 
 
+def drawn_as_dots(most: Mapping[str, float]) -> bool:
+    """Whether a network is small enough that each of its units is drawn."""
+    return len(most) <= MOST_DOTTED and max(most.values(), default=0) <= MOST_DOTS
+
+
 def units(gates: Gates, most: Mapping[str, float]) -> str:
     """All gates of every place, the surest first, then those that sleep; `most` is how many a place ever had."""
-    small = len(most) <= MOST_DOTTED and max(most.values(), default=0) <= MOST_DOTS
+    small = drawn_as_dots(most)
     largest = max(most.values(), default=0) or 1.0
     shown = list(most)[:MOST_BARS]
     rows = [
@@ -87,7 +94,7 @@ def units(gates: Gates, most: Mapping[str, float]) -> str:
         for place in shown
     ]
     left = f'<p class="note">and {len(most) - len(shown)} more</p>' if len(most) > len(shown) else ""
-    return f"{''.join(rows)}{left}"
+    return f'<div class="{"dotted" if small else "barred"}">{"".join(rows)}</div>{left}'
 
 
 def _dots(gates: Gates, place: str, most: float) -> str:
@@ -171,4 +178,4 @@ def pool(histograms: Sequence[Histogram]) -> Histogram:
     return tuple(map(sum, zip(*alike, strict=True)))
 
 
-__all__ = ["STYLE", "histogram", "plane_map", "pool", "units"]
+__all__ = ["STYLE", "drawn_as_dots", "histogram", "plane_map", "pool", "units"]

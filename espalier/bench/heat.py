@@ -100,7 +100,7 @@ def _runs(shades: Sequence[int]) -> list[tuple[int, int, int]]:
 def _mark(x: float, text: str, top: float, floor: float) -> str:
     return (
         f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{floor}"/>'
-        f'<text x="{x + 5:.1f}" y="{top + 22}">{escape(text)}</text>'
+        f'<text x="{x:.1f}" y="{top - 3}">{escape(text)}</text>'
     )
 
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from espalier.bench.charts import Series, legend, line_chart, percent, si, whole
 from espalier.bench.gate_history import GateHistory, Gates, gates_of
-from espalier.bench.gate_pictures import histogram, plane_map, pool, units
+from espalier.bench.gate_pictures import drawn_as_dots, histogram, plane_map, pool, units
 from espalier.bench.heat import Column, heat_chart
 from espalier.bench.records import Run, as_number
 from espalier.bench.stepper import stepped
@@ -38,16 +38,18 @@ def _about(found: GateHistory, most: dict[str, float]) -> str:
     last = found.epochs[-1]
     there, asleep = (sum(map(count, found.places)) for count in (last.there, lambda place: last.asleep.get(place, 0.0)))
     text = (
-        "Each unit is multiplied by a gate, which is open with a probability that is learnt along with the weights. A "
-        "unit whose gate stays shut goes to sleep: it leaves the network and is kept aside."
+        "Each unit (or single weight, or layer) is multiplied by a gate, which is open with a probability that is "
+        "learnt along with the weights. What stays shut leaves the network; units are kept aside, asleep."
     )
-    starts = {b.stage: a.epoch for a, b in pairwise(found.epochs) if a.stage != b.stage}
+    starts = {b.stage: b.epoch for a, b in pairwise(found.epochs) if a.stage != b.stage}
     if "search" in starts:
         until = f" to {whole(starts['fine-tuning'])}" if "fine-tuning" in starts else " on"
         text += f" Gates were undecided in the search, from epoch {whole(starts['search'])}{until}."
-    return (
-        f"{text} Of {whole(sum(most.values()))} gates {whole(there)} are in the network at last, {whole(asleep)} sleep."
-    )
+    every = max(sum(most.values()), there)
+    if there == every:
+        return f"{text} All {whole(there)} gates are in the network at last."
+    sleep = f", {whole(asleep)} sleep" if asleep else ""
+    return f"{text} Of {whole(every)} gates {whole(there)} are in the network at last{sleep}."
 
 
 def _keys(found: GateHistory) -> str:
@@ -78,9 +80,11 @@ def _frame(found: GateHistory, one: Gates, most: dict[str, float]) -> tuple[str,
         facts.append(f"{accuracy:.1%} of validation right")
     if as_number(one.record.get("parameters")) is not None:
         facts.append(f"{as_text(one.record['parameters'])} parameters")
-    views = [units(one, most) + histogram(one, f"how probable gates are, {name}")]
+    views = [units(one, most), histogram(one, f"how probable gates are, {name}")]
     if one.map is not None:
-        views.insert(0, plane_map(one.map, found.points, f"the plane as the network sees it, {name}"))
+        views = [plane_map(one.map, found.points, f"the plane as the network sees it, {name}"), "".join(views)]
+    elif not drawn_as_dots(most):
+        views = ["".join(views)]
     return name, " · ".join(facts), views
 
 
@@ -93,10 +97,10 @@ def _units_over_time(found: GateHistory) -> str:
         tuple((one.epoch, sum(map(one.open, found.places))) for one in found.epochs),
     )  # fmt: skip
     chart = line_chart(
-        "Units over time", [there, open_], "epoch", whole, whole, x_whole=True, y_whole=True, from_zero=True
+        "Gates over time", [there, open_], "epoch", whole, whole, x_whole=True, y_whole=True, from_zero=True
     )
     return (
-        f'<figure class="card"><figcaption>Units in the network over time</figcaption>{legend([open_, there])}'
+        f'<figure class="card"><figcaption>What is in the network over time</figcaption>{legend([open_, there])}'
         f"{chart}</figure>"
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -16,28 +17,42 @@ FEW_AXES = 12
 def learning(run: Run) -> str:
     """Accuracy and loss, over epochs and over training FLOPs."""
     rows = (
-        ("Accuracy", "accuracy", percent, False),
-        ("Loss", "loss", loss_text, True),
+        ("Accuracy", "accuracy", percent, False, 1.0),
+        ("Loss", "loss", loss_text, True, math.inf),
     )
     over = (("epoch", "epoch", whole, True), ("training FLOPs", "training_flops", si, False))
     cards = []
-    for name, key, form, may_be_log in rows:
+    twin_epochs, note = _as_long(run.static_epochs, run.epochs)
+    for name, key, form, may_be_log, most in rows:
         for x_label, x_key, x_form, x_whole in over:
             series = [
                 Series("training", "train", _points(run.epochs, x_key, f"train_{key}")),
                 Series("validation", "val", _points(run.epochs, x_key, f"val_{key}")),
             ]
             if run.static_epochs:
-                twin = _points(run.static_epochs, x_key, f"val_{key}")
+                twin = _points(twin_epochs if x_whole else run.static_epochs, x_key, f"val_{key}")
                 series.insert(1, Series("static network, validation", "twin", twin))
             chart = line_chart(
                 name, series, x_label, x_form, form,
-                markers=_rug(run, x_key), x_whole=x_whole, may_be_log=may_be_log, may_cut=True,
+                markers=_rug(run, x_key), x_whole=x_whole, may_be_log=may_be_log, may_cut=True, most=most,
             )  # fmt: skip
-            cards.append(_card(f"{name} over {'epochs' if x_whole else x_label}", chart))
+            cards.append(_card(f"{name} over {'epochs' if x_whole else x_label}", chart + (note if x_whole else "")))
     about = "Ticks on the axis are grow and prune events. Point at a plot to read its values."
     keys = legend(reversed(series), actions_of(run))
     return section("Learning", about, f'{keys}<div class="plots">{"".join(cards)}</div>')
+
+
+def _as_long(others: Sequence[Record], ours: Sequence[Record]) -> tuple[Sequence[Record], str]:
+    """Those of the others' epochs that we have too, and a note on what is left out.
+
+    A smaller network trains for many more epochs with the same FLOPs, next to which ours would be a thin strip.
+    """
+    last = max((as_number(record.get("epoch")) or 0.0 for record in ours), default=math.inf)
+    shared = [record for record in others if (as_number(record.get("epoch")) or 0.0) <= last]
+    if len(shared) == len(others):
+        return others, ""
+    end = max(as_number(record.get("epoch")) or 0.0 for record in others)
+    return shared, f'<p class="note">The static network trained on to epoch {whole(end)}.</p>'
 
 
 def _points(records: Iterable[Record], x_key: str, y_key: str) -> tuple[tuple[float | None, float | None], ...]:
@@ -83,6 +98,7 @@ def cost(run: Run) -> str:
         chart = line_chart(name, series, "step", whole, si, markers=markers, x_whole=True, from_zero=True)
         cards.append(_card(name, chart))
     about = "Each triangle is one grow or prune event, placed at the size it led to."
+    about = about if run.events else "No event has changed them."
     keys = legend((), actions_of(run))
     return section("Size and cost", about, f'{keys}<div class="plots">{"".join(cards)}</div>')
 

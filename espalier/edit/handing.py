@@ -302,7 +302,7 @@ class Handing:
     def _behind_statistics(self, task: Task, site: NormSite, call: Call) -> list[Task]:
         """Units that a norm leaves out are zero behind it by its scale and shift; behind an RMSNorm as they are."""
         assert task.dim is not None
-        if task.want.how != "zero" or site.kind == "average":
+        if task.want.how != "zero" or site.kind == "reduced":
             raise NotNeutralError(f"new units do not stay zero {call.where}")
         bias = call.arguments().get("bias")
         factors = [] if site.weight == "" else [self._prediction.tensors[site.weight]]

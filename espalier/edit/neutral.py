@@ -121,7 +121,7 @@ class Absence:
     zero: Mapping[Place, tuple[Start, ...]]
     """Where they have to be zero."""
     sites: tuple[tuple[TracePrediction, NormSite], ...]
-    """The norms and means that have to leave them out of their statistics, with the trace that each is of."""
+    """The norms, means and their like that have to leave them out, with the trace that each is of."""
 
 
 def absence(topology: Topology, number: int) -> Absence | str:

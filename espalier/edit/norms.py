@@ -1,7 +1,7 @@
 """Finds where a network normalises across an axis: LayerNorm and RMSNorm, as operators or written by hand.
 
 Norms are asked for in two ways. Where units come or go they are to be compensated, which takes a scale of their own. If
-their statistics just leave units out (`statistics`), any norm, and any mean, is one.
+their statistics just leave units out (`statistics`), any norm is one, and any mean, variance, extreme or softmax.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ DEFAULT_EPS: Mapping[str, float] = {"float32": 2.0**-23, "float64": 2.0**-52, "f
 
 
 _NORMS = ("native_layer_norm", "_fused_rms_norm", "rms_norm")
+REDUCED = frozenset({"mean", "var", "std", "amax", "amin", "logsumexp", "_softmax", "_log_softmax"})
+"""Operators that can be evaluated over some of the units."""
 
 
 class NoCompensationError(Exception):
@@ -33,7 +35,7 @@ class NormSite:
 
     kind: str
     """``mean`` (LayerNorm: a unit at the mean of the others is neutral) or ``zero`` (RMSNorm: a unit at zero is); of
-    `statistics` also ``group`` (a group norm within whose groups the axis is) and ``average`` (a mean)."""
+    `statistics` also ``group`` (a group norm within whose groups the axis is) and ``reduced`` (a mean and its like)."""
     source: int
     """Number of the value that is normalised."""
     result: int
@@ -61,7 +63,7 @@ def norm_sites(prediction: TracePrediction, number: int) -> list[NormSite]:
 
 
 def statistics(prediction: TracePrediction, number: int) -> list[NormSite]:
-    """All norms and means that mix the units of an axis in one trace, with a scale or without."""
+    """All norms, means and their like that mix the units of an axis in one trace, with a scale or without."""
     return _Finder(prediction, number).statistics()
 
 
@@ -96,8 +98,8 @@ class _Finder:
                 sites.append(self._of_call(call, "mean" if "layer" in call.name else "zero"))
             elif name == "native_group_norm" and self._within_groups(call):
                 sites.append(self._of_call(call, "group"))
-            elif name == "mean" and self._reduces(call):
-                sites.append(self._of_call(call, "average"))
+            elif name in REDUCED and self._reduces(call):
+                sites.append(self._of_call(call, "reduced"))
         return sites
 
     def _within_groups(self, call: Call) -> bool:
@@ -110,8 +112,8 @@ class _Finder:
         arguments, dims = call.arguments(), self._prediction.dims
         source = call.args[0].index
         weight, bias = (self._tensor(arguments.get(key)) for key in ("weight", "bias"))
-        if kind == "average":
-            normal = tuple(dims[source][dim] for dim in mean_dims(self._prediction, call))
+        if kind == "reduced":
+            normal = tuple(dims[source][dim] for dim in reduced_dims(self._prediction, call))
         elif kind == "group":
             normal = (dims[source][1],)
         else:
@@ -124,7 +126,7 @@ class _Finder:
 
     def _reduces(self, call: Call) -> bool:
         dims = self._prediction.dims[call.args[0].index]
-        return any(self._number in axes_of(dims[dim]) for dim in mean_dims(self._prediction, call))
+        return any(self._number in axes_of(dims[dim]) for dim in reduced_dims(self._prediction, call))
 
     def _operator(self, call: Call) -> NormSite:
         arguments = call.arguments()
@@ -165,7 +167,7 @@ class _Finder:
                 raise problem
             inside.append(user)
         dims = self._prediction.dims[mean.args[0].index]
-        normal = tuple(dims[dim] for dim in mean_dims(self._prediction, mean))
+        normal = tuple(dims[dim] for dim in reduced_dims(self._prediction, mean))
         calls = frozenset((*(call.index for call in inside), *weight[2]))
         return NormSite(
             "zero", source.index, _result(inside[-1]), calls, normal, weight[0], weight[1], None, eps, mean.module
@@ -212,10 +214,11 @@ class _Finder:
         return None if ref is None else self._flow.names.get(ref.index)
 
 
-def mean_dims(prediction: TracePrediction, mean: Call) -> tuple[int, ...]:
-    """The dimensions over which a mean runs, in order."""
-    rank = len(prediction.dims[mean.args[0].index])
-    return tuple(sorted(positive(dim, rank) for dim in mean.arguments().get("dim") or range(rank)))
+def reduced_dims(prediction: TracePrediction, call: Call) -> tuple[int, ...]:
+    """The dimensions over which a mean, or one of `REDUCED`, runs, in order."""
+    rank, dim = len(prediction.dims[call.args[0].index]), call.arguments().get("dim")
+    chosen = range(rank) if dim is None or dim == [] else [dim] if isinstance(dim, int) else dim
+    return tuple(sorted(positive(one, rank) for one in chosen))
 
 
 def _result(call: Call) -> int:

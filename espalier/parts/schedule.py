@@ -32,6 +32,8 @@ class Schedule:
     """The largest number of events; a ramp is then at its end with the last of them."""
     stop: Trigger | None = None
     """There are no more events once this holds, asked before every event would be due."""
+    at_once: bool = False
+    """Whether an event is due after the very first step as well, whatever else is said."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.every, (Steps, Epochs)):
@@ -68,6 +70,8 @@ class Schedule:
             last: when that was so before.
             acted: when an event happened before.
         """
+        if self.at_once and last is None:
+            return clock.step + 1
         start = in_steps(self.start, clock)
         if start is None:
             return None
@@ -81,7 +85,8 @@ class Schedule:
 
     def remaining(self, clock: Clock) -> int:
         """How many events, or times to ask, are to come after one that happens now."""
-        return self.every.remaining(clock, self._end(clock))
+        found = self.every.remaining(clock, self._end(clock))
+        return max(found, 1) if self.at_once and clock.epoch_steps is None else found  # nobody knows yet how many
 
     def _end(self, clock: Clock) -> float:
         until = in_steps(self.until, clock)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-
-from espalier.parts.gates.packing import packed, unpacked
 
 _BETAS, _EPS = (0.9, 0.999), 1e-8
 
@@ -38,16 +35,6 @@ class Adam:
         square = _BETAS[1] * self.square + (1 - _BETAS[1]) * gradient.square()
         root = (square / (1 - _BETAS[1] ** steps)).sqrt()
         return Adam(mean, square, steps), mean / (1 - _BETAS[0] ** steps) / (root + _EPS)
-
-    def to_json(self) -> list[Any]:
-        """As JSON."""
-        return [packed(one) for one in self.tensors]
-
-    @classmethod
-    def from_json(cls, data: Any) -> Adam:
-        """What `to_json` gave."""
-        mean, square, steps = map(unpacked, data)
-        return cls(mean, square, steps)
 
 
 __all__ = ["Adam"]

@@ -5,6 +5,9 @@ goes to sleep are its entries of every tensor, with the numbers of the units tha
 dimensions. When it wakes, they go back to where these units are by then; entries that belong to units which came
 meanwhile start as surgery starts them.
 
+Values are those of the time at which a unit fell asleep: where others were scaled meanwhile, as queries are whose
+head_dim changes (the softmax scale is held), it wakes as large as it was.
+
 Positions are known by keys: along a dimension, one row of whole numbers per position, which are the numbers of the
 units that it belongs to, and which of the positions of these units it is. Units that go to sleep together share the
 keys of all other dimensions.

@@ -26,7 +26,9 @@ from torch.utils import checkpoint
 from espalier.errors import MethodError
 from espalier.graph.capture import TensorTable, tensor_table
 from espalier.graph.topology import Topology
-from espalier.parts.gates.norms import Mark, NormGate, left_out, norm_modules
+from espalier.parts.gates.left_out import left_out
+from espalier.parts.gates.norms import Mark, NormGate, norm_modules
+from espalier.parts.gates.rows import joined, parted
 from espalier.structure import Structure
 
 
@@ -130,12 +132,16 @@ class Gates:
     def _gated(self, gates: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors that gates change, multiplied by them."""
         found: dict[str, Tensor] = {}
+        brought: dict[tuple[torch.device, torch.dtype], dict[str, Tensor]] = {}
         for name, spreads in self._multiplied.items():
-            acting = [(gates[key], one) for key, one in spreads if key in gates]
+            acting = [(key, one) for key, one in spreads if key in gates]
             if acting:
                 tensor = self._present(name)
-                for z, one in acting:
-                    tensor = tensor * one.spread(z.to(tensor), tensor.shape)
+                at = tensor.device, tensor.dtype
+                if at not in brought:  # all at once: every copy to a device costs a call
+                    brought[at] = parted(joined(gates).to(tensor), gates)
+                for key, one in acting:
+                    tensor = tensor * one.spread(brought[at][key], tensor.shape)
                 found[name] = tensor
         return found
 
@@ -145,9 +151,9 @@ class Gates:
         if self._checked or not tensors or not torch.is_grad_enabled():
             yield
             return
-        names = {*tensors, *(mark[0] for mark in self._norms if not mark[1])}
+        names = {*tensors, *(mark.name for mark in self._norms if mark.form is None)}
         modules = {place[0]: None for name in names for place in self._table.places[name]}
-        modules |= {self._model.get_submodule(mark[0]): None for mark in self._norms if mark[1]}
+        modules |= {self._model.get_submodule(mark.name): None for mark in self._norms if mark.form is not None}
         hooks = [module.register_forward_pre_hook(_not_checkpointed) for module in modules]
         try:
             yield
@@ -177,12 +183,12 @@ class Gates:
                 if key in gates:
                     factor = norm.factor(gates[key])
                     factors[mark] = factors[mark] * factor if mark in factors else factor
-            if mark in factors and not mark[1]:
-                scales[id(tensors[mark[0]] if mark[0] in tensors else self._present(mark[0]))] = mark
+            if mark in factors and mark.form is None:
+                scales[id(tensors[mark.name] if mark.name in tensors else self._present(mark.name))] = mark
         if not factors:
             return nullcontext()
-        always = [mark for mark in factors if all(norm.always for _, norm in self._norms[mark])]
-        return left_out(self._model, self._watched, factors, scales, always)
+        norms_of = [norm for mark in factors for _, norm in self._norms[mark]]
+        return left_out(self._model, self._watched, factors, scales, norms_of)
 
 
 def _not_checkpointed(module: nn.Module, inputs: object) -> None:

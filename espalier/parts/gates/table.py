@@ -16,7 +16,6 @@ from espalier.graph.topology import Topology
 from espalier.parts.gates.adam import Adam
 from espalier.parts.gates.expected import Priced
 from espalier.parts.gates.kinds import Drawn
-from espalier.parts.gates.packing import packed, unpacked
 from espalier.parts.gates.rows import joined, parted
 from espalier.parts.gates.settings import GateSettings
 from espalier.parts.names import Now, carried
@@ -183,11 +182,11 @@ class GateTable:
         self._low = carried(self._low, now)
 
     def state(self) -> dict[str, Any]:
-        """All of it as JSON."""
+        """All of it, as `Memory.state`."""
         return {
-            "logits": {key: packed(one) for key, one in self.logits.items()},
-            "adam": {key: one.to_json() for key, one in self._adam.items()},
-            "low": {key: packed(one) for key, one in self._low.items()},
+            "logits": {key: one.clone() for key, one in self.logits.items()},
+            "adam": {key: [each.clone() for each in one.tensors] for key, one in self._adam.items()},
+            "low": {key: one.clone() for key, one in self._low.items()},
             "k": self.k,
             "stage": self.stage,
             "epoch": self._epoch,
@@ -197,15 +196,21 @@ class GateTable:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Become what `state` gave. Raises KeyError, TypeError or ValueError for anything else."""
         fresh = GateTable(self.settings, never_empty=self.never_empty)
-        fresh.logits = {str(key): unpacked(one) for key, one in state["logits"].items()}
-        fresh._adam = {str(key): Adam.from_json(one) for key, one in state["adam"].items()}
-        fresh._low = {str(key): unpacked(one) for key, one in state["low"].items()}
+        fresh.logits = {str(key): _row(one) for key, one in state["logits"].items()}
+        fresh._adam = {str(key): Adam(*map(_row, one)) for key, one in state["adam"].items()}
+        fresh._low = {str(key): _row(one) for key, one in state["low"].items()}
         fresh._epoch = int(state["epoch"])
         fresh.k, fresh.stage, fresh.reference = float(state["k"]), int(state["stage"]), float(state["reference"])
         for key, one in fresh.logits.items():
             if one.shape != fresh._low[key].shape or one.shape != fresh._adam[key].mean.shape:
                 raise ValueError("logits and counts do not fit")
         self.__dict__.update(fresh.__dict__)
+
+
+def _row(data: Any) -> Tensor:
+    if not isinstance(data, Tensor) or data.dim() != 1:
+        raise TypeError(f"expected a row of numbers, found {data!r}")
+    return data.clone()
 
 
 __all__ = ["SHUT", "GateTable"]

@@ -4,13 +4,13 @@ A gate multiplies its unit where that is read: every weight that sums over the a
 the same as multiplying the activation in front of each reader, and exact whatever made the unit: a bias, the shift of a
 norm, an activation that is not zero at zero. It costs a product per weight, not per activation, and needs to know no
 module. Where two activations are summed over the axis (queries and keys), what one of them is made by is multiplied
-instead; where norms and means run over it, they take their statistics over what gates leave
-(`espalier.parts.gates.norms`).
+instead; norms, means, softmaxes and maxima over it are evaluated over what gates leave
+(`espalier.parts.gates.left_out`).
 
 So a network whose gate is 0 is the network without the unit, once that is removed by a plan that does not compensate
 norms (``Plan.hold_norms``). Which tensors these are follows from what operators do along the axis, as the contract of
 removing units does (`espalier.edit.neutral.absence`). Where one combines units in a way that nothing makes blind to one
-of them (a maximum over units), or a constant of the forward follows the size and no weight holds it, the axis is
+of them (a median over units), or a constant of the forward follows the size and no weight holds it, the axis is
 refused.
 """
 

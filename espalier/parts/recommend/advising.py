@@ -120,7 +120,7 @@ def recommend(
     ranked = sorted((one for one in found if _helps(one, level, judge.loss)), key=_order)
     others = sorted((one for one in found if not _helps(one, level, judge.loss)), key=_order)
     return Recommendations(
-        tuple(ranked), tuple(others), str(judged_by), judge.loss, judge.count, level, measured, refused
+        tuple(ranked), tuple(others), str(judged_by), judge.loss, judge.own_step, judge.count, level, measured, refused
     )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ from espalier.parts.init import Beginning
 from espalier.parts.products import Product
 from espalier.parts.reach import Between, between, crossed, looked_at, tried
 from espalier.parts.recommend.batches import samples_in
-from espalier.parts.recommend.judging import Judge, Proposal, attempted, stepped
+from espalier.parts.recommend.judging import Judge, Proposal, attempted, slopes, squared, stepped
 from espalier.parts.recommend.nulls import p_high, shuffled
 from espalier.parts.recommend.planned import as_planned
 from espalier.parts.recommend.recommendation import Evidence, Recommendation
@@ -123,11 +123,11 @@ class _Statistics:
         ]  # fmt: skip
         updates = {name: self._update(name, gradients) for name in self._around.readers}
         total: Tensor | float = 0.0
-        for (products, _), rows, slopes in zip(self._looked, self._rows, gradients, strict=True):
+        for (products, _), rows, found in zip(self._looked, self._rows, gradients, strict=True):
             maker = products[self._around.maker]
             parts = [
                 crossed(maker, products[name], places, rows[self._around.maker],
-                        self._left(products[name], rows[name], slopes[name], updates[name]))
+                        self._left(products[name], rows[name], found[name], updates[name]))
                 for name, places in zip(self._around.readers, self._around.places, strict=True)
             ]  # fmt: skip
             total = total + torch.cat(parts) / len(self._looked)
@@ -161,8 +161,7 @@ def larger(
     count = _count(context, axis, max(1, context.structure.axes[axis].size // _PART))
     if not count:
         return [], ()
-    evidence = Evidence("gain of growing", math.nan, "the gradient of new units' own weights is followed by one step")
-    return attempted(judge, [lambda: _steepest(context, judge, axis, count, evidence)], axis, refused), ()
+    return attempted(judge, [lambda: _steepest(context, judge, axis, count)], axis, refused), ()
 
 
 def _by_gain(
@@ -213,7 +212,7 @@ def slope(context: Context, ghosts: Ghosts, at: Mapping[str, Tensor], towards: M
     return total
 
 
-def _steepest(context: Context, judge: Judge, axis: str, count: int, evidence: Evidence) -> Proposal:
+def _steepest(context: Context, judge: Judge, axis: str, count: int) -> Proposal:
     """New units in the directions of steepest descent, after one best step of their own weights."""
     size = context.structure.axes[axis].size
     goal = Goal(
@@ -224,10 +223,14 @@ def _steepest(context: Context, judge: Judge, axis: str, count: int, evidence: E
     begun = AsFound()(context, {axis: tuple(range(count))}, scores)
     plan = _plan(context, axis, count, begun)
     with as_planned(context.structure, plan, judge.given) as planned:
-        values = stepped(planned, judge.samples.found)
+        square = squared(slopes(planned, judge.samples.found, planned.fresh)[1])
+        values = stepped(planned, judge.samples.found, planned.fresh)
+    words = f"the squared gradient of new units' weights is {square:.3g}, and is followed by one step"
+    evidence = Evidence("gain of growing", square, words)
     fresh = {name: one for name, one in values.items() if name in planned.fresh}
     start = Beginning({**begun.values, **fresh}, begun.deltas)
-    return Proposal("grow", axis, _what(count, size), _plan(context, axis, count, start), (evidence,))
+    plan = _plan(context, axis, count, start)
+    return Proposal("grow", axis, _what(count, size), plan, (evidence,), trained=True)
 
 
 def _plan(context: Context, axis: str, count: int, start: Beginning) -> Plan:

@@ -14,6 +14,8 @@ Kind = Literal["dead", "duplicates", "redundant", "grow", "remove", "insert", "f
 ROUNDING = 1e-5
 """Part of the loss below which a change of it is rounding."""
 
+_UNTRAINED = 0.01
+"""Part of the loss by which a step of the network's own weights lowers it that is said."""
 _SHOWN = 12
 """Of what was not looked at, so many are printed."""
 
@@ -49,12 +51,10 @@ class Recommendation:
     plan: Plan
     evidence: tuple[Evidence, ...]
     loss: float
-    """Predicted change of the mean loss of a sample: measured, without training, on samples that the plan was not made
-    from. For new layers, which change nothing at first: after one best step of their own parameters."""
+    """Predicted change of the mean loss of a sample as soon as the plan is applied: measured on samples that it was not
+    made from."""
     error: float
     """Its standard error over parts of these samples."""
-    at_once: float
-    """What the loss changes by as soon as the plan is applied."""
     parameters: int
     flops: int
     """Change of the numbers of parameters, and of FLOPs of the example inputs."""
@@ -76,7 +76,7 @@ class Recommendation:
         return f"{self.what} ({self.site}): loss {self.loss:+.4g}, {self.parameters:+,} parameters; {self.reason}"
 
     def as_json(self) -> dict[str, Any]:
-        """As data; values and deltas of the plan, which are tensors, are left out (`Plan.save` writes them)."""
+        """As data; the tensors of the plan are left out (`Plan.save` writes them)."""
         return {
             "kind": self.kind,
             "site": self.site,
@@ -85,7 +85,6 @@ class Recommendation:
             "evidence": [one.as_json() for one in self.evidence],
             "loss": self.loss,
             "error": self.error,
-            "at_once": self.at_once,
             "parameters": self.parameters,
             "flops": self.flops,
             "freedom": self.freedom if self.freedom == self.freedom else None,
@@ -106,6 +105,9 @@ class Recommendations(Sequence[Recommendation]):
     criterion: str
     loss: float
     """The mean loss of the network as it is."""
+    own_step: float
+    """What one best step of the weights that there are changes the loss by, on the samples that judge; 0 if it does not
+    fall. New layers, and units that only their own gradient speaks for, have to do better."""
     samples: int
     """What the criterion takes for the number of samples."""
     level: float
@@ -136,6 +138,11 @@ class Recommendations(Sequence[Recommendation]):
         """
         shown = self.ranked[:most]
         lines = [f"loss {self.loss:.4g}; by {self.criterion}, {self.samples:,} samples; lower is better", ""]
+        if self.own_step < -_UNTRAINED * abs(self.loss):
+            lines += [
+                f"not trained to the end: one step of the weights there are changes it by {self.own_step:+.3g}",
+                "",
+            ]
         if not shown:
             lines.append(f"nothing is recommended; {len(self.others)} plans were tried.")
         else:
@@ -162,6 +169,7 @@ class Recommendations(Sequence[Recommendation]):
         return {
             "criterion": self.criterion,
             "loss": self.loss,
+            "own_step": self.own_step,
             "samples": self.samples,
             "level": self.level,
             "recommendations": [one.as_json() for one in self.ranked],

@@ -1,0 +1,177 @@
+"""`espalier evolve`: the Surgeon on a task, and beside it the start trained alone for the same FLOPs.
+
+    config.json      the options: written once
+    surgeon.jsonl    what the search did, one record per line; written anew when it goes on
+    baseline.jsonl   likewise, of the start that is trained alone
+    surgeon/         ledger and checkpoints, from which an interrupted search goes on
+    baseline/        likewise
+    network/         the network that was found, as `espalier.save` writes it
+
+The command given again goes on where it was interrupted; nothing is computed twice.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from espalier.attach import attach
+from espalier.bench.charts import si, whole
+from espalier.bench.models import MODELS
+from espalier.bench.task_problem import TaskProblem
+from espalier.bench.tasks import task
+from espalier.errors import RunError
+from espalier.evolve.job import FORWARD_AND_BACKWARD
+from espalier.evolve.judge import Objective
+from espalier.evolve.processes import Processes
+from espalier.evolve.proposals import EveryMove, Proposer, RandomMoves
+from espalier.evolve.recommended import Recommended
+from espalier.evolve.runners import InProcess, Runner
+from espalier.evolve.surgeon import Search, Surgeon
+
+Record = Mapping[str, Any]
+PROPOSALS = ("every", "recommended", "random")
+_PROPOSERS: Mapping[str, Proposer] = MappingProxyType(
+    {"every": EveryMove(), "recommended": Recommended(), "random": RandomMoves()}
+)
+CONFIG = "config.json"
+
+
+@dataclass(frozen=True)
+class EvolveOptions:
+    """All that decides the result."""
+
+    problem: TaskProblem
+    epochs: int
+    """Of the start; the budget of training FLOPs is what these cost."""
+    surgeon: Surgeon
+    baseline: bool = True
+
+    @property
+    def total(self) -> int:
+        """Training FLOPs of each of the two."""
+        bench = self.problem.workbench()
+        flops = attach(bench.model, bench.example).cost().flops // bench.examples
+        return FORWARD_AND_BACKWARD * flops * self.problem.batch_size * self.problem.steps(self.epochs)
+
+
+def chosen(given: Mapping[str, Any]) -> EvolveOptions:
+    """Options from what was given, and defaults for what is None or absent.
+
+    Raises:
+        RunError: a value out of range, or two data sets.
+        DataError: an unknown task or model.
+    """
+    asked = {name: value for name, value in given.items() if value is not None}
+    if "data" in asked and "task" in asked:
+        raise RunError(f"the task '{asked['task']}' and --data {asked['data']} name two data sets: give only one")
+    source = str(Path(asked["data"]).resolve()) if "data" in asked else asked.get("task", "digits")
+    row = task(Path(source) if "data" in asked else source)
+    model, proposals = asked.get("model", row.model), asked.get("proposals", PROPOSALS[0])
+    if model not in MODELS:
+        raise RunError(f"unknown model '{model}': expected one of {', '.join(MODELS)}")
+    if proposals not in PROPOSALS:
+        raise RunError(f"unknown proposals '{proposals}': expected one of {', '.join(PROPOSALS)}")
+    for name in ("epochs", "batch_size", "width", "lr"):
+        if name in asked and not asked[name] > 0:
+            raise RunError(f"--{name.replace('_', '-')}: expected a number above 0, found {asked[name]}")
+    problem = TaskProblem(
+        source,
+        model,
+        asked.get("width", 1.0),
+        asked.get("batch_size", row.batch_size),
+        asked.get("lr", row.learning_rate),
+        asked.get("seed", 0),
+    )
+    surgeon = Surgeon(
+        _PROPOSERS[proposals],
+        Objective(parameters=asked.get("price", 0.0)),
+        cycles=asked.get("cycles", 5),
+        candidates=asked.get("candidates", 6),
+    )
+    return EvolveOptions(problem, asked.get("epochs", row.epochs), surgeon, asked.get("baseline", True))
+
+
+def evolve(options: EvolveOptions, out: Path, say: Callable[[str], None], workers: int = 1) -> str:
+    """Search, train the baseline, and say how they compare. Goes on with what is in the folder.
+
+    Raises:
+        RunError: the folder holds another search or something else, or the search cannot go on.
+        KeyboardInterrupt: Ctrl-C; what was finished is kept.
+    """
+    _claim(out, {"options": asdict(options), "text": repr(options)})
+    total = options.total
+    say(f"{total:.3g} training FLOPs, as many as {options.epochs} epochs of the start take")
+    context: AbstractContextManager[Runner] = nullcontext(InProcess()) if workers == 1 else Processes(workers)
+    with context as runner:
+        found = _searched(options.problem, options.surgeon, total, out, "surgeon", runner, say)
+        alone = None
+        if options.baseline:
+            say("the start alone, for as many training FLOPs")
+            alone = _searched(options.problem, Surgeon(cycles=0), total, out, "baseline", runner, say)
+    kept = out / "surgeon" / "store" / str(found["network"])
+    shutil.copytree(kept, out / "network", dirs_exist_ok=True)
+    lines = [f"found:  {_outcome(found)}"]
+    if alone is not None:
+        lines.append(f"start:  {_outcome(alone)}")
+    return "\n".join([*lines, f"the network is in {out / 'network'}"])
+
+
+def _searched(
+    problem: TaskProblem, surgeon: Surgeon, total: int, out: Path, name: str, runner: Runner, say: Callable[[str], None]
+) -> Record:
+    with (out / f"{name}.jsonl").open("w", encoding="utf-8") as file:
+
+        def on_record(record: Record) -> None:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            text = line(record, total)
+            if text is not None:
+                say(text)
+
+        return Search(problem, surgeon, total, out / name, runner, on_record).run()
+
+
+def line(record: Record, total: int) -> str | None:
+    """A record in words; None where nothing worth a line happened."""
+    spent = f"{record['total_spent'] / total:>4.0%}" if "total_spent" in record else "    "
+    if record["kind"] == "cycle":
+        return f"{spent}  cycle {record['cycle'] + 1}: {record['proposals']} edits are tried"
+    if record["kind"] == "branch" and "failed" in record:
+        return f"        {record['name']:<6} {record['why']}: {record['failed']}"
+    if record["kind"] == "branch":
+        better = f"loss {-record['gain']:+.4f} ± {record['error']:.4f}, price {record['price']:+.4f}"
+        return f"{spent}    {record['name']:<6} rung {record['rung'] + 1}  {better}  {record['why']}"
+    if record["kind"] == "won":
+        return f"{spent}  the control wins" if record["name"] is None else f"{spent}  {record['name']} wins"
+    return None
+
+
+def _outcome(end: Record) -> str:
+    return (
+        f"{end['test_accuracy']:.2%} on the test data, {whole(end['parameters'])} parameters, "
+        f"{si(end['flops'])} FLOPs, {end['total_spent']:.3g} training FLOPs"
+    )
+
+
+def _claim(out: Path, config: Mapping[str, Any]) -> None:
+    path, text = out / CONFIG, json.dumps(config, indent=2, default=repr) + "\n"
+    if path.exists():
+        if path.read_text(encoding="utf-8") != text:
+            raise RunError(
+                f"{out} holds something with other options: give another --out, or the same options to go on"
+            )
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RunError(f"{out} is not empty, and no search; give another --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"{out}: cannot write a search there ({error.strerror}); choose another --out") from error
