@@ -218,7 +218,7 @@ def _add_evolve_arguments(command: argparse.ArgumentParser) -> None:
     add("--seed", type=int, metavar="N", help="of weights, data order, validation split and edits; default 0")
     add("--cycles", type=int, metavar="N", help="how often branches compete; default 5")
     add("--candidates", type=int, metavar="N", help="edits that are tried in each cycle; default 6")
-    add("--proposals", metavar="NAME", help=f"where edits come from: {' or '.join(PROPOSALS)}")
+    add("--proposals", metavar="NAME", help=f"where edits come from: {', '.join(PROPOSALS)}; default {PROPOSALS[0]}")
     add(
         "--price",
         type=float,

@@ -27,6 +27,7 @@ from espalier.evolve.job import Branch, carried_out, key_of, packed, unpacked
 from espalier.evolve.judge import Objective, front
 from espalier.evolve.processes import Processes
 from espalier.evolve.proposals import LAYER_MOVES, RANDOM_MOVES, UNIT_MOVES, Material, Move, RandomMoves, joined
+from espalier.evolve.recommended import Recommended
 from espalier.evolve.runners import Futures, InProcess
 from espalier.evolve.store import Store, StoreFull
 from espalier.evolve.surgeon import Search, Surgeon
@@ -336,6 +337,16 @@ def test_a_network_is_judged_at_the_mean_of_its_weights_and_left_as_it_was():
     assert all(torch.equal(one, state[name]) for name, one in model.state_dict().items())
 
 
+def test_two_edits_that_both_do_better_compete_together_too(tmp_path):
+    surgeon = Surgeon(Wider(), Objective(parameters=-0.3), cycles=1, share=0.6, keep=1.0, first=0.02)
+    records = [one for one in searched(tmp_path, surgeon=surgeon) if one["kind"] == "branch"]
+    first = [one for one in records if one["rung"] == 0]
+    second = {one["name"]: one for one in records if one["rung"] == 1}
+    assert all(one["price"] - one["gain"] < 0 for one in first)
+    assert [second["0.x"]["sizes"][axis] for axis in "02"] == [6, 6]
+    assert {second["0.x"]["why"]} <= {"both: widen 0; and: widen 2", "both: widen 2; and: widen 0"}
+
+
 def test_plans_join_unless_they_change_the_same():
     a, b = Plan((Resize("0", add=2),)), Plan((Resize("2", remove=(1,)),))
     both = joined([a, b])
@@ -369,6 +380,26 @@ def test_random_moves_are_as_many_as_wanted_differ_and_repeat():
     found = RandomMoves()(material, 4)
     assert len({str(one.plan) for one in found}) == 4
     assert [str(one.plan) for one in RandomMoves()(material, 4)] == [str(one.plan) for one in found]
+
+
+def test_recommendations_are_proposals_with_what_they_predict():
+    bench = Spirals(width=6).workbench()
+    structure = esp.attach(bench.model, bench.example, optimizer=bench.optimizer)
+    before = {name: one.clone() for name, one in bench.model.state_dict().items()}
+    asked = []
+
+    def loss(batch):
+        asked.append(len(batch[1]))
+        return bench.loss(bench.model, batch)
+
+    found = Recommended()(Material(structure, loss, [bench.batch(0), bench.batch(1)], 5), 3)
+    assert 1 <= len(found) <= 3
+    assert asked
+    assert all(torch.equal(one, before[name]) for name, one in bench.model.state_dict().items())
+    for one in found:
+        assert one.gain is not None
+        structure.apply(one.plan)
+        structure.undo()
 
 
 def test_a_move_that_is_unknown_says_so():

@@ -17,6 +17,7 @@ from espalier.errors import MethodError
 from espalier.parts.gates.places import Gates
 from espalier.parts.gates.stages import Stages
 from espalier.parts.gates.units import gate_problem, unit_place
+from espalier.parts.gates.weighted import normalised
 from espalier.structure import Structure
 
 UNITS, GONE = 6, (1, 4)
@@ -179,6 +180,18 @@ def test_gradients_pass_gates_of_norms():
 
     z = torch.linspace(0.2, 1, UNITS, dtype=torch.float64).requires_grad_()
     assert torch.autograd.gradcheck(value, (z,))
+
+
+def test_the_normalisation_of_its_own_is_the_formula():
+    torch.manual_seed(0)
+    x = torch.randn(3, 2, UNITS, dtype=torch.float64, requires_grad=True)
+    for weights in (torch.tensor([1, 0, 1, 1, 0, 1.0]), torch.rand(UNITS)):
+        shares = weights.double() / weights.double().sum()
+        mean = (x * shares).sum(-1, keepdim=True)
+        expected = (x - mean) / ((shares * (x - mean).square()).sum(-1, keepdim=True) + 1e-5).sqrt()
+        torch.testing.assert_close(normalised(x, shares, 1e-5), expected, rtol=1e-12, atol=1e-12)
+        assert torch.autograd.gradcheck(partial(normalised, shares=shares, eps=1e-5), (x,))
+        assert torch.autograd.gradgradcheck(partial(normalised, shares=shares, eps=1e-5), (x,))
 
 
 @pytest.mark.parametrize("name", NORMS)

@@ -114,7 +114,7 @@ def test_a_preset_is_for_its_own_network() -> None:
 
 def test_a_growing_run_wakes_units_and_records_its_gates(grown: Path) -> None:
     epochs = records(grown, "epoch")
-    assert [record["axes"] for record in epochs[:2]] == [{"embed": 100, "hidden": 80}, {"embed": 3, "hidden": 3}]
+    assert epochs[0]["axes"] == {"embed": 3, "hidden": 3}  # the others never were trained
     assert max(record["axes"]["hidden"] for record in epochs) > 5
     stages = [record["gates"]["stage"] for record in epochs]
     assert stages == sorted(stages)

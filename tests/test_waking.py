@@ -268,16 +268,26 @@ def test_units_of_convolutions_wake_by_gain(name):
     assert {event.action for event in run.session.events} == {"grow"}
 
 
-def test_units_that_begin_asleep_leave_after_the_first_step():
+def test_units_that_begin_asleep_leave_after_the_first_step_with_moments_of_zero():
     run = Run(growing(Algorithm1()))
     assert run.sizes() == [6, 5]
     run.train(1)
     assert run.sizes() == [2, 2]
+    assert [(event.step, event.action) for event in run.session.events] == [(1, "grow")]
+    for sleeper in run.memory.sleepers.asleep["2"]:
+        assert {"exp_avg", "exp_avg_sq"} <= sleeper.slices[0].state.keys()
+        assert not any(bool(one.values.any()) for each in sleeper.slices for one in each.state.values())
     assert run.memory.sleepers.fallen == {"0": 0, "2": 0}
+    state = json.loads(json.dumps(run.session.state_dict()))
+    run.session.load_state_dict(state)
     run.train(40)
     assert sum(run.sizes()) > 4
-    pruning = Run(esp.grow.NPN(SEARCH, None, waking=Algorithm1())).train(2)
-    assert not pruning.session.events
+    assert all(event.step % 4 == 1 for event in run.session.events[1:])
+
+
+def test_without_sleepers_nothing_happens_after_the_first_step():
+    run = Run(esp.grow.NPN(SEARCH, None, waking=Algorithm1())).train(2)
+    assert not run.session.events
 
 
 def test_what_fell_asleep_rests():

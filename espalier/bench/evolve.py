@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from espalier.attach import attach
@@ -29,12 +30,16 @@ from espalier.errors import RunError
 from espalier.evolve.job import FORWARD_AND_BACKWARD
 from espalier.evolve.judge import Objective
 from espalier.evolve.processes import Processes
-from espalier.evolve.proposals import EveryMove, RandomMoves
+from espalier.evolve.proposals import EveryMove, Proposer, RandomMoves
+from espalier.evolve.recommended import Recommended
 from espalier.evolve.runners import InProcess, Runner
 from espalier.evolve.surgeon import Search, Surgeon
 
 Record = Mapping[str, Any]
-PROPOSALS = ("every", "random")
+PROPOSALS = ("every", "recommended", "random")
+_PROPOSERS: Mapping[str, Proposer] = MappingProxyType(
+    {"every": EveryMove(), "recommended": Recommended(), "random": RandomMoves()}
+)
 CONFIG = "config.json"
 
 
@@ -85,7 +90,7 @@ def chosen(given: Mapping[str, Any]) -> EvolveOptions:
         asked.get("seed", 0),
     )
     surgeon = Surgeon(
-        EveryMove() if proposals == "every" else RandomMoves(),
+        _PROPOSERS[proposals],
         Objective(parameters=asked.get("price", 0.0)),
         cycles=asked.get("cycles", 5),
         candidates=asked.get("candidates", 6),

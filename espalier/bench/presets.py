@@ -67,12 +67,12 @@ def _moons_pruned() -> Method:
     return npn_pruning(_MOONS, ExpectedCost(0.5), begin=0.73, rate=5e-3, axes=_EMBEDDED)
 
 
-_MNIST = Stages(1.0, start=0.05, until=0.6, rise=50.0)
+_MNIST = Stages(1.0, start=0.04, until=0.5, rise=50.0)
 _LENET = ("conv1", "conv2", "fc1")
 
 
 def _mnist_grown() -> Method:
-    penalty = PerUnit({"conv1": 0.007, "conv2": 0.013, "fc1": 0.003})
+    penalty = PerUnit({"conv1": 0.004, "conv2": 0.0175, "fc1": 0.003})
     few = dict.fromkeys(_LENET, 3)
     return npn_growing(_MNIST, penalty, few, fill=1.0, fresh=False, rate=5e-3, begin=0.73, patience=2, axes=_LENET)
 
@@ -96,7 +96,7 @@ PRESETS: Mapping[tuple[str, str], Preset] = MappingProxyType(
             methods={"growing": _moons_grown, "shrinking": _moons_pruned},
         ),
         ("lenet5", "npn"): Preset(
-            epochs=30,
+            epochs=36,
             batch_size=128,
             optimizer=adamw,
             learning_rate=1e-3,

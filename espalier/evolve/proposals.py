@@ -214,10 +214,13 @@ def joined(plans: Sequence[Plan]) -> Plan | None:
     values = [name for plan in plans for name in plan.values]
     deltas = [name for plan in plans for name in plan.deltas]
     deep = [plan for plan in plans if plan.depth]
-    if len(deep) > 1 or any(len(set(one)) < len(one) for one in (axes, masks, values, deltas)):
+    same = len({(plan.interface, plan.hold_norms) for plan in plans}) == 1
+    if not same or len(deep) > 1 or any(len(set(one)) < len(one) for one in (axes, masks, values, deltas)):
         return None
     return Plan(
         tuple(edit for plan in plans for edit in plan.edits),
+        interface=plans[0].interface,
+        hold_norms=plans[0].hold_norms,
         seed=plans[0].seed,
         values=_merged([plan.values for plan in plans]),
         deltas=_merged([plan.deltas for plan in plans]),

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from espalier.errors import RunError
-from espalier.evolve.job import Branch, Exam, Job, key_of
+from espalier.evolve.job import Branch, Exam, Job, keep_plan, key_of, read_plan
 from espalier.evolve.judge import Objective, Verdict
 from espalier.evolve.ledger import Ledger
 from espalier.evolve.problem import Problem
-from espalier.evolve.proposals import Proposer, RandomMoves, Scout
+from espalier.evolve.proposals import Proposer, RandomMoves, Scout, joined
 from espalier.evolve.runners import InProcess, Runner
 from espalier.evolve.store import Store
 
@@ -206,7 +206,7 @@ class Search:
             steps = self._steps(budget, node, [alive[name]["flops"] for name in names])
             jobs = [self._branch(control, None, steps[0], surgeon.averaged)]
             for name, count in zip(names, steps[1:], strict=True):
-                plan = alive[name]["plan"] if rung == 0 else None
+                plan = alive[name]["plan"] if nodes[name] is node else None
                 jobs.append(self._branch(nodes[name], plan, count, surgeon.averaged))
             results = self._do(jobs)
             self.spent += sum(int(one.get("spent", 0)) for one in results)
@@ -232,6 +232,10 @@ class Search:
             if rung + 1 < len(surgeon.rungs):
                 best = best[: max(1, math.ceil(surgeon.keep * len(best)))]
             alive = {name: alive[name] for name in best}
+            if rung == 0 and rung + 1 < len(surgeon.rungs):
+                child = self._crossed([alive[name] for name in best[:2] if verdicts[name].score < 0], node)
+                if child is not None:
+                    alive[f"{cycle}.x"], nodes[f"{cycle}.x"] = child, node
         self._control = control
         winner = next((name for name in alive if verdicts[name].accepted), None)
         self._on_record({"kind": "won", "cycle": cycle, "name": winner, "total_spent": self.spent})
@@ -239,6 +243,21 @@ class Search:
             return None
         self._lineage += 1
         return nodes[winner]
+
+    def _crossed(self, parents: Sequence[Record], node: Node) -> Record | None:
+        """What two branches that do better than the control propose, together; it starts where they did."""
+        if len(parents) < 2:
+            return None
+        plan = joined([read_plan(self.store, str(one["plan"])) for one in parents])
+        if plan is None:
+            return None
+        flops = parents[0]["flops"] * parents[1]["flops"] // node.result["flops"]  # about
+        gains = [one["gain"] for one in parents]
+        return {
+            "plan": keep_plan(self.store, plan), "kind": " and ".join(one["kind"] for one in parents),
+            "why": "both: " + "; and: ".join(one["why"] for one in parents),
+            "gain": None if None in gains else sum(gains), "flops": flops,
+        }  # fmt: skip
 
     def _steps(self, budget: float, node: Node, flops: Sequence[int]) -> list[int]:
         """Of the control, and of branches that cost so many FLOPs per sample."""

@@ -146,8 +146,8 @@ def npn_growing(
     Args:
         stages: k over the training.
         penalty: on the probabilities; None for none.
-        awake: name or pattern of axes -> how many units are awake at first; the others fall asleep after the
-            first step. None for all.
+        awake: name or pattern of axes -> how many units are awake at first; the others fall asleep after
+            the first step. None for all.
         waking: when units wake, and which.
         fill: k times the logit of a unit that wakes.
         fresh: whether new units come where none sleep.

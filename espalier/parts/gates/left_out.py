@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 
 from espalier.errors import MethodError
 from espalier.parts.gates.norms import Form, Mark, NormGate
+from espalier.parts.gates.weighted import normalised
 
 Dims = int | Sequence[int] | None
 
@@ -83,6 +84,9 @@ class _Statistics(TorchFunctionMode):
         for mark in factors:
             if mark.form is not None:
                 self._marks.setdefault(mark.name, []).append((mark.form, mark))
+        self._brought: dict[tuple[Mark, torch.device, torch.dtype], Tensor] = {}
+        self._shares: dict[int, Tensor] = {}
+        """id of a factor in `_brought` -> it, divided by its sum."""
         self._within: list[str] = []
         self._kept: list[Tensor] = []
         self.seen: set[Mark] = set()
@@ -122,7 +126,10 @@ class _Statistics(TorchFunctionMode):
         if mark is None:
             return None
         self.seen.add(mark)
-        return self._factors[mark].to(x.device, torch.promote_types(x.dtype, torch.float32))
+        at = mark, x.device, torch.promote_types(x.dtype, torch.float32)
+        if at not in self._brought:
+            self._brought[at] = self._factors[mark].to(at[1], at[2])
+        return self._brought[at]
 
     # --- norms
 
@@ -138,7 +145,16 @@ class _Statistics(TorchFunctionMode):
         factor = self._factor(weight, Form("layer", tuple(normalized_shape)), input)
         if factor is None:
             return None
-        return _affine(_normalised(input, factor, tuple(range(-factor.dim(), 0)), eps), weight, bias, input)
+        if factor.dim() == 1 and not factor.requires_grad:
+            normal = normalised(input.to(factor.dtype), self._share(factor), eps)
+        else:
+            normal = _normalised(input, factor, tuple(range(-factor.dim(), 0)), eps)
+        return _affine(normal, weight, bias, input)
+
+    def _share(self, factor: Tensor) -> Tensor:
+        if id(factor) not in self._shares:
+            self._shares[id(factor)] = factor / factor.sum().clamp_min(torch.finfo(factor.dtype).tiny)
+        return self._shares[id(factor)]
 
     def rms_norm(
         self, input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
@@ -257,8 +273,11 @@ def _normalised(x: Tensor, factor: Tensor, dims: tuple[int, ...], eps: float) ->
 
 def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, like: Tensor) -> Tensor:
     """With scale and shift, in the type that the norm would give back."""
-    x = x if weight is None else x * weight
-    x = x if bias is None else x + bias
+    if weight is not None and bias is not None and x.dtype == weight.dtype == bias.dtype:
+        x = torch.addcmul(bias, x, weight)
+    else:
+        x = x if weight is None else x * weight
+        x = x if bias is None else x + bias
     return x if torch.is_autocast_enabled(like.device.type) else x.to(like.dtype)
 
 

@@ -52,7 +52,7 @@ class Gated:
     """Whether new units come where none sleep any more."""
     awake: Mapping[str, int] | None = field(default=None, hash=False)
     """Name or pattern of axes -> how many of their units, the first ones, are awake when a session begins; the others
-    go to sleep at the first event, which `Schedule.at_once` makes the first step. None: all are."""
+    go to sleep at the first event, after the first step with `Schedule.at_once`. None: all are."""
     worth: Worth = field(default_factory=Worth)
     """When units whose gates are 0 in a step are left out of it, rather than multiplied (`SubNetwork`)."""
     per_sample: bool = False

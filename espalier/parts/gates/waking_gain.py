@@ -28,7 +28,7 @@ from espalier.parts.passes import Passes
 from espalier.parts.score import Context
 from espalier.parts.wiring import Wiring, allows
 
-_STOPPING = WhileFalling(patience=10, fallen="never")
+_WHILE_FALLING = WhileFalling(fallen="never")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class ByGain:
     """How many units of an axis that sleep are candidates, those first that fell asleep first."""
     rest: int = 5
     """For how many epochs of the search a unit that fell asleep does not wake."""
-    when: WhileFalling = _STOPPING
+    when: WhileFalling = _WHILE_FALLING
 
     def __post_init__(self) -> None:
         for name in ("units", "candidates", "rounds", "asked"):

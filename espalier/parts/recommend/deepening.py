@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from espalier.edit.depth_edits import DepthEdit, Remove, Replace
+from espalier.edit.depth_edits import DepthEdit, Insert, Remove, Replace
 from espalier.edit.plan import Plan
 from espalier.edit.recipes.folded import BATCH_NORMS
 from espalier.edit.recipes.folding import fold_plan
@@ -26,8 +26,9 @@ from espalier.parts.depth_scores import GateTaylor, cosines
 from espalier.parts.depth_trial import gains
 from espalier.parts.goal import Cap, Goal
 from espalier.parts.rank import rank_by_energy
-from espalier.parts.recommend.judging import Judge, Proposal, attempted, best
+from espalier.parts.recommend.judging import Judge, Proposal, attempted, best, stepped
 from espalier.parts.recommend.nulls import p_low, shuffled
+from espalier.parts.recommend.planned import as_planned
 from espalier.parts.recommend.recommendation import Evidence, Recommendation
 from espalier.parts.recommend.spectra import signal_rank, stable_rank
 from espalier.parts.score import Context, derived_seed
@@ -172,12 +173,28 @@ def with_layers(context: Context, judge: Judge, refused: dict[str, str]) -> list
         place = f"number {able.index(name) + 1} of {len(able)} new layers"
         words = f"the squared gradient of its parameters is {found[name]:.3g}, {place}"
         evidence = Evidence("sensitivity", found[name], words)
-        what = "add a copy that begins as nothing" if kind == "copy" else f"insert {kind} layers"
-        plan = Plan((), depth=edits)
-        at = name.partition(" + ")[0]
-        make = partial(Proposal, "insert", at, what, plan, (evidence,), stepped=True, trained=True)
+        what = "add a copy" if kind == "copy" else f"insert {kind} layers"
+        make = partial(_inserted, context, judge, name.partition(" + ")[0], what, edits, evidence)
         recommended += attempted(judge, [make], f"layer {name}", refused)
     return recommended
+
+
+def _inserted(
+    context: Context, judge: Judge, at: str, what: str, edits: tuple[DepthEdit, ...], evidence: Evidence
+) -> Proposal:
+    """A new layer after one best step of its own parameters, which change nothing before."""
+    (edit,) = edits
+    assert isinstance(edit, Insert)
+    built = edit.layer.build(lookup(context.structure.model), edit.at)
+    inside = [name for name, _ in built.named_parameters()]
+    with as_planned(context.structure, Plan((), depth=edits), judge.given) as planned:
+        values = stepped(planned, judge.samples.found, planned.fresh)
+        ends = {name.removesuffix(inside[0]) for name in planned.fresh if name.endswith(inside[0])}
+        found = [end for end in ends if {end + name for name in inside} == planned.fresh.keys()]
+    if len(found) != 1:
+        raise MethodError(f"the parameters of the new layer after {at} are not known by their names.")
+    start = {name: values[found[0] + name] for name in inside}
+    return Proposal("insert", at, what, Plan((), depth=edits, starts={0: start}), (evidence,), trained=True)
 
 
 def thinner_layers(

@@ -104,8 +104,8 @@ class Freedoms:
         self._kernel = _weighted(grams, self.precisions, len(self._parts))
         self.total = _trace(self._kernel)
 
-    def change(self, planned: Planned, values: Mapping[str, Tensor] | None = None) -> float:
-        """What a plan changes gamma by, new entries with these values if given.
+    def change(self, planned: Planned) -> float:
+        """What a plan changes gamma by.
 
         Tensors keep their precisions; new ones have the inverse of their own mean square.
         """
@@ -114,7 +114,7 @@ class Freedoms:
             kept = planned.kept(name, self._rows[name])
             if kept is not None:
                 total += self._gram(kept) / precision
-        values = values or planned.parameters
+        values = planned.parameters
         masks = {name: planned.fresh[name] for name in planned.fresh.keys() & planned.trained}
         if masks:
             for name, one in gradient_rows(planned, self._parts, values, masks).items():

@@ -39,8 +39,6 @@ class Proposal:
     what: str
     plan: Plan
     evidence: tuple[Evidence, ...]
-    stepped: bool = False
-    """Whether the loss is that after one best step of the new parameters, which change nothing at first."""
     trained: bool = False
     """Whether a step of new parameters is all that lowers the loss, so that one of those there are might do as much."""
 
@@ -102,12 +100,7 @@ class Judge:
         """
         with as_planned(self.structure, proposal.plan, self.given) as planned:
             after = planned.losses(self.samples.judged)
-            at_once = float((after - self.before) @ self.samples.weights)
-            values = None
-            if proposal.stepped:
-                values = stepped(planned, self.samples.found, planned.fresh)
-                after = planned.losses(self.samples.judged, values)
-            freedom = math.nan if self.freedoms is None else self.freedoms.change(planned, values)
+            freedom = math.nan if self.freedoms is None else self.freedoms.change(planned)
             cost, contract = planned.cost, planned.contract
         now, weights = self.structure.cost(), self.samples.weights
         differences = after - self.before
@@ -128,7 +121,6 @@ class Judge:
             evidence=evidence,
             loss=loss,
             error=float(spread) / math.sqrt(max(len(differences) - 1, 1)),
-            at_once=at_once,
             parameters=parameters,
             flops=flops,
             freedom=freedom,

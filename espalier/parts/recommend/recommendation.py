@@ -51,12 +51,10 @@ class Recommendation:
     plan: Plan
     evidence: tuple[Evidence, ...]
     loss: float
-    """Predicted change of the mean loss of a sample: measured, without training, on samples that the plan was not made
-    from. For new layers, which change nothing at first: after one best step of their own parameters."""
+    """Predicted change of the mean loss of a sample as soon as the plan is applied: measured on samples that it was not
+    made from."""
     error: float
     """Its standard error over parts of these samples."""
-    at_once: float
-    """What the loss changes by as soon as the plan is applied."""
     parameters: int
     flops: int
     """Change of the numbers of parameters, and of FLOPs of the example inputs."""
@@ -78,7 +76,7 @@ class Recommendation:
         return f"{self.what} ({self.site}): loss {self.loss:+.4g}, {self.parameters:+,} parameters; {self.reason}"
 
     def as_json(self) -> dict[str, Any]:
-        """As data; values and deltas of the plan, which are tensors, are left out (`Plan.save` writes them)."""
+        """As data; the tensors of the plan are left out (`Plan.save` writes them)."""
         return {
             "kind": self.kind,
             "site": self.site,
@@ -87,7 +85,6 @@ class Recommendation:
             "evidence": [one.as_json() for one in self.evidence],
             "loss": self.loss,
             "error": self.error,
-            "at_once": self.at_once,
             "parameters": self.parameters,
             "flops": self.flops,
             "freedom": self.freedom if self.freedom == self.freedom else None,
