@@ -100,7 +100,7 @@ PRESETS: Mapping[tuple[str, str], Preset] = MappingProxyType(
             batch_size=128,
             optimizer=adamw,
             learning_rate=1e-3,
-            weight_decay=0.0,
+            weight_decay=0.3,
             schedule=flat_then_cosine(_MNIST.until),
             methods={"growing": _mnist_grown, "shrinking": _mnist_pruned},
         ),
