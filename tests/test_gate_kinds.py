@@ -229,14 +229,39 @@ def test_nothing_leaves_and_the_original_is_part_of_the_weights_at_last():
 def test_wrong_settings_say_so():
     with pytest.raises(MethodError, match="rate"):
         Dropout(1.0)
-    with pytest.raises(MethodError, match="during"):
-        esp.prune.Dropout(inverted=False)
     with pytest.raises(MethodError, match="zeta"):
         HardConcrete(zeta=0.9)
-    with pytest.raises(MethodError, match="stages"):
-        esp.prune.L0(Stages(start=0.0, until=1.0))
     with pytest.raises(MethodError, match="between 0 and 1"):
         KIND.logit(1.0, 1.0)
+
+
+@pytest.mark.parametrize("every", [None, esp.steps(7)], ids=repr)
+@pytest.mark.parametrize(
+    "method",
+    [
+        lambda **options: esp.prune.Dropout(0.3, inverted=False, **options),
+        lambda **options: esp.prune.L0(Stages(start=0.0, until=1.0), None, begin=0.6, **options),
+        lambda **options: esp.prune.NPN(Stages(1.0, 0.0, 1.0), None, begin=0.6, **options),
+    ],
+    ids=["dropout", "l0", "npn"],
+)
+def test_a_search_to_the_end_leaves_the_network_that_it_decided_on(method, every):
+    """Whatever the schedule: an event is due after the last step."""
+    run = Plain(method(**({} if every is None else {"every": every})), total=39).train(38)
+    for key, one in run.memory.logits.items():
+        run.memory.logits[key] = torch.where(torch.arange(len(one)) == 2, -4.0, one)
+    loss = run.session.loss(run.batch)
+    run.optimizer.zero_grad()
+    loss.backward()
+    run.optimizer.step()
+    run.session.step()
+    run.model.eval()
+    with torch.no_grad():
+        plain = run.model(run.batch[0])
+        with run.session.decided():
+            assert torch.equal(run.model(run.batch[0]), plain)
+    assert len(run.session.events) >= 1
+    assert run.session.events[-1].step == 39
 
 
 # --- Group decay -----------------------------------------------------------------------------------------------------

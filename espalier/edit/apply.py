@@ -201,7 +201,7 @@ def masked(contract: Contract, work: NewTensors, tensors: Mapping[str, Tensor]) 
     """The contract of a plan, masks included: they change the network where they set to zero what is not."""
     if contract.kind == "changing":
         return contract
-    for name in dict.fromkeys((*work.masking.before, *work.masking.after)):
+    for name in sorted({*work.masking.before, *work.masking.after}):  # however the masks came
         count = work.silenced(name, tensors[name])
         if count:
             return replace(contract, kind="changing", why=f"masks set {count:,} weights of {name} to zero")

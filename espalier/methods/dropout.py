@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from espalier.errors import MethodError
 from espalier.method import Method, register
 from espalier.parts.amount import Free
 from espalier.parts.clock import Epochs, Moment, Steps
@@ -42,23 +41,18 @@ def dropout(
         during: from where to where in the training, as fractions of it.
         every: how often to look whether the time is over.
         start: when to look for the first time.
-        until: when for the last time.
+        until: when for the last time, but for the last step of the training.
         axes: names or patterns of axes; None for all that may shrink and can have gates.
 
     Raises MethodError for an argument that is not what it should be.
     """
-    if not inverted and during[1] >= 1:
-        raise MethodError(
-            f"during: expected dropout that is not inverted to end before the training, found {during!r}; give it "
-            "(0.0, 0.9), for one, so that the weights can be multiplied by 1 - rate."
-        )
     settings = GateSettings(Stages(0.0, *during), Dropout(rate, inverted), None, strict=axes is not None)
     return Method(
         "dropout",
         "prune",
         Probability(),
         Uniform(),
-        Schedule(Free(), every, start, until),
+        Schedule(Free(), every, start, until, at_last=True),
         memory=Gated(settings),
         gating=SampledGates(),
         planner=KeepAll(),

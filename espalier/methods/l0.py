@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from espalier.errors import MethodError
 from espalier.method import Method, register
 from espalier.parts.amount import Free
 from espalier.parts.clock import Epochs, Moment, Steps
@@ -53,22 +52,17 @@ def l0(
         patience: see above.
         every: how often units may leave.
         start: when they may for the first time.
-        until: when for the last time; there has to be an event after the search.
+        until: when for the last time, but for the last step of the training, after which gates join the weights.
         axes: names or patterns of axes; None for all that may shrink and can have gates.
 
     Raises MethodError for an argument that is not what it should be.
     """
-    if stages.until >= 1:
-        raise MethodError(
-            f"stages: expected a search that ends before the training, found {stages!r}; gates become part of the "
-            "weights at the first event after it."
-        )
     return Method(
         "l0",
         "prune",
         Probability(),
         Uniform(),
-        Schedule(Free(), every, start, until),
+        Schedule(Free(), every, start, until, at_last=True),
         memory=Gated(GateSettings(stages, kind, penalty, rate, begin, low, patience, axes is not None)),
         gating=SampledGates(),
         planner=SleepAndWake(),

@@ -92,7 +92,7 @@ def npn_pruning(
             layers, have no gates then. What the gates of a sample do to others through batch norms is left out.
         every: how often units may leave.
         start: when they may for the first time.
-        until: when for the last time.
+        until: when for the last time, but for the last step of the training, after which what is shut leaves.
         axes: names or patterns of axes; None for all that may shrink and can have gates.
         columns: dimensions of parameters with a gate for every position, ``fc1.weight[1]`` for one; what these shut is
             masked. `ExpectedCost` does not know what they cost, `PerUnit` does.
@@ -105,7 +105,7 @@ def npn_pruning(
     return _method(
         "prune",
         Gated(settings, per_sample=per_sample, columns=columns),
-        Schedule(Free(), every, start, until),
+        Schedule(Free(), every, start, until, at_last=True),
         axes,
         "trains stochastic gates on units and removes those that stay shut",
     )
@@ -173,7 +173,7 @@ def npn_growing(
     return _method(
         "grow",
         Gated(settings, waking, fill, fresh, awake, per_sample=per_sample, columns=columns),
-        Schedule(Free(), every, start, until, at_once=awake is not None),
+        Schedule(Free(), every, start, until, at_once=awake is not None, at_last=True),
         axes,
         "wakes units under stochastic gates where the held-out loss has fallen",
     )

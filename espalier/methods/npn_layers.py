@@ -54,7 +54,7 @@ def npn_layers(
         kept: at least so many blocks of each stage stay.
         every: how often blocks may go.
         start: when they may for the first time.
-        until: when for the last time.
+        until: when for the last time, but for the last step of the training.
         axes: names or patterns of modules; None for all blocks that can have a gate.
 
     Raises MethodError for an argument that is not what it should be.
@@ -65,7 +65,7 @@ def npn_layers(
         "prune",
         Probability(),
         Rank(),
-        Schedule(Free(), every, start, until),
+        Schedule(Free(), every, start, until, at_last=True),
         memory=GatedLayers(settings, places, axes),
         gating=SampledGates(),
         planner=RemoveShut(),

@@ -54,7 +54,7 @@ def npn_weights(
         patience: see above.
         every: how often weights may be masked.
         start: when they may for the first time.
-        until: when for the last time.
+        until: when for the last time, but for the last step of the training.
         axes: names or patterns of parameters; None for all matrices and filters.
 
     Raises MethodError for an argument that is not what it should be.
@@ -64,7 +64,7 @@ def npn_weights(
         "prune",
         Probability(),
         Entries(),
-        Schedule(Free(), every, start, until),
+        Schedule(Free(), every, start, until, at_last=True),
         memory=GatedWeights(GateSettings(stages, kind, penalty, rate, begin, low, patience, axes is not None)),
         gating=SampledGates(),
         planner=MaskShut(),

@@ -34,6 +34,8 @@ class Schedule:
     """There are no more events once this holds, asked before every event would be due."""
     at_once: bool = False
     """Whether an event is due after the very first step as well, whatever else is said."""
+    at_last: bool = False
+    """Whether an event is due after the very last step as well, whatever else is said."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.every, (Steps, Epochs)):
@@ -72,6 +74,19 @@ class Schedule:
         """
         if self.at_once and last is None:
             return clock.step + 1
+        found = self._next(clock, last, acted)
+        if self.at_last and found is None and clock.step < clock.total_steps:
+            return clock.total_steps
+        return found
+
+    def remaining(self, clock: Clock) -> int:
+        """How many events, or times to ask, are to come after one that happens now."""
+        found = self.every.remaining(clock, self._end(clock))
+        unknown = self.at_once and clock.epoch_steps is None  # nobody knows yet how many
+        return max(found, 1) if unknown or (self.at_last and clock.step < clock.total_steps) else found
+
+    def _next(self, clock: Clock, last: Last | None, acted: Last | None) -> int | None:
+        """As `next_step`, by all that is said."""
         start = in_steps(self.start, clock)
         if start is None:
             return None
@@ -82,11 +97,6 @@ class Schedule:
             start = max(start, rested)
         due = self.every.next_step(clock, last, start)
         return due if due is not None and due <= self._end(clock) else None
-
-    def remaining(self, clock: Clock) -> int:
-        """How many events, or times to ask, are to come after one that happens now."""
-        found = self.every.remaining(clock, self._end(clock))
-        return max(found, 1) if self.at_once and clock.epoch_steps is None else found  # nobody knows yet how many
 
     def _end(self, clock: Clock) -> float:
         until = in_steps(self.until, clock)
