@@ -1,12 +1,12 @@
-# `make demo` runs the main job, `make test` checks everything, `make zoo` tries the architectures of other packages (in an
-# environment of its own); each creates the environment if it is missing.
+# `make demo` runs the main job, `make test` checks everything, `make slow` what is left out there, `make zoo` tries the
+# architectures of other packages (in an environment of its own); each creates the environment if it is missing.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 ZOO := .venv-zoo/bin
 ZOO_STAMP := .venv-zoo/.installed
 
-.PHONY: demo test zoo setup clean
+.PHONY: demo test slow zoo setup clean
 
 demo: $(STAMP)
 	$(BIN)/espalier run digits --out runs/demo
@@ -16,6 +16,9 @@ test: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2
+
+slow: $(STAMP)
+	$(BIN)/pytest -n 2 -m slow
 
 zoo: $(ZOO_STAMP)
 	$(ZOO)/python benchmarks/zoo.py

@@ -1,9 +1,12 @@
 """How hard the property-based tests try: profile "ci" by default; "nightly", 20 times as many networks and other ones
 every time, where ESPALIER_NIGHTLY is set. Only "nightly" shrinks what fails, which takes minutes.
+
+Of large tables of cases every second one runs by default, and the others with `-m slow`.
 """
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 
 settings.register_profile(
@@ -25,3 +28,8 @@ def effort(networks: int) -> settings:
     """Settings for a test that looks at so many networks in profile "ci"."""
     profile = settings.get_profile("nightly" if NIGHTLY else "ci")
     return settings(profile, max_examples=networks * FACTOR)
+
+
+def in_turn(*numbers: int) -> list[pytest.MarkDecorator]:
+    """The marks of a case in a table, by its row and its column: as on a chessboard every second one is slow."""
+    return [pytest.mark.slow] if sum(numbers) % 2 else []

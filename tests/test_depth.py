@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from effort import in_turn
 from oracles import call, outputs, relative_error
 from snapshots import differences, snapshot
 from torch import Tensor, nn
@@ -106,7 +107,7 @@ def edits(structure: Structure, name: str) -> Iterator[tuple[Site, Plan]]:
             yield site, Plan((), depth=(Insert(site.name, layer, before=side),))
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=in_turn(row)) for row, name in enumerate(ZOO)])
 def test_what_sites_list_can_be_done_and_undone(name: str) -> None:
     structure, optimizer, example = ready(name)
     model = structure.model

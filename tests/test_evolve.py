@@ -144,7 +144,8 @@ def test_a_branch_with_a_loss_that_is_no_number_is_the_only_loss(tmp_path, plain
     assert records[-1]["kind"] == "end"
 
 
-@pytest.mark.parametrize("trouble", ["kill", pytest.param("hang", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("trouble", ["kill", "hang"])
 def test_a_worker_that_dies_or_hangs_loses_its_branch_and_not_the_search(tmp_path, trouble):
     with Processes(2, limit=12.0 if trouble == "hang" else None) as runner:
         records = searched(tmp_path, runner, Spirals(trouble=trouble), Surgeon(Wider(), cycles=1, rungs=(1.0,)))

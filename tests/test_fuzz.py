@@ -101,6 +101,7 @@ def test_a_network_is_found_without_the_blocks_that_do_not_matter():
     assert len(small.recipe.blocks) == 1
 
 
+@pytest.mark.slow
 def test_every_block_is_written_sooner_or_later():
     used = set().union(*(network(seed).operators for seed in range(600)))
     assert used == OPERATORS

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from effort import in_turn
 from snapshots import differences, snapshot
 from test_method_contracts import (
     TOTAL,
@@ -44,9 +45,11 @@ NEVER_LEAVE = {"dropout"}
 
 def cases(direction: Any = None) -> list[Any]:
     return [
-        pytest.param((entry, name), id=f"{entry.method.direction}-{entry.method.name}-{name}")
-        for entry in methods(direction)
-        for name in NETWORKS[entry.method.level]
+        pytest.param(
+            (entry, name), id=f"{entry.method.direction}-{entry.method.name}-{name}", marks=in_turn(row, column)
+        )
+        for row, entry in enumerate(methods(direction))
+        for column, name in enumerate(NETWORKS[entry.method.level])
         if not entry.by_budget
     ]
 

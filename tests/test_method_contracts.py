@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from blocks import BLOCKS
+from effort import in_turn
 from loops import loss_of
 from snapshots import differences, snapshot
 from torch import Tensor, nn
@@ -45,9 +46,11 @@ Batch = tuple[Tensor, ...]
 def cases(direction: Any = None) -> list[Any]:
     """Methods of one direction. Those whose gates decide are in tests/test_npn.py."""
     return [
-        pytest.param((entry, name), id=f"{entry.method.direction}-{entry.method.name}-{name}")
-        for entry in methods(direction, "units")
-        for name in NETWORKS
+        pytest.param(
+            (entry, name), id=f"{entry.method.direction}-{entry.method.name}-{name}", marks=in_turn(row, column)
+        )
+        for row, entry in enumerate(methods(direction, "units"))
+        for column, name in enumerate(NETWORKS)
         if entry.by_budget
     ]
 

@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 
 import pytest
 import torch
+from effort import in_turn
 from loops import start
 
 import espalier as esp
@@ -91,8 +92,14 @@ def test_a_method_says_where_it_comes_from(entry: Entry) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:net2net adds fresh units")
-@pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("entry", every_entry())
+@pytest.mark.parametrize(
+    ("entry", "name"),
+    [
+        pytest.param(*one.values, name, id=f"{one.id}-{name}", marks=in_turn(row, column))
+        for row, one in enumerate(every_entry())
+        for column, name in enumerate(NETWORKS)
+    ],
+)
 def test_a_method_works_on_every_kind_of_network(entry: Entry, name: str) -> None:
     """Valid plans in its direction, no surprises in training, nothing left behind."""
     run = start(name, [quick(entry)], total_steps=12)
@@ -136,8 +143,14 @@ def test_a_method_takes_the_shared_options(entry: Entry) -> None:
         entry.make(budget=esp.FLOPs(100), amount=0.2)
 
 
-@pytest.mark.parametrize("grow", names_of("grow"))
-@pytest.mark.parametrize("prune", names_of("prune"))
+@pytest.mark.parametrize(
+    ("grow", "prune"),
+    [
+        pytest.param(grow, prune, marks=in_turn(row, column))
+        for row, grow in enumerate(names_of("grow"))
+        for column, prune in enumerate(names_of("prune"))
+    ],
+)
 def test_methods_combine(grow: str, prune: str) -> None:
     run = start("lenet", build("constant", grow, prune, total_steps=24), total_steps=24)
     first = run.structure.cost().parameters
