@@ -18,6 +18,7 @@ test: $(STAMP)
 	$(BIN)/pytest -n 2
 
 slow: $(STAMP)
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[ray]" distributed
 	$(BIN)/pytest -n 2 -m slow
 
 zoo: $(ZOO_STAMP)

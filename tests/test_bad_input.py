@@ -355,6 +355,7 @@ def test_wrappers_are_named_with_what_is_inside():
     attach_refused(PlanError, nn.DataParallel(Network()), X, "DataParallel", ".module")
 
 
+@pytest.mark.slow
 def test_compiled_in_place_is_no_obstacle_or_named():
     """`model.compile()` keeps the module's type: its forward is compiled, and capture has to see the operators."""
     model = Network()

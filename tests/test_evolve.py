@@ -238,6 +238,7 @@ with Client(n_workers=2, threads_per_worker=1, dashboard_address=None) as client
 @pytest.mark.slow
 @pytest.mark.parametrize("program", [RAY, DASK], ids=["ray", "dask"])
 def test_a_cluster_gives_what_one_process_does(tmp_path, plain, program):
+    pytest.importorskip("ray")  # `make slow` installs both
     start = "import json, sys\nfrom pathlib import Path\nfrom test_evolve import searched\n"
     program = start + "if __name__ == '__main__':\n" + program.replace("\n", "\n    ")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(Path(__file__).parent), *sys.path))}

@@ -56,6 +56,7 @@ def test_every_axis_at_once_and_each_alone(name):
         structure.undo()
 
 
+@pytest.mark.slow
 def test_at_least_99_percent_of_corruptions_are_seen():
     caught, missed = 0, []
     for name in ZOO:
