@@ -127,7 +127,7 @@ def proposed(method: Method, structure: Structure, batch: Any, factor: float = 1
     return method.propose(context_of(structure, batch, tuple(goal.sizes), seed), goal)
 
 
-@pytest.mark.parametrize("factor", [1.4, 3.5])
+@pytest.mark.parametrize("factor", [1.4, pytest.param(3.5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("method", METHODS)
 def test_growth_is_exact_in_train_and_eval_mode(method: str, name: str, factor: float) -> None:
