@@ -24,7 +24,7 @@ from espalier.errors import RunError
 from espalier.evolve import store as storing
 from espalier.evolve.averaging import Mean
 from espalier.evolve.job import Branch, carried_out, key_of, packed, unpacked
-from espalier.evolve.judge import Objective, front
+from espalier.evolve.judge import Objective
 from espalier.evolve.processes import Processes
 from espalier.evolve.proposals import LAYER_MOVES, RANDOM_MOVES, UNIT_MOVES, Material, Move, RandomMoves, joined
 from espalier.evolve.recommended import Recommended
@@ -307,10 +307,6 @@ def test_packed_losses_come_back_in_single_precision():
     assert torch.equal(unpacked(packed(values)), values.float().double())
 
 
-def test_the_front_holds_what_nothing_beats():
-    assert front([(1.0, 5.0), (2.0, 4.0), (2.0, 6.0), (1.0, 5.0), (3.0, 3.0)]) == [0, 1, 3, 4]
-
-
 def test_the_store_knows_content_and_forgets_what_is_not_kept(tmp_path):
     store = Store(tmp_path)
     one = store.put(lambda folder: (folder / "a").write_text("x") and None)
@@ -358,7 +354,7 @@ def test_plans_join_unless_they_change_the_same():
     bench = Spirals().workbench()
     structure = esp.attach(bench.model, bench.example, optimizer=bench.optimizer)
     structure.apply(both)
-    assert structure.axes["0"].size, structure.axes["2"].size == (6, 3)
+    assert (structure.axes["0"].size, structure.axes["2"].size) == (6, 3)
 
 
 @pytest.mark.parametrize("move", sorted({*UNIT_MOVES, *LAYER_MOVES, *RANDOM_MOVES}, key=repr), ids=str)

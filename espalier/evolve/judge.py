@@ -13,7 +13,7 @@ samples alone: what another order of batches would have given is not in it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -66,15 +66,6 @@ class Objective:
         return Verdict(gain, error, price, price - gain < -z * error)
 
 
-def front(points: Sequence[tuple[float, ...]]) -> list[int]:
-    """Numbers of the points than which no other is as good in all and better in one coordinate; lower is better."""
-    return [
-        number
-        for number, one in enumerate(points)
-        if not any(all(b <= a for a, b in zip(one, other, strict=True)) and other != one for other in points)
-    ]
-
-
 def _losses(result: Mapping[str, object]) -> Tensor:
     return unpacked(str(result["losses"]))
 
@@ -83,4 +74,4 @@ def _log_ratio(branch: Mapping[str, object], control: Mapping[str, object], what
     return math.log(float(str(branch[what])) / float(str(control[what])))
 
 
-__all__ = ["Objective", "Verdict", "front"]
+__all__ = ["Objective", "Verdict"]
