@@ -30,7 +30,7 @@ from espalier.edit.masks import NO_MASKS, Masks
 from espalier.errors import CheckpointError, RunError
 from espalier.graph.topology import Topology
 from espalier.method import Method
-from espalier.parts.depth_places import Blocks
+from espalier.parts.depth.places import Blocks
 from espalier.train.checkpoint import load, save
 from espalier.train.events import Event
 from espalier.train.session import Session

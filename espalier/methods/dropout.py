@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from espalier.method import Method, register
-from espalier.parts.amount import Free
 from espalier.parts.clock import Epochs, Moment, Steps
 from espalier.parts.gates.dropout import Dropout
 from espalier.parts.gates.memory import Gated
@@ -13,8 +12,9 @@ from espalier.parts.gates.planning import KeepAll
 from espalier.parts.gates.plastic import Probability, SampledGates
 from espalier.parts.gates.settings import GateSettings
 from espalier.parts.gates.stages import Stages
-from espalier.parts.schedule import Schedule
-from espalier.parts.select import Uniform
+from espalier.parts.timing.amount import Free
+from espalier.parts.timing.schedule import Schedule
+from espalier.parts.units.select import Uniform
 
 _EVERY_EPOCH = Epochs(1)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from espalier.method import Method, register
-from espalier.parts.amount import Free
 from espalier.parts.clock import Epochs, Moment, Steps
 from espalier.parts.gates.expected import ExpectedCost, GatePenalty
 from espalier.parts.gates.hard_concrete import HardConcrete
@@ -14,8 +13,9 @@ from espalier.parts.gates.planning import SleepAndWake
 from espalier.parts.gates.plastic import Probability, SampledGates
 from espalier.parts.gates.settings import GateSettings
 from espalier.parts.gates.stages import Stages
-from espalier.parts.schedule import Schedule
-from espalier.parts.select import Uniform
+from espalier.parts.timing.amount import Free
+from espalier.parts.timing.schedule import Schedule
+from espalier.parts.units.select import Uniform
 
 _STAGES, _COST, _KIND, _EVERY_EPOCH = Stages(start=0.0, until=0.75), ExpectedCost(1e-2), HardConcrete(), Epochs(1)
 

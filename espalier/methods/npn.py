@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from espalier.method import Method, register
-from espalier.parts.amount import Free
 from espalier.parts.clock import Epochs, Moment, Steps
 from espalier.parts.gates.decay import GroupDecay
 from espalier.parts.gates.estimators import DisARM, Estimator
@@ -19,8 +18,9 @@ from espalier.parts.gates.settings import GateSettings
 from espalier.parts.gates.stages import Stages
 from espalier.parts.gates.waking import Algorithm1, Waking
 from espalier.parts.goal import Direction
-from espalier.parts.schedule import Schedule
-from espalier.parts.select import Uniform
+from espalier.parts.timing.amount import Free
+from espalier.parts.timing.schedule import Schedule
+from espalier.parts.units.select import Uniform
 
 _PAPER = "Li & Ji 2020, Neural Plasticity Networks (arXiv:1908.08118)"
 _PRUNING, _GROWING = Stages(k=7.0, start=0.25, until=0.5), Stages(k=1.0, start=0.05, until=0.5)

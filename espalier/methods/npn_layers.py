@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from espalier.method import Method, register
-from espalier.parts.amount import Free
 from espalier.parts.clock import Epochs, Moment, Steps
-from espalier.parts.depth_places import Removable
-from espalier.parts.depth_select import Rank
+from espalier.parts.depth.places import Removable
+from espalier.parts.depth.select import Rank
 from espalier.parts.gates.expected import GatePenalty
 from espalier.parts.gates.expected_levels import ExpectedLayers
 from espalier.parts.gates.kinds import Bernoulli, GateKind
@@ -17,7 +16,8 @@ from espalier.parts.gates.planning import RemoveShut
 from espalier.parts.gates.plastic import Probability, SampledGates
 from espalier.parts.gates.settings import GateSettings
 from espalier.parts.gates.stages import Stages
-from espalier.parts.schedule import Schedule
+from espalier.parts.timing.amount import Free
+from espalier.parts.timing.schedule import Schedule
 
 _STAGES, _COST, _KIND, _EVERY_EPOCH = Stages(7.0, 0.25, 0.75), ExpectedLayers(1e-2), Bernoulli(), Epochs(1)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from espalier.method import Method, register
-from espalier.parts.amount import Free
 from espalier.parts.clock import Epochs, Moment, Steps
 from espalier.parts.gates.expected import GatePenalty
 from espalier.parts.gates.expected_levels import ExpectedWeights
@@ -15,8 +14,9 @@ from espalier.parts.gates.plastic import Probability, SampledGates
 from espalier.parts.gates.settings import GateSettings
 from espalier.parts.gates.stages import Stages
 from espalier.parts.gates.weight_memory import GatedWeights
-from espalier.parts.keep import Entries
-from espalier.parts.schedule import Schedule
+from espalier.parts.timing.amount import Free
+from espalier.parts.timing.schedule import Schedule
+from espalier.parts.weights.keep import Entries
 
 _STAGES, _COST, _KIND, _EVERY_EPOCH = Stages(7.0, 0.25, 0.75), ExpectedWeights(1e-2), Bernoulli(), Epochs(1)
 

@@ -31,7 +31,7 @@ from espalier.parts.budget import Latency
 from espalier.parts.clock import Clock
 from espalier.parts.gates.gating import GateState, mean_of
 from espalier.parts.score import Context, derived_seed
-from espalier.parts.trigger import Metric
+from espalier.parts.timing.trigger import Metric
 from espalier.structure import Structure
 from espalier.train import checkpoint_files as files
 from espalier.train.acting import Acting

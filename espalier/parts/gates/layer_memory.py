@@ -11,7 +11,7 @@ from torch import Tensor
 from espalier.errors import MethodError
 from espalier.graph.dims import IntArray
 from espalier.graph.regions import Boundaries
-from espalier.parts.depth_places import Places, Removable
+from espalier.parts.depth.places import Places, Removable
 from espalier.parts.gates.beginning import fresh_gates
 from espalier.parts.gates.branches import branch_place
 from espalier.parts.gates.dormant import Sleeper
