@@ -12,9 +12,11 @@ import torch
 from test_run import InterruptAfter, assert_same_outcome, records
 
 import espalier as esp
+from espalier.bench.gate_history import gates_of
 from espalier.bench.options import NONE, Options, resolve
 from espalier.bench.presets import PRESETS
 from espalier.bench.progress import Silent
+from espalier.bench.records import read_run
 from espalier.bench.run import resume, start
 from espalier.bench.tasks import flat_then, flat_then_cosine, task
 from espalier.cli import main
@@ -142,6 +144,19 @@ def test_maps_are_made_of_a_plane_and_points_are_kept(grown: Path) -> None:
     # the network that is left sees the upper moon, class 0, above the lower one
     last = torch.tensor(shown[40]["values"])
     assert float(last[:10].mean()) > 0.5 > float(last[30:].mean())
+
+
+def test_a_run_begins_with_the_gates_and_the_plane_before_the_first_step(grown: Path) -> None:
+    (begin,) = records(grown, "start")
+    assert (begin["gates"]["stage"], begin["gates"]["k"]) == (0, 5000.0)
+    assert {axis: (counts[0], sum(counts)) for axis, counts in begin["gates"]["axes"].items()} == {
+        "embed": (97, 100),
+        "hidden": (77, 80),
+    }
+    assert torch.tensor(begin["map"]["values"]).shape == (40, 40)
+    assert begin["map"] != records(grown, "epoch")[0]["map"]
+    first = gates_of(read_run(grown)).epochs[0]
+    assert (first.epoch, first.open("hidden")) == (0, 3)
 
 
 def test_the_network_that_is_left_is_what_was_tested(grown: Path) -> None:
