@@ -16,7 +16,7 @@ from zoo_small import ZOO
 import espalier as esp
 from espalier.errors import CheckpointError, MethodError
 from espalier.method import Method
-from espalier.parts import amount, clock, init, recovery, schedule, select
+from espalier.parts import clock, init
 from espalier.parts.gates import (
     estimators,
     expected,
@@ -38,6 +38,8 @@ from espalier.parts.gates.memory import GateMemory
 from espalier.parts.gates.settings import GateSettings
 from espalier.parts.gates.stages import Stages
 from espalier.parts.gates.weight_memory import WeightGates
+from espalier.parts.timing import amount, recovery, schedule
+from espalier.parts.units import select
 
 ALWAYS = Stages(k=3.0, start=0.0, until=1.0)
 HARD = Stages(k=3.0, start=0.9, until=0.95)

@@ -33,7 +33,7 @@ from espalier.structure import Structure
 
 
 class Spread(Protocol):
-    """How the gates of a place multiply one tensor; `espalier.parts.scales.Place` is one."""
+    """How the gates of a place multiply one tensor; `espalier.parts.units.scales.Place` is one."""
 
     @property
     def tensor(self) -> str:
