@@ -14,6 +14,7 @@ LAYERS = [
     "table",
     "graph",
     "edit",
+    "compiled",
     "measure",
     "layers",
     "axis",

@@ -5,7 +5,8 @@ with a `kind`:
 
     start         parameters, flops (per sample), axes {name: size}, weights {parameter that has a mask: [live, all]},
                   depth {stage: number of layers or cells} if a method changes it, architecture [{module, type, shape,
-                  parameters}], points {inputs, labels} if a method has gates and inputs are points of a plane
+                  parameters}], gates if a method has any, and map and points {inputs, labels} if inputs are points
+                  of a plane then
     epoch         epoch, step, train_loss, train_accuracy, val_loss, val_accuracy, learning_rate, parameters, flops,
                   axes, weights, depth, training_flops, seconds; gates if a method has any; map at a few epochs
     event         step, epoch, method, action (grow or prune), axes {name: [before, after]}, masks {parameter: [live

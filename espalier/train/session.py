@@ -15,6 +15,7 @@ goes on.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -124,7 +125,7 @@ class Session:
 
     @property
     def steps_done(self) -> int:
-        """Calls of `step`."""
+        """Steps of the schedules that are done: calls of `step`, or what `step` was told."""
         return self._step
 
     @property
@@ -156,7 +157,7 @@ class Session:
         one = self._gated
         if one is None or one.method.gating is None:
             return nullcontext()
-        return one.method.gating.decided(self._context(one))
+        return _both(eagerly(), one.method.gating.decided(self._context(one)))
 
     def gates(self) -> GateState | None:
         """Stage of the search, and the probabilities of all gates, as they are now; None without a method with gates.
@@ -172,8 +173,9 @@ class Session:
         """The loss of a batch as the methods want it evaluated."""
         one = self._gated
         if one is None or one.method.gating is None:
-            return self._loss(self.model, batch)
-        return one.method.gating.loss(self._context(one), partial(self._losses, self.model, batch))
+            return self._loss(self.structure.runs, batch)
+        with eagerly():
+            return one.method.gating.loss(self._context(one), partial(self._losses, self.model, batch))
 
     def _loss(self, model: nn.Module, batch: Batch) -> Tensor:
         return mean_of(self._losses(model, batch))
@@ -182,13 +184,19 @@ class Session:
         with self.decided():
             return self._loss(self.model, batch)
 
-    def step(self) -> None:
+    def step(self, done: float | None = None) -> None:
         """To be called after every optimizer step. Events happen here.
 
+        Args:
+            done: the part of the training that is done, 0 to 1, where its end is not a number of steps but a budget
+                that is spent (training FLOPs, seconds). Then ``total_steps`` says only how finely schedules count: one
+                of their steps is 1 / ``total_steps`` of the budget, however many optimizer steps that takes. None: a
+                step is a step.
+
         Raises:
-            MethodError: a method gave scores that are no numbers or do not fit.
+            MethodError: `done` is no part or has fallen, or a method gave scores that are no numbers or do not fit.
         """
-        self._step += 1
+        self._step = self._step + 1 if done is None else self._clock_at(done)
         self.structure.step = self._step
         self._memories.catch_up()
         for one in self._remembering:
@@ -310,6 +318,13 @@ class Session:
                 f"{method.name}: accept= and Latency undo what they reject; attach with undo_limit above 0."
             )
 
+    def _clock_at(self, done: float) -> int:
+        """The step of the schedules at which so much of the training is done."""
+        step = math.floor(done * self._total_steps + 1e-9) if 0 <= done <= 1 else -1
+        if step < self._step:
+            raise MethodError(f"done: expected a part from {self._step / self._total_steps:g} to 1, found {done!r}.")
+        return step
+
     def _clock(self) -> Clock:
         return Clock(self._step, self._epoch, self._boundary, self._total_steps)
 
@@ -332,7 +347,11 @@ class Session:
         self._slowing.refresh()
         if self._batch is None:
             self._warn_unheard()
-        due = [one for one, at in zip(self._controller.running, self._due, strict=True) if at == self._step]
+        due = [
+            one
+            for one, at in zip(self._controller.running, self._due, strict=True)
+            if at is not None and at <= self._step
+        ]
         for one in sorted(due, key=_turn):
             self._acting.event(one, self._clock(), tuple(self._metrics))
         if self._step == self._total_steps:
