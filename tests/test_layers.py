@@ -29,6 +29,7 @@ LAYERS = [
     "train",
     "evolve",
     "bench",
+    "suite",
     "cli",
     "__main__",
 ]

@@ -346,7 +346,8 @@ class Session:
         self._slowing.refresh()
         if self._batch is None:
             self._warn_unheard()
-        due = [one for one, at in zip(self._controller.running, self._due, strict=True) if at is not None and at <= self._step]
+        moments = zip(self._controller.running, self._due, strict=True)
+        due = [one for one, at in moments if at is not None and at <= self._step]
         for one in sorted(due, key=_turn):
             self._acting.event(one, self._clock(), tuple(self._metrics))
         if self._step == self._total_steps:
