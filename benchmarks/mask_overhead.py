@@ -22,7 +22,7 @@ from torch.nn import functional as F
 import espalier as esp
 from espalier.bench.models import build
 from espalier.edit.plan import mask_plan
-from espalier.parts.weights import choose_weights
+from espalier.parts.weights.weights import choose_weights
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": partial(torch.optim.SGD, lr=0.01, momentum=0.9),

@@ -23,20 +23,20 @@ from espalier.edit.depth_edits import DepthEdit
 from espalier.edit.plan import Plan, Remask, Resize
 from espalier.errors import MethodError
 from espalier.parts.budget import Sparsity
+from espalier.parts.candidate import seeded
 from espalier.parts.clock import Steps
-from espalier.parts.depth_candidate import seeded
-from espalier.parts.depth_places import Places
-from espalier.parts.depth_select import Rank
+from espalier.parts.depth.places import Places
+from espalier.parts.depth.select import Rank
 from espalier.parts.gates.gating import Gating, Planner
 from espalier.parts.goal import Direction, Goal, Level, Scores, Selection
 from espalier.parts.init import Init, Neutral
-from espalier.parts.keep import Keep, check_entries
 from espalier.parts.memory import Memory
-from espalier.parts.recovery import Accept, Recovery
-from espalier.parts.rounding import check_round_to
-from espalier.parts.schedule import Schedule
 from espalier.parts.score import Context, Score, check_layers, check_scores, derived_seed, spared
-from espalier.parts.select import Select
+from espalier.parts.timing.recovery import Accept, Recovery
+from espalier.parts.timing.schedule import Schedule
+from espalier.parts.units.rounding import check_round_to
+from espalier.parts.units.select import Select
+from espalier.parts.weights.keep import Keep, check_entries
 
 ENTRY_POINTS = "espalier.methods"
 
@@ -75,9 +75,9 @@ class Method:
     min_fraction: float = 0.1
     """Pruning leaves at least this part of the units that each axis had when the network was attached."""
     round_to: int = 1
-    """Axes that change get sizes at which all matrices divide by this (`espalier.parts.rounding`)."""
+    """Axes that change get sizes at which all matrices divide by this (`espalier.parts.units.rounding`)."""
     uniform: bool = False
-    """Whether axes that play the same role in repeated layers keep one size (`espalier.parts.where.alike`)."""
+    """Whether axes that play the same role in repeated layers keep one size (`espalier.parts.units.where.alike`)."""
     level: Level = "units"
     """``units`` of axes; or single ``weights``: scores have the shapes of parameters, `axes` are names of parameters,
     and the selection is a `Keep`; or whole ``layers`` and cells: `places` lists what may go or come, each has one

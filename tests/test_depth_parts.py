@@ -19,14 +19,14 @@ from espalier.edit.recipes.redrawn import Redrawn
 from espalier.errors import MethodError
 from espalier.method import Method
 from espalier.parts.clock import Metric
-from espalier.parts.depth_cost import layer_sizes, layers_cost
-from espalier.parts.depth_norms import NormScales, RemovableNormed
-from espalier.parts.depth_order import InOrder
-from espalier.parts.depth_places import Copies, NewLayers, Removable, StageEnds
-from espalier.parts.depth_scores import GateTaylor, Influence
-from espalier.parts.depth_select import Rank
-from espalier.parts.depth_trial import gains
-from espalier.parts.depth_turns import InTurn
+from espalier.parts.depth.cost import layer_sizes, layers_cost
+from espalier.parts.depth.norms import NormScales, RemovableNormed
+from espalier.parts.depth.order import InOrder
+from espalier.parts.depth.places import Copies, NewLayers, Removable, StageEnds
+from espalier.parts.depth.scores import GateTaylor, Influence
+from espalier.parts.depth.select import Rank
+from espalier.parts.depth.trial import gains
+from espalier.parts.depth.turns import InTurn
 from espalier.parts.goal import Cap, Goal, Scores
 from espalier.parts.score import Context
 from espalier.structure import Structure

@@ -20,7 +20,7 @@ from torch.optim import SGD, AdamW, Optimizer
 import espalier as esp
 from espalier.errors import EspalierError
 from espalier.method import Method
-from espalier.parts.where import choose_axes
+from espalier.parts.units.where import choose_axes
 from espalier.structure import Structure
 
 pytestmark = pytest.mark.filterwarnings("ignore::espalier.errors.EspalierWarning")

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from espalier import attach
 from espalier.errors import MethodError
 from espalier.parts.budget import Polynomial
-from espalier.parts.directions import directions
-from espalier.parts.ghosts import Ghosts
+from espalier.parts.ghosts.directions import directions
+from espalier.parts.ghosts.ghosts import Ghosts
+from espalier.parts.ghosts.metric import metrics
+from espalier.parts.ghosts.passes import Passes
+from espalier.parts.ghosts.steepest import Steepest
+from espalier.parts.ghosts.wiring import rest_of
 from espalier.parts.goal import Cap, Goal
-from espalier.parts.metric import metrics
-from espalier.parts.passes import Passes
 from espalier.parts.score import Context
-from espalier.parts.steepest import Steepest
-from espalier.parts.wiring import rest_of
 from espalier.structure import Structure
 
 UNITS = 4

@@ -8,9 +8,9 @@ from torch import nn
 
 from espalier import attach
 from espalier.errors import MethodError
-from espalier.parts.firefly import FireflyInit, FireflyScore
-from espalier.parts.ghosts import Ghosts
-from espalier.parts.neighbourhood import Candidates, falls, network
+from espalier.parts.ghosts.firefly import FireflyInit, FireflyScore
+from espalier.parts.ghosts.ghosts import Ghosts
+from espalier.parts.ghosts.neighbourhood import Candidates, falls, network
 
 
 def drawn(shape: tuple[int, int], seed: int) -> torch.Tensor:

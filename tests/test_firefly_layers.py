@@ -21,10 +21,10 @@ from espalier.edit.plan import Plan
 from espalier.errors import MethodError
 from espalier.layers import ResidualLayer
 from espalier.measure.stats import without_a_trace
-from espalier.parts.depth_candidate import Candidate, seeded
-from espalier.parts.depth_places import virtual_layers
-from espalier.parts.depth_trial import gains
-from espalier.parts.firefly_layers import FireflyLayers
+from espalier.parts.candidate import Candidate, seeded
+from espalier.parts.depth.firefly import FireflyLayers
+from espalier.parts.depth.places import virtual_layers
+from espalier.parts.depth.trial import gains
 from espalier.parts.goal import Goal
 from espalier.parts.score import Context, derived_seed
 from espalier.structure import Structure

@@ -19,7 +19,7 @@ from espalier.edit.plan import Plan, mask_plan
 from espalier.errors import MethodError
 from espalier.graph.regions import Boundaries
 from espalier.method import Method
-from espalier.parts.depth_places import Removable
+from espalier.parts.depth.places import Removable
 from espalier.parts.gates.branches import branch_place
 from espalier.parts.gates.columns import Columns
 from espalier.parts.gates.expected import ExpectedCost, PerUnit

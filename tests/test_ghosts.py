@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from espalier import attach
 from espalier.edit.plan import Plan, Resize
-from espalier.parts.ghosts import Ghosts
+from espalier.parts.ghosts.ghosts import Ghosts
 from espalier.parts.score import Context
 from espalier.structure import Structure
 

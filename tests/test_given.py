@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from espalier import attach
 from espalier.edit.plan import Plan, Resize, grow_plan
-from espalier.parts.ghosts import Sides, sides_of
+from espalier.parts.ghosts.ghosts import Sides, sides_of
 from espalier.structure import Structure
 
 EXACT = 1e-9

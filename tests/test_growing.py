@@ -16,10 +16,10 @@ from espalier.bench.models import build
 from espalier.graph.dims import labels
 from espalier.method import Method
 from espalier.parts.budget import Polynomial
-from espalier.parts.ghosts import INCOMING, OUTGOING
+from espalier.parts.ghosts.ghosts import INCOMING, OUTGOING
 from espalier.parts.goal import Cap, Goal
 from espalier.parts.score import Context
-from espalier.parts.where import choose_axes
+from espalier.parts.units.where import choose_axes
 from espalier.structure import Structure
 
 EXACT = 1e-9

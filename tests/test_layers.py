@@ -14,6 +14,7 @@ LAYERS = [
     "table",
     "graph",
     "edit",
+    "compiled",
     "measure",
     "layers",
     "axis",
@@ -33,6 +34,9 @@ LAYERS = [
     "cli",
     "__main__",
 ]
+
+# Likewise within espalier.parts, whose own modules stand above its folders.
+PARTS = ["timing", "units", "weights", "ghosts", "depth", "gates", "recommend"]
 
 
 def layer_of(module: str) -> str:
@@ -70,6 +74,23 @@ def test_imports_look_up_only() -> None:
             continue
         for other in imports_of(path):
             if LAYERS.index(layer_of(other)) > LAYERS.index(layer_of(name)):
+                wrong.append(f"{name} imports {other}")
+    assert not wrong, wrong
+
+
+def test_folders_of_parts_look_up_only() -> None:
+    def place(module: str) -> int | None:
+        top, _, rest = module.removeprefix("espalier.").partition(".")
+        folder = rest.partition(".")[0]
+        if top != "parts":
+            return None
+        return PARTS.index(folder) if (ROOT / "parts" / folder).is_dir() and folder else -1
+
+    wrong = []
+    for name, path in modules().items():
+        own = place(name)
+        for other in imports_of(path) if own is not None else ():
+            if (theirs := place(other)) is not None and theirs > own:
                 wrong.append(f"{name} imports {other}")
     assert not wrong, wrong
 

@@ -16,7 +16,7 @@ from espalier.edit.recipes.base import recipe_of
 from espalier.edit.recipes.linear import LinearMap, linear_like
 from espalier.errors import MethodError, PlanError
 from espalier.graph.topology import infer
-from espalier.parts.linear_fit import linear_fit, linearise
+from espalier.parts.depth.linear_fit import linear_fit, linearise
 from espalier.structure import Structure
 
 

@@ -21,7 +21,7 @@ from zoo_small import ZOO
 import espalier as esp
 from espalier.edit.plan import Plan, Remask, Resize, mask_plan
 from espalier.errors import CheckpointError, PlanError
-from espalier.parts.weights import choose_weights
+from espalier.parts.weights.weights import choose_weights
 from espalier.structure import Structure
 
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {

@@ -17,26 +17,11 @@ from espalier import method as registry
 from espalier.errors import MethodError
 from espalier.method import Entry, Method, find, methods, register
 from espalier.methods import common
-from espalier.parts import (
-    amount,
-    budget,
-    clock,
-    folded,
-    init,
-    penalty,
-    recovery,
-    schedule,
-    score,
-    select,
-    taylor,
-    threshold,
-    trigger,
-    trigger_losses,
-    trigger_network,
-    unit_scale,
-)
+from espalier.parts import budget, clock, init, score
 from espalier.parts.goal import Direction, Goal
 from espalier.parts.score import Equal
+from espalier.parts.timing import amount, recovery, schedule, trigger, trigger_losses, trigger_network
+from espalier.parts.units import folded, penalty, select, taylor, threshold, unit_scale
 from espalier.train.settings import build
 
 PARTS = (

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from espalier import attach
 from espalier.errors import MethodError
 from espalier.measure.activations import effective_rank
-from espalier.parts.ghosts import Ghosts
-from espalier.parts.north import NorthInit, NorthScore, novelty
+from espalier.parts.ghosts.ghosts import Ghosts
+from espalier.parts.ghosts.north import NorthInit, NorthScore, novelty
 
 
 def residual(activations: Tensor, others: Tensor) -> Tensor:

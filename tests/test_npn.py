@@ -16,7 +16,7 @@ from zoo_small import ZOO
 import espalier as esp
 from espalier.errors import CheckpointError, MethodError
 from espalier.method import Method
-from espalier.parts import amount, clock, init, recovery, schedule, select
+from espalier.parts import clock, init
 from espalier.parts.gates import (
     estimators,
     expected,
@@ -38,6 +38,8 @@ from espalier.parts.gates.memory import GateMemory
 from espalier.parts.gates.settings import GateSettings
 from espalier.parts.gates.stages import Stages
 from espalier.parts.gates.weight_memory import WeightGates
+from espalier.parts.timing import amount, recovery, schedule
+from espalier.parts.units import select
 
 ALWAYS = Stages(k=3.0, start=0.0, until=1.0)
 HARD = Stages(k=3.0, start=0.9, until=0.95)
@@ -267,6 +269,22 @@ def test_edits_of_others_are_followed_and_undone():
     run.train(2)
     assert len(run.memory.logits["2"]) == 7
     assert not any(run.memory.sleepers.asleep.values())
+
+
+@pytest.mark.parametrize("trying", [esp.grow.GradMax, esp.grow.Firefly])
+def test_methods_that_try_units_out_work_beside_open_gates_and_are_refused_beside_shut_ones(trying):
+    for shut in (0, 2):
+        run = Plain(None)
+        methods = [esp.prune.NPN(ALWAYS, None, patience=99), trying(every=esp.steps(2), start=0.0, until=0.1)]
+        run.session = esp.Session(run.structure, methods, loss=run.loss, total_steps=40)
+        run.train(1)
+        run.memory.logits["0"][:shut] = -5.0
+        if shut:
+            with pytest.raises(MethodError, match=r"should have shape .* gates act: another method tries new units"):
+                run.train(2)
+            assert run.sizes() == [6, 5]
+        else:
+            assert sum(run.train(2).sizes()) > 11
 
 
 # --- Expansion -------------------------------------------------------------------------------------------------------

@@ -14,14 +14,14 @@ from zoo_small import ZOO
 import espalier as esp
 from espalier.errors import MethodError, PlanError
 from espalier.measure.cost import cost_of
-from espalier.parts.amount import Ramp, Steady
 from espalier.parts.budget import Budget, FLOPs, Parameters, Polynomial, Units
 from espalier.parts.clock import Clock, Epochs, Last, Steps
 from espalier.parts.goal import Cap, Goal, Scores, Selection
-from espalier.parts.schedule import Schedule
 from espalier.parts.score import Chance, Context, GroupNorm, Share, check_scores, derived_seed
-from espalier.parts.select import Global, Select, Uniform, proportional
-from espalier.parts.where import choose_axes
+from espalier.parts.timing.amount import Ramp, Steady
+from espalier.parts.timing.schedule import Schedule
+from espalier.parts.units.select import Global, Select, Uniform, proportional
+from espalier.parts.units.where import choose_axes
 from espalier.structure import Structure
 
 NETWORKS = ["mlp", "vgg_batch_norm", "resnext", "densenet", "vit", "grouped_query", "tied_embeddings"]

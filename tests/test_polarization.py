@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from espalier.errors import MethodError
-from espalier.parts.polarization import polarization, polarization_gradient
-from espalier.parts.search import search_lambda
-from espalier.parts.threshold import Valley
+from espalier.parts.units.polarization import polarization, polarization_gradient
+from espalier.parts.units.search import search_lambda
+from espalier.parts.units.threshold import Valley
 
 UNIT = st.floats(0.0, 1.0, allow_subnormal=False)
 SCALES = st.lists(UNIT, min_size=1, max_size=12).map(lambda one: torch.tensor(one, dtype=torch.float64))

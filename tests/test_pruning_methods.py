@@ -13,15 +13,15 @@ import espalier as esp
 from espalier.errors import MethodError
 from espalier.method import Penalty
 from espalier.parts.budget import Parameters, Polynomial
-from espalier.parts.folded import Folded
 from espalier.parts.goal import Cap, Goal, Scores
-from espalier.parts.penalty import L1, Polarization, RememberWeights, ScalesL1
-from espalier.parts.polarization import polarization
 from espalier.parts.score import Context, GroupNorm
-from espalier.parts.select import Below, Global, Select
-from espalier.parts.taylor import Taylor
-from espalier.parts.threshold import Valley
-from espalier.parts.unit_scale import UnitScale
+from espalier.parts.units.folded import Folded
+from espalier.parts.units.penalty import L1, Polarization, RememberWeights, ScalesL1
+from espalier.parts.units.polarization import polarization
+from espalier.parts.units.select import Below, Global, Select
+from espalier.parts.units.taylor import Taylor
+from espalier.parts.units.threshold import Valley
+from espalier.parts.units.unit_scale import UnitScale
 from espalier.structure import Structure
 
 NETWORKS = ["mlp", "lenet", "vgg_batch_norm", "resnet", "densenet", "vit", "llama_by_hand"]

@@ -29,7 +29,7 @@ from espalier.edit.recipes.residual import ResidualLayer
 from espalier.edit.residual import Residual
 from espalier.errors import MethodError, PlanError
 from espalier.graph.topology import infer
-from espalier.parts.rank import rank_by_error, whitened_factors
+from espalier.parts.depth.rank import rank_by_error, whitened_factors
 
 Make = Callable[[], nn.Module]
 

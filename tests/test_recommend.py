@@ -16,16 +16,16 @@ from espalier import attach
 from espalier.edit.depth_edits import Remove, Replace
 from espalier.edit.recipes.kinds import Factorised
 from espalier.errors import MethodError
-from espalier.parts.bottleneck import new_units
-from espalier.parts.depth_candidate import Candidate
-from espalier.parts.ghosts import Ghosts
-from espalier.parts.reach import between, tried
+from espalier.parts.candidate import Candidate
+from espalier.parts.ghosts.bottleneck import new_units
+from espalier.parts.ghosts.ghosts import Ghosts
+from espalier.parts.ghosts.reach import between, tried
+from espalier.parts.ghosts.tiny import taken_apart, with_units
 from espalier.parts.recommend.batches import halved
 from espalier.parts.recommend.deepening import influences
 from espalier.parts.recommend.growing import gain, slope
 from espalier.parts.recommend.judging import PARTS
 from espalier.parts.score import Context
-from espalier.parts.tiny import taken_apart, with_units
 from espalier.structure import Structure
 
 Batch = tuple[Tensor, Tensor]

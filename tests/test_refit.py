@@ -16,8 +16,8 @@ import espalier as esp
 from espalier.edit.plan import Plan, Resize
 from espalier.errors import EspalierWarning, MethodError
 from espalier.parts.goal import Scores
-from espalier.parts.refit import Refit
 from espalier.parts.score import Context
+from espalier.parts.units.refit import Refit
 from espalier.structure import Structure
 
 NOTHING = Scores({})

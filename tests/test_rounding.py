@@ -14,9 +14,9 @@ from espalier.edit.plan import Plan, Resize
 from espalier.errors import MethodError, PlanError
 from espalier.parts.budget import Polynomial
 from espalier.parts.goal import Cap, Goal, Scores
-from espalier.parts.rounding import multiples
-from espalier.parts.select import Global, Uniform, proportional
-from espalier.parts.where import alike
+from espalier.parts.units.rounding import multiples
+from espalier.parts.units.select import Global, Uniform, proportional
+from espalier.parts.units.where import alike
 from espalier.structure import Structure
 
 

@@ -14,7 +14,7 @@ from espalier.errors import MethodError
 from espalier.measure.cost import cost_of
 from espalier.parts.budget import Budget
 from espalier.parts.score import Chance, Context, GroupNorm, Scores
-from espalier.parts.where import holds_head_size
+from espalier.parts.units.where import holds_head_size
 from espalier.structure import Structure
 
 CANNOT_HALVE = {name for name in ZOO if name.startswith("encoder_")}

@@ -14,10 +14,10 @@ from zoo_small import ZOO
 import espalier as esp
 from espalier.errors import MethodError
 from espalier.graph.topology import Topology
-from espalier.parts.folded import Folded, FoldedScales
-from espalier.parts.penalty import Polarization, ScalesL1
-from espalier.parts.scales import Scales, holders, norm_scales
 from espalier.parts.score import Context
+from espalier.parts.units.folded import Folded, FoldedScales
+from espalier.parts.units.penalty import Polarization, ScalesL1
+from espalier.parts.units.scales import Scales, holders, norm_scales
 from espalier.structure import Structure
 
 

@@ -25,12 +25,12 @@ from espalier.bench.options import resolve
 from espalier.bench.progress import Silent
 from espalier.errors import CaptureError, EspalierWarning, MethodError
 from espalier.method import Method
-from espalier.parts.amount import Ramp, Shape
 from espalier.parts.budget import Polynomial, Units
 from espalier.parts.clock import Steps
 from espalier.parts.goal import Cap, Goal, Scores
 from espalier.parts.score import spared
-from espalier.parts.trigger import Answer, State, Trigger, View
+from espalier.parts.timing.amount import Ramp, Shape
+from espalier.parts.timing.trigger import Answer, State, Trigger, View
 
 SHAPES = get_args(Shape)
 

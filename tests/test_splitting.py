@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from espalier import attach
 from espalier.errors import MethodError
-from espalier.parts.ghosts import Ghosts
-from espalier.parts.halves import Copies, beginning
-from espalier.parts.splitting import Split, SplittingGain, curvature, lowest
+from espalier.parts.ghosts.ghosts import Ghosts
+from espalier.parts.ghosts.halves import Copies, beginning
+from espalier.parts.ghosts.splitting import Split, SplittingGain, curvature, lowest
 
 
 def splitting_matrix(model: nn.Sequential, layer: int, unit: int, batch) -> Tensor:

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from espalier import attach
 from espalier.errors import MethodError
-from espalier.parts.bottleneck import leading, new_units, wanted
-from espalier.parts.ghosts import Ghosts
+from espalier.parts.ghosts.bottleneck import leading, new_units, wanted
+from espalier.parts.ghosts.ghosts import Ghosts
+from espalier.parts.ghosts.line_search import best_amplitude
+from espalier.parts.ghosts.products import Watched
+from espalier.parts.ghosts.reach import between
+from espalier.parts.ghosts.tiny import TinyInit, TinyScore, with_units
 from espalier.parts.goal import Scores
-from espalier.parts.line_search import best_amplitude
-from espalier.parts.products import Watched
-from espalier.parts.reach import between
-from espalier.parts.tiny import TinyInit, TinyScore, with_units
 from espalier.structure import Structure
 
 

@@ -17,13 +17,14 @@ from zoo_small import ZOO
 import espalier as esp
 from espalier.errors import CaptureError, MethodError
 from espalier.measure.activations import effective_rank, grams
-from espalier.parts import score, trigger, trigger_losses, trigger_network
+from espalier.parts import score
 from espalier.parts.clock import Clock, Last
 from espalier.parts.goal import Scores
 from espalier.parts.score import Context, GroupNorm
-from espalier.parts.trigger import Answer, Metric, State, Trigger, View
-from espalier.parts.trigger_losses import Futile, Gap, Plateau
-from espalier.parts.trigger_network import EffectiveRank, Reached, Stable
+from espalier.parts.timing import trigger, trigger_losses, trigger_network
+from espalier.parts.timing.trigger import Answer, Metric, State, Trigger, View
+from espalier.parts.timing.trigger_losses import Futile, Gap, Plateau
+from espalier.parts.timing.trigger_network import EffectiveRank, Reached, Stable
 from espalier.structure import Structure
 
 AXES = ("0", "2")

@@ -24,17 +24,17 @@ import espalier as esp
 from espalier.edit.plan import Resize, mask_plan
 from espalier.errors import EspalierWarning, MethodError
 from espalier.method import Entry, Method, methods
-from espalier.parts.amount import Fading
 from espalier.parts.budget import Polynomial
-from espalier.parts.densities import Density, filled, live_counts
 from espalier.parts.goal import Cap, Direction, Goal, Scores, WeightTensor
-from espalier.parts.keep import NM, Blocks, Entries
-from espalier.parts.movement import Movement
-from espalier.parts.refit import Refit
-from espalier.parts.saliency import Size, Slope
-from espalier.parts.synflow import SynapticFlow
-from espalier.parts.wanda import WeightTimesInput
-from espalier.parts.weights import choose_weights, weight_dims, weight_tensors
+from espalier.parts.timing.amount import Fading
+from espalier.parts.units.refit import Refit
+from espalier.parts.weights.densities import Density, filled, live_counts
+from espalier.parts.weights.keep import NM, Blocks, Entries
+from espalier.parts.weights.movement import Movement
+from espalier.parts.weights.saliency import Size, Slope
+from espalier.parts.weights.synflow import SynapticFlow
+from espalier.parts.weights.wanda import WeightTimesInput
+from espalier.parts.weights.weights import choose_weights, weight_dims, weight_tensors
 from espalier.structure import Structure
 from espalier.train.settings import build, sparse_training
 

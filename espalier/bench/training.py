@@ -30,7 +30,7 @@ from espalier.edit.masks import NO_MASKS, Masks
 from espalier.errors import CheckpointError, RunError
 from espalier.graph.topology import Topology
 from espalier.method import Method
-from espalier.parts.depth_places import Blocks
+from espalier.parts.depth.places import Blocks
 from espalier.train.checkpoint import load, save
 from espalier.train.events import Event
 from espalier.train.session import Session
@@ -208,10 +208,10 @@ class Training:
             self._depth = Blocks(self.structure, None).stages
         return self._depth
 
-    def points(self) -> Record:
-        """Points that are trained on, where maps are made of what the network says of them."""
-        gated = any(method.gating is not None for method in self.assignment.methods)
-        return {"points": points_record(self.assignment.data)} if gated and can_be_drawn(self.assignment.data) else {}
+    def beginning(self) -> Record:
+        """Gates before the first step, and points that are trained on where maps are made; nothing without gates."""
+        found = self._gates()
+        return {**found, "points": points_record(self.assignment.data)} if "map" in found else found
 
     def run(
         self, after_step: Callable[[], None], on_epoch: Callable[[Record], None], on_event: Callable[[Record], None]

@@ -20,7 +20,7 @@ from espalier.method import Method, find
 from espalier.parts.clock import steps
 from espalier.parts.goal import Direction
 from espalier.parts.score import derived_seed
-from espalier.parts.where import choose_axes
+from espalier.parts.units.where import choose_axes
 from espalier.structure import Structure
 from espalier.train.session import Session
 

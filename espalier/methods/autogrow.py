@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from espalier.method import Method, register
 from espalier.methods.common_depth import LayerOptions, of_layers
 from espalier.parts.clock import Epochs
-from espalier.parts.depth_places import StageEnds, Start
-from espalier.parts.depth_turns import Growths, InTurn
+from espalier.parts.depth.places import StageEnds, Start
+from espalier.parts.depth.turns import Growths, InTurn
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -10,17 +10,17 @@ from collections.abc import Callable, Sequence
 from espalier.errors import MethodError
 from espalier.method import Method, Penalty
 from espalier.methods.common_timing import Timing
-from espalier.parts.amount import Amount, Ramp, Shape, Steady
 from espalier.parts.budget import Budget, FLOPs, Units
 from espalier.parts.clock import Epochs, Moment, Steps
 from espalier.parts.init import Init, Neutral
 from espalier.parts.memory import Memory
-from espalier.parts.recovery import Accept, Recovery
-from espalier.parts.refit import Refit
-from espalier.parts.schedule import Schedule
 from espalier.parts.score import Score
-from espalier.parts.select import Scope, Select, Uniform, scope_of
-from espalier.parts.trigger import Trigger
+from espalier.parts.timing.amount import Amount, Ramp, Shape, Steady
+from espalier.parts.timing.recovery import Accept, Recovery
+from espalier.parts.timing.schedule import Schedule
+from espalier.parts.timing.trigger import Trigger
+from espalier.parts.units.refit import Refit
+from espalier.parts.units.select import Scope, Select, Uniform, scope_of
 
 _EVERY_EPOCH = Epochs(1)
 _NEUTRAL = Neutral()
@@ -59,8 +59,8 @@ class Pruning(Scheduling, total=False):
     grace: Steps | None
     """steps(n): units that came less than so many steps ago are not removed; None (default): any may go."""
     refit: bool
-    """Whether layers that read what goes are refitted by ridge least squares on a few batches (`espalier.parts.refit`);
-    False by default."""
+    """Whether layers that read what goes are refitted by ridge least squares on a few batches
+    (`espalier.parts.units.refit`); False by default."""
 
 
 class Growing(Scheduling, total=False):

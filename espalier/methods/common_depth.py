@@ -6,17 +6,17 @@ from collections.abc import Callable, Sequence
 
 from espalier.method import Method
 from espalier.methods.common_timing import Timing
-from espalier.parts.amount import Amount, Free, Ramp, Shape
 from espalier.parts.budget import Budget, Units
 from espalier.parts.clock import Epochs, Moment, Steps
-from espalier.parts.depth_places import Places
-from espalier.parts.depth_select import Rank
+from espalier.parts.depth.places import Places
+from espalier.parts.depth.select import Rank
 from espalier.parts.goal import Direction
 from espalier.parts.memory import Memory
-from espalier.parts.recovery import Accept, Recovery
-from espalier.parts.schedule import Schedule
 from espalier.parts.score import Score
-from espalier.parts.trigger import Trigger
+from espalier.parts.timing.amount import Amount, Free, Ramp, Shape
+from espalier.parts.timing.recovery import Accept, Recovery
+from espalier.parts.timing.schedule import Schedule
+from espalier.parts.timing.trigger import Trigger
 
 _EVERY_EPOCH = Epochs(1)
 _AS_BEFORE = Recovery()
@@ -27,7 +27,7 @@ class LayerOptions(Timing, total=False):
 
     axes: Sequence[str] | None
     """Names or patterns of modules, as they are at each event, when others may have come or gone before; None (default)
-    for the blocks of the network (`espalier.parts.depth_places`)."""
+    for the blocks of the network (`espalier.parts.depth.places`)."""
     budget: Budget | None
     """What the network may cost in the end. In ``Units`` every layer or cell that the method looks at counts as one:
     ``Units(0.5, of="initial")``, half of the layers, if neither this nor `per_event` is given (2.0 to grow)."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TypedDict
 
 from espalier.parts.clock import Epochs, Moment, Steps
-from espalier.parts.recovery import Accept, Recovery
-from espalier.parts.trigger import Trigger
+from espalier.parts.timing.recovery import Accept, Recovery
+from espalier.parts.timing.trigger import Trigger
 
 
 class Timing(TypedDict, total=False):

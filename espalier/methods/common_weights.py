@@ -7,16 +7,16 @@ from collections.abc import Callable, Sequence
 from espalier.errors import MethodError
 from espalier.method import Method
 from espalier.methods.common_timing import Timing
-from espalier.parts.amount import Amount, Fading, Ramp, Shape, Steady
 from espalier.parts.budget import Sparsity
 from espalier.parts.clock import Epochs, Moment, Steps
-from espalier.parts.densities import Density
-from espalier.parts.keep import NM, Entries, Keep, Per
 from espalier.parts.memory import Memory
-from espalier.parts.recovery import Accept, Recovery
-from espalier.parts.schedule import Schedule
 from espalier.parts.score import Score
-from espalier.parts.trigger import Trigger
+from espalier.parts.timing.amount import Amount, Fading, Ramp, Shape, Steady
+from espalier.parts.timing.recovery import Accept, Recovery
+from espalier.parts.timing.schedule import Schedule
+from espalier.parts.timing.trigger import Trigger
+from espalier.parts.weights.densities import Density
+from espalier.parts.weights.keep import NM, Entries, Keep, Per
 
 _EVERY_EPOCH = Epochs(1)
 _AS_BEFORE = Recovery()

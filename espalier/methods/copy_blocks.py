@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from espalier.method import Method, register
 from espalier.methods.common_depth import LayerOptions, of_layers
-from espalier.parts.depth_order import InOrder, Order
-from espalier.parts.depth_places import Copies, Start
+from espalier.parts.depth.order import InOrder, Order
+from espalier.parts.depth.places import Copies, Start
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

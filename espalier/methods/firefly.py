@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from espalier.method import Method, register
 from espalier.methods.common import Growing, growing
-from espalier.parts.firefly import FireflyInit, FireflyScore
-from espalier.parts.select import Global
+from espalier.parts.ghosts.firefly import FireflyInit, FireflyScore
+from espalier.parts.units.select import Global
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

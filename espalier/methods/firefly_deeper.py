@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from espalier.method import Method, register
 from espalier.methods.common_depth import LayerOptions, of_layers
-from espalier.parts.depth_places import Virtual, virtual_layers
-from espalier.parts.firefly_layers import AsTrained, FireflyLayers
+from espalier.parts.depth.firefly import AsTrained, FireflyLayers
+from espalier.parts.depth.places import Virtual, virtual_layers
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from espalier.method import Method, register
 from espalier.methods.common import Growing, growing
-from espalier.parts.steepest import AsFound, Steepest
+from espalier.parts.ghosts.steepest import AsFound, Steepest
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from espalier.method import Method, register
 from espalier.methods.common import Pruning, pruning
-from espalier.parts.penalty import L1, On, RememberWeights
 from espalier.parts.score import GroupNorm, Share
+from espalier.parts.units.penalty import L1, On, RememberWeights
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

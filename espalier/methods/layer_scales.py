@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from espalier.method import Method, register
 from espalier.methods.common_depth import LayerOptions, of_layers
-from espalier.parts.depth_norms import NormScales, RemovableNormed
+from espalier.parts.depth.norms import NormScales, RemovableNormed
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from espalier.method import Method, register
 from espalier.methods.common_depth import LayerOptions, of_layers
-from espalier.parts.depth_places import Removable
+from espalier.parts.depth.places import Removable
 from espalier.parts.score import Chance
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from espalier.method import Method, register
 from espalier.methods.common_weights import WeightPruning, pruning_weights
-from espalier.parts.movement import Moved, Movement
+from espalier.parts.weights.movement import Moved, Movement
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

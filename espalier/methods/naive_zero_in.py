@@ -9,13 +9,13 @@ import torch
 
 from espalier.method import Method, register
 from espalier.methods.common import Growing, growing
-from espalier.parts.amplitude import row_norm, unit_rows
-from espalier.parts.drawn import written_ones
-from espalier.parts.ghosts import Ghosts, Tensors
+from espalier.parts.ghosts.amplitude import row_norm, unit_rows
+from espalier.parts.ghosts.drawn import written_ones
+from espalier.parts.ghosts.ghosts import Ghosts, Tensors
+from espalier.parts.ghosts.wiring import Wired, rest_of, written
 from espalier.parts.goal import Scores, Selection
 from espalier.parts.init import Beginning
 from espalier.parts.score import Context, Equal
-from espalier.parts.wiring import Wired, rest_of, written
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

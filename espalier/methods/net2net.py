@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from espalier.method import Method, register
 from espalier.methods.common import Growing, growing
-from espalier.parts.copies import Copied, Originals
+from espalier.parts.ghosts.copies import Copied, Originals
 from espalier.parts.goal import Goal, Scores
 from espalier.parts.score import Context, Equal, GroupNorm
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from espalier.method import Method, register
 from espalier.methods.common import Growing, growing
-from espalier.parts.north import Activations, NorthInit, NorthScore
+from espalier.parts.ghosts.north import Activations, NorthInit, NorthScore
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from espalier.errors import MethodError
 from espalier.method import Method, register
 from espalier.methods.common import Growing, Pruning, growing, pruning
-from espalier.parts.drawn import Distribution, Drawn
+from espalier.parts.ghosts.drawn import Distribution, Drawn
 from espalier.parts.init import Neutral
 from espalier.parts.score import Chance, Equal
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from espalier.method import Method, register
 from espalier.methods.common_weights import WeightScheduling, growing_weights
 from espalier.parts.clock import Steps
-from espalier.parts.saliency import Slope
+from espalier.parts.weights.saliency import Slope
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from espalier.method import Method, register
 from espalier.methods.common_depth import LayerOptions, of_layers
-from espalier.parts.depth_places import Virtual, virtual_layers
-from espalier.parts.depth_trial import Sensitivity
+from espalier.parts.depth.places import Virtual, virtual_layers
+from espalier.parts.depth.trial import Sensitivity
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from espalier.method import Method, register
 from espalier.methods.common_depth import LayerOptions, of_layers
-from espalier.parts.depth_places import Removable
-from espalier.parts.depth_scores import Influence
+from espalier.parts.depth.places import Removable
+from espalier.parts.depth.scores import Influence
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

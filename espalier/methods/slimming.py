@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from espalier.method import Method, register
 from espalier.methods.common import Pruning, pruning
-from espalier.parts.folded import Folded
-from espalier.parts.penalty import ScalesL1
-from espalier.parts.select import Global
-from espalier.parts.unit_scale import UnitScale
+from espalier.parts.units.folded import Folded
+from espalier.parts.units.penalty import ScalesL1
+from espalier.parts.units.select import Global
+from espalier.parts.units.unit_scale import UnitScale
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -21,9 +21,9 @@ def slimming(strength: float = 1e-4, rate: float | None = None, **options: Unpac
 
     The default strength is the authors' for VGG; theirs for ResNet and DenseNet is 1e-5. Scales are those of norms,
     several for a unit that several norms see (their mean counts); axes without any get a folded one
-    (`espalier.parts.folded`), which learns at `rate`, by default that of the weights it is folded into. Units go in the
-    order of |scale| alone, where the authors' code compares signed ones and so removes the most negative. Give a
-    `scope` to remove otherwise. With an adaptive optimizer, whose steps do not grow with the gradient, the strength
+    (`espalier.parts.units.folded`), which learns at `rate`, by default that of the weights it is folded into. Units go
+    in the order of |scale| alone, where the authors' code compares signed ones and so removes the most negative. Give
+    a `scope` to remove otherwise. With an adaptive optimizer, whose steps do not grow with the gradient, the strength
     means something else than in the paper, which trains by SGD for 160 epochs.
 
     Raises MethodError for an option that is not what `espalier.methods.common.Pruning` says.

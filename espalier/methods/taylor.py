@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from espalier.method import Method, register
 from espalier.methods.common import Pruning, pruning
-from espalier.parts.taylor import Order, Taylor
+from espalier.parts.units.taylor import Order, Taylor
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

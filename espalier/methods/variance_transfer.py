@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from espalier.method import Method, register
 from espalier.methods.common import Growing, growing
-from espalier.parts.drawn import Drawn, Rescaled
+from espalier.parts.ghosts.drawn import Drawn, Rescaled
 from espalier.parts.score import Equal
 
 if TYPE_CHECKING:

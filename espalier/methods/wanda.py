@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from espalier.method import Method, register
 from espalier.methods.common_weights import WeightPruning, pruning_weights
-from espalier.parts.wanda import WeightTimesInput
+from espalier.parts.weights.wanda import WeightTimesInput
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

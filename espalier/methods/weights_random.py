@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from espalier.method import Method, register
 from espalier.methods.common_weights import WeightPruning, once_at_the_start, pruning_weights
-from espalier.parts.saliency import AnyWeight
+from espalier.parts.weights.saliency import AnyWeight
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

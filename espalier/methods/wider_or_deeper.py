@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from espalier.method import Method, register
 from espalier.methods.common_depth import LayerOptions, of_layers
 from espalier.parts.budget import Parameters
-from espalier.parts.depth_levels import PredictedGain, WiderOrDeeper
-from espalier.parts.depth_places import New, NewLayers
-from espalier.parts.steepest import AsFound
+from espalier.parts.depth.levels import PredictedGain, WiderOrDeeper
+from espalier.parts.depth.places import New, NewLayers
+from espalier.parts.ghosts.steepest import AsFound
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from espalier.parts.budget import Polynomial
-from espalier.parts.depth_candidate import Candidate
+from espalier.parts.candidate import Candidate
 
 Direction = Literal["grow", "prune"]
 Level = Literal["units", "weights", "layers"]

@@ -21,7 +21,7 @@ from espalier.edit.plan import Plan, Resize
 from espalier.errors import RunError
 from espalier.measure.cost import Cost
 from espalier.parts.budget import Budget, FLOPs, Parameters
-from espalier.parts.scaled import scaled_plan
+from espalier.parts.units.scaled import scaled_plan
 from espalier.structure import Structure
 from espalier.suite.suite import Cell, SuiteTask
 from espalier.train.settings import Measure

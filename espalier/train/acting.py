@@ -15,8 +15,8 @@ from espalier.measure.stats import calibrate, eval_loss, every_statistic, kept_s
 from espalier.parts.clock import Clock, Last
 from espalier.parts.goal import Goal, Scores
 from espalier.parts.score import Context, Score
-from espalier.parts.trigger import Metric, View
-from espalier.parts.trigger_losses import probe_loss
+from espalier.parts.timing.trigger import Metric, View
+from espalier.parts.timing.trigger_losses import probe_loss
 from espalier.record import Edit
 from espalier.structure import Structure
 from espalier.train.controller import Controller, Running

@@ -20,14 +20,14 @@ from espalier.measure.latency import latency
 from espalier.measure.stats import without_a_trace
 from espalier.method import Method
 from espalier.parts.budget import Budget, Latency, Pace, Polynomial, Units
+from espalier.parts.candidate import Catalogue
 from espalier.parts.clock import Clock, Last
-from espalier.parts.depth_candidate import Catalogue
-from espalier.parts.depth_cost import layer_sizes, layers_cost, least_layers
+from espalier.parts.depth.cost import layer_sizes, layers_cost, least_layers
 from espalier.parts.goal import UNBOUNDED, Cap, Goal
 from espalier.parts.memory import Memory
-from espalier.parts.rounding import multiples
-from espalier.parts.weights import choose_weights, weight_tensors
-from espalier.parts.where import alike, choose_axes
+from espalier.parts.units.rounding import multiples
+from espalier.parts.units.where import alike, choose_axes
+from espalier.parts.weights.weights import choose_weights, weight_tensors
 from espalier.structure import Structure
 from espalier.train.watch import Watch
 

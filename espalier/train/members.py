@@ -7,10 +7,10 @@ from typing import Any
 
 from espalier.graph.dims import IntArray
 from espalier.parts.budget import Units
-from espalier.parts.depth_candidate import module_of
+from espalier.parts.candidate import module_of
 from espalier.parts.names import Names, carried, renamed
-from espalier.parts.weights import choose_weights
-from espalier.parts.where import able_axes, fits_pattern
+from espalier.parts.units.where import able_axes, fits_pattern
+from espalier.parts.weights.weights import choose_weights
 from espalier.structure import Structure
 from espalier.train.controller import Running
 

@@ -32,7 +32,7 @@ from espalier.parts.budget import Latency
 from espalier.parts.clock import Clock
 from espalier.parts.gates.gating import GateState, mean_of
 from espalier.parts.score import Context, derived_seed
-from espalier.parts.trigger import Metric
+from espalier.parts.timing.trigger import Metric
 from espalier.structure import Structure
 from espalier.train import checkpoint_files as files
 from espalier.train.acting import Acting
@@ -157,7 +157,7 @@ class Session:
         one = self._gated
         if one is None or one.method.gating is None:
             return nullcontext()
-        return one.method.gating.decided(self._context(one))
+        return _both(eagerly(), one.method.gating.decided(self._context(one)))
 
     def gates(self) -> GateState | None:
         """Stage of the search, and the probabilities of all gates, as they are now; None without a method with gates.
@@ -173,8 +173,9 @@ class Session:
         """The loss of a batch as the methods want it evaluated."""
         one = self._gated
         if one is None or one.method.gating is None:
-            return self._loss(self.model, batch)
-        return one.method.gating.loss(self._context(one), partial(self._losses, self.model, batch))
+            return self._loss(self.structure.runs, batch)
+        with eagerly():
+            return one.method.gating.loss(self._context(one), partial(self._losses, self.model, batch))
 
     def _loss(self, model: nn.Module, batch: Batch) -> Tensor:
         return mean_of(self._losses(model, batch))
@@ -346,8 +347,11 @@ class Session:
         self._slowing.refresh()
         if self._batch is None:
             self._warn_unheard()
-        moments = zip(self._controller.running, self._due, strict=True)
-        due = [one for one, at in moments if at is not None and at <= self._step]
+        due = [
+            one
+            for one, at in zip(self._controller.running, self._due, strict=True)
+            if at is not None and at <= self._step
+        ]
         for one in sorted(due, key=_turn):
             self._acting.event(one, self._clock(), tuple(self._metrics))
         if self._step == self._total_steps:

@@ -14,12 +14,12 @@ from typing import Any, Literal, get_args
 
 from espalier.errors import MethodError
 from espalier.method import Method, find
-from espalier.parts.amount import Shape
 from espalier.parts.budget import Budget, FLOPs, Parameters, Sparsity
 from espalier.parts.clock import Epochs, Steps
-from espalier.parts.densities import Density
 from espalier.parts.goal import Direction
-from espalier.parts.select import Scope
+from espalier.parts.timing.amount import Shape
+from espalier.parts.units.select import Scope
+from espalier.parts.weights.densities import Density
 
 Setting = Literal["growing", "shrinking", "constant"]
 Measure = Literal["parameters", "flops"]

@@ -21,7 +21,7 @@ from espalier.edit.births import Births
 from espalier.graph.capture import tensor_table
 from espalier.graph.dims import IntArray, axes_of, labels
 from espalier.parts.names import Names, renamed
-from espalier.parts.recovery import Recovery
+from espalier.parts.timing.recovery import Recovery
 from espalier.structure import Structure
 
 

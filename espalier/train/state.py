@@ -8,7 +8,7 @@ from typing import Any
 
 from espalier.edit import births
 from espalier.errors import CheckpointError
-from espalier.parts.trigger import Metric
+from espalier.parts.timing.trigger import Metric
 from espalier.train.controller import Running
 from espalier.train.events import Event
 from espalier.train.slowing import Stage

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from espalier.graph.dims import IntArray
 from espalier.parts.names import Names
-from espalier.parts.schedule import Schedule
-from espalier.parts.trigger import State, View
+from espalier.parts.timing.schedule import Schedule
+from espalier.parts.timing.trigger import State, View
 
 _HELD_BACK = 256
 """Losses that are kept as they are, on their device, until they are summed."""

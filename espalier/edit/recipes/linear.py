@@ -25,8 +25,8 @@ from espalier.graph.topology import Topology
 class LinearMap(Recipe):
     """A linear layer, or a convolution of kernel 1, in place of a module that gives as many places as it gets.
 
-    It hands on what it gets at first, as far as there are features for it: `espalier.parts.linear_fit` finds better
-    values.
+    It hands on what it gets at first, as far as there are features for it: `espalier.parts.depth.linear_fit` finds
+    better values.
     """
 
     kind: ClassVar[str] = "linear"

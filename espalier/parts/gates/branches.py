@@ -14,7 +14,7 @@ from torch import Tensor
 from espalier.edit.depth_edits import Remove
 from espalier.graph.regions import Boundaries, Refusal
 from espalier.graph.silence import silenced
-from espalier.parts.depth_candidate import Candidate
+from espalier.parts.candidate import Candidate
 from espalier.parts.gates.places import GatePlace
 
 

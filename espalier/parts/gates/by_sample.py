@@ -32,7 +32,7 @@ from espalier.graph.topology import Topology
 from espalier.measure.stats import without_a_trace
 from espalier.parts.gates.kinds import Rows
 from espalier.parts.gates.places import GatePlace
-from espalier.parts.scales import Place
+from espalier.parts.units.scales import Place
 from espalier.structure import Structure
 
 _LINEAR = frozenset({F.linear})

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from espalier.parts.penalty import check_strength
+from espalier.parts.units.penalty import check_strength
 
 
 @dataclass(frozen=True)

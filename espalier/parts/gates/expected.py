@@ -29,7 +29,7 @@ from torch import Tensor
 from espalier.errors import MethodError
 from espalier.graph.topology import Topology
 from espalier.parts.budget import FLOPs, Parameters, Polynomial
-from espalier.parts.penalty import check_strength
+from espalier.parts.units.penalty import check_strength
 
 Counted = Literal["parameters", "flops"]
 FloatArray = npt.NDArray[np.float64]

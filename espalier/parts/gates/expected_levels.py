@@ -18,7 +18,7 @@ from espalier.errors import MethodError
 from espalier.graph.dims import size_of
 from espalier.graph.topology import Topology
 from espalier.parts.gates.expected import Counted, Priced
-from espalier.parts.penalty import check_strength
+from espalier.parts.units.penalty import check_strength
 
 
 @dataclass(frozen=True)

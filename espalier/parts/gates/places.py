@@ -33,7 +33,7 @@ from espalier.structure import Structure
 
 
 class Spread(Protocol):
-    """How the gates of a place multiply one tensor; `espalier.parts.scales.Place` is one."""
+    """How the gates of a place multiply one tensor; `espalier.parts.units.scales.Place` is one."""
 
     @property
     def tensor(self) -> str:
@@ -169,8 +169,8 @@ class Gates:
         if found.shape != self._table.tensors[name].shape:
             raise MethodError(
                 f"{name} should have shape {tuple(self._table.tensors[name].shape)}, but has {tuple(found.shape)} "
-                "while gates act: another method tries new units out. Let it do so before the search of the gates, or "
-                "after."
+                "while gates act: another method tries new units out, as gradmax and firefly do. Let it do so before "
+                "the search of the gates, or after."
             )
         return found
 

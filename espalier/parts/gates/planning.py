@@ -16,7 +16,7 @@ from espalier.parts.gates.masking import masked_too
 from espalier.parts.gates.memory import GateMemory
 from espalier.parts.gates.sleepers import Newcomer, Woken
 from espalier.parts.gates.weight_memory import WeightGates
-from espalier.parts.ghosts import sides_of
+from espalier.parts.ghosts.ghosts import sides_of
 from espalier.parts.goal import Goal
 from espalier.parts.score import Context
 from espalier.record import Preview

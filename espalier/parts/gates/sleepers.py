@@ -24,7 +24,7 @@ class Newcomer:
     """A new unit that nothing reads at first, and which begins by weights of its own."""
 
     incoming: Tensor
-    """(d,): the entries of all that makes it, in the order of `espalier.parts.ghosts.Sides.incoming`."""
+    """(d,): the entries of all that makes it, in the order of `espalier.parts.ghosts.ghosts.Sides.incoming`."""
 
 
 Comer: TypeAlias = Sleeper | Newcomer | None

@@ -29,7 +29,7 @@ from espalier.graph.dims import classes
 from espalier.graph.topology import Topology
 from espalier.parts.gates.norms import norm_gates
 from espalier.parts.gates.places import GatePlace
-from espalier.parts.scales import Place, place_of
+from espalier.parts.units.scales import Place, place_of
 from espalier.structure import Structure
 
 

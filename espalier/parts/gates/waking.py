@@ -17,7 +17,7 @@ from espalier.errors import MethodError
 from espalier.parts.checks import check_count
 from espalier.parts.gates.sleepers import Comer, Sleepers, Woken
 from espalier.parts.score import Context
-from espalier.parts.trigger_losses import probe_loss
+from espalier.parts.timing.trigger_losses import probe_loss
 
 Remembered = Mapping[str, Any]
 

@@ -19,14 +19,14 @@ from torch import Tensor
 
 from espalier.graph.topology import Topology
 from espalier.parts.checks import check_count
-from espalier.parts.directions import directions
 from espalier.parts.gates.dormant import Sleeper, values_of
 from espalier.parts.gates.sleepers import Comer, Newcomer, Woken
 from espalier.parts.gates.waking import Remembered, Seen, WhileFalling
-from espalier.parts.ghosts import Ghosts, Side
-from espalier.parts.passes import Passes
+from espalier.parts.ghosts.directions import directions
+from espalier.parts.ghosts.ghosts import Ghosts, Side
+from espalier.parts.ghosts.passes import Passes
+from espalier.parts.ghosts.wiring import Wiring, allows
 from espalier.parts.score import Context
-from espalier.parts.wiring import Wiring, allows
 
 _WHILE_FALLING = WhileFalling(fallen="never")
 

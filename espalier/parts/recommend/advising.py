@@ -21,7 +21,7 @@ from espalier.parts.recommend.recommendation import ROUNDING, Evidence, Recommen
 from espalier.parts.recommend.rows import rows_of
 from espalier.parts.recommend.shrinking import redundancy, smaller
 from espalier.parts.score import Context
-from espalier.parts.where import choose_axes
+from espalier.parts.units.where import choose_axes
 from espalier.structure import Structure
 
 

@@ -19,13 +19,13 @@ from espalier.edit.steps import lookup
 from espalier.errors import EspalierError, MethodError
 from espalier.graph.sites import Site
 from espalier.parts.budget import Polynomial
-from espalier.parts.depth_candidate import Candidate, seeded
-from espalier.parts.depth_ends import features, watched
-from espalier.parts.depth_places import Copies, NewLayers
-from espalier.parts.depth_scores import GateTaylor, cosines
-from espalier.parts.depth_trial import gains
+from espalier.parts.candidate import Candidate, seeded
+from espalier.parts.depth.ends import features, watched
+from espalier.parts.depth.places import Copies, NewLayers
+from espalier.parts.depth.rank import rank_by_energy
+from espalier.parts.depth.scores import GateTaylor, cosines
+from espalier.parts.depth.trial import gains
 from espalier.parts.goal import Cap, Goal
-from espalier.parts.rank import rank_by_energy
 from espalier.parts.recommend.judging import Judge, Proposal, attempted, best, stepped
 from espalier.parts.recommend.nulls import p_low, shuffled
 from espalier.parts.recommend.planned import as_planned

@@ -1,6 +1,6 @@
 """What new units of an axis would be worth: what the loss asks of the weights there and they cannot give.
 
-The units are those of TINY (`espalier.parts.bottleneck`), one axis at a time:
+The units are those of TINY (`espalier.parts.ghosts.bottleneck`), one axis at a time:
 
     N = E[x v'],  v = g - dW* h,  R^-1 N = U s V'
 
@@ -8,8 +8,8 @@ As many are proposed as there are singular values s above the largest ones that 
 gradients g of samples were exchanged. If these say nothing of the inputs, which is the null hypothesis, the largest s
 is above a part 1 - level of the permuted ones in no more than `level` of all cases, whatever the scale of anything.
 
-Axes that TINY cannot look at begin by the directions of steepest descent (`espalier.parts.steepest`), take one best
-step, and have only the test on other samples.
+Axes that TINY cannot look at begin by the directions of steepest descent (`espalier.parts.ghosts.steepest`), take one
+best step, and have only the test on other samples.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from torch import Tensor
 
 from espalier.edit.plan import Plan, Resize
 from espalier.errors import MethodError
-from espalier.parts.bottleneck import Wanted, leading, new_units, triangle
 from espalier.parts.budget import Polynomial
-from espalier.parts.ghosts import Ghosts
+from espalier.parts.ghosts.bottleneck import Wanted, leading, new_units, triangle
+from espalier.parts.ghosts.ghosts import Ghosts
+from espalier.parts.ghosts.products import Product
+from espalier.parts.ghosts.reach import Between, between, crossed, looked_at, tried
+from espalier.parts.ghosts.steepest import AsFound, Steepest
+from espalier.parts.ghosts.tiny import TinyInit, taken_apart, with_units
 from espalier.parts.goal import Cap, Goal, Scores
 from espalier.parts.init import Beginning
-from espalier.parts.products import Product
-from espalier.parts.reach import Between, between, crossed, looked_at, tried
 from espalier.parts.recommend.batches import samples_in
 from espalier.parts.recommend.judging import Judge, Proposal, attempted, slopes, squared, stepped
 from espalier.parts.recommend.nulls import p_high, shuffled
 from espalier.parts.recommend.planned import as_planned
 from espalier.parts.recommend.recommendation import Evidence, Recommendation
 from espalier.parts.score import Context
-from espalier.parts.steepest import AsFound, Steepest
-from espalier.parts.tiny import TinyInit, taken_apart, with_units
 
 _RIDGE = 1.0
 _FLOOR = 1e-3
-"""As `espalier.parts.tiny` has them by default."""
+"""As `espalier.parts.ghosts.tiny` has them by default."""
 _FEW = 8
 _PART = 8
 """Where nothing tells how many units to add: one in so many."""

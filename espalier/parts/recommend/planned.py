@@ -16,7 +16,7 @@ from espalier.graph.capture import TensorTable, tensor_table
 from espalier.graph.undisturbed import Attributes
 from espalier.measure.cost import Cost, cost_of
 from espalier.measure.stats import without_a_trace
-from espalier.parts.ghosts import put_tensors
+from espalier.parts.ghosts.ghosts import put_tensors
 from espalier.record import Preview
 from espalier.structure import Structure
 

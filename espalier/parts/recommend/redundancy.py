@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from espalier.graph.capture import tensor_table
-from espalier.parts.ghosts import INCOMING, OUTGOING
+from espalier.parts.ghosts.ghosts import INCOMING, OUTGOING
 from espalier.parts.recommend.nulls import apart
 from espalier.parts.recommend.spectra import covariance
 from espalier.structure import Structure

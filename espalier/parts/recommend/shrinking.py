@@ -27,8 +27,8 @@ from espalier.parts.recommend.redundancy import (
 )
 from espalier.parts.recommend.rows import Rows
 from espalier.parts.recommend.spectra import RankTest, rank_test, signal_rank, stable_rank
-from espalier.parts.refit import Refit
 from espalier.parts.score import Context
+from espalier.parts.units.refit import Refit
 
 _UNEXPLAINED = 0.01
 """The part of a near-duplicate's variance that the other one may leave unexplained."""

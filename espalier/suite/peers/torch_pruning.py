@@ -10,8 +10,8 @@ from torch import nn
 
 from espalier.bench.training import Training
 from espalier.errors import RunError
-from espalier.parts.amount import Ramp
 from espalier.parts.budget import Parameters
+from espalier.parts.timing.amount import Ramp
 from espalier.suite.peers.peer import in_turns
 from espalier.suite.preparing import Prepared
 from espalier.suite.watching import Watching

@@ -1,0 +1,1 @@
+"""Units that there are not: asked without changing anything."""

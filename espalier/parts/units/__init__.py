@@ -1,0 +1,1 @@
+"""Units that there are: what they are worth, which go, what follows."""

@@ -1,0 +1,1 @@
+"""Single weights: scores, densities, which ones are live."""
