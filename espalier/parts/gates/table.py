@@ -14,6 +14,7 @@ from torch import Tensor
 
 from espalier.graph.topology import Topology
 from espalier.parts.gates.adam import Adam
+from espalier.parts.gates.beginning import beginning
 from espalier.parts.gates.expected import Priced
 from espalier.parts.gates.kinds import Drawn
 from espalier.parts.gates.rows import joined, parted
@@ -125,6 +126,7 @@ class GateTable:
         stage = self.settings.stages.stage(progress)
         if stage != self.stage:
             self.stage = stage
+            self._open_one(progress)
             self._adam = {key: Adam.fresh(one) for key, one in self.logits.items()}
             self._low = {key: torch.zeros_like(one) for key, one in self._low.items()}
         self.k = self.k_at(progress)
@@ -137,6 +139,14 @@ class GateTable:
         moving = {key: one for key, one in parted(gradient, self.logits).items() if bool(one.any())}
         if moving:  # decided gates rest, whatever their momenta
             self._move(moving, gradient if len(moving) == len(self.logits) else joined(moving))
+
+    def _open_one(self, progress: float) -> None:
+        """Once all are decided: open the gate that is judged as open though it is shut, so that it is trained as that."""
+        if self.never_empty and self.stage == 2:
+            kind, k = self.settings.kind, self.k_at(progress)
+            for row in self.logits.values():
+                if not bool(kind.judged(row, k).any()):
+                    row[int(row.argmax())] = beginning(self.settings)
 
     def _move(self, keys: Mapping[str, Tensor], gradient: Tensor) -> None:
         """A step of Adam with the logits of some keys; `gradient` is theirs in a row."""
