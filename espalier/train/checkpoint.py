@@ -41,6 +41,7 @@ from espalier.graph.capture import TensorTable, tensor_table
 from espalier.graph.dims import NEW
 from espalier.graph.topology import INTERFACE, Topology, infer
 from espalier.measure.cost import cost_of
+from espalier.parallel.wrapped import unwrapped
 from espalier.record import Edit
 from espalier.structure import Structure
 from espalier.train import checkpoint_files as files
@@ -63,7 +64,8 @@ def save(structure: Structure, folder: str | Path, *, session: Session | None = 
     With a session its state too, for `Session.load`.
 
     All parameters and buffers are saved, those that are not persistent too, and the optimizer's state and options.
-    Gradients, random state, schedulers and train or eval mode are not. An interrupted save leaves the folder with the
+    Gradients, random state, schedulers and train or eval mode are not. Of several processes rank 0 alone writes, and
+    nobody waits for it. An interrupted save leaves the folder with the
     earlier checkpoint or with the new one, whole. Other files in the folder are left alone.
 
     Raises:
@@ -71,6 +73,8 @@ def save(structure: Structure, folder: str | Path, *, session: Session | None = 
             session is one of another structure.
         SurgeryError: the model's tensors were resized by something else than this structure.
     """
+    if not structure.peers.leads:
+        return
     model, optimizer = structure.model, structure.optimizer
     if session is not None and session.structure is not structure:
         raise CheckpointError("session: expected the session of this structure, found one of another.")
@@ -120,7 +124,8 @@ def load(
 
     Args:
         folder: what `save` was given.
-        model: built by the same code as the saved one, at the sizes that it had before all edits.
+        model: built by the same code as the saved one, at the sizes that it had before all edits; or a
+            DistributedDataParallel around it, as for `attach`, on any number of ranks.
         example_inputs: as for `attach`, at the original size of the interface.
         optimizer: of the saved type and built from this model's parameters in the same groups; None to leave it out.
         keep: modules or axes that have to stay as they are, besides those that were kept when it was saved.
@@ -132,7 +137,28 @@ def load(
             Nothing was changed.
         CaptureError, OptimizerError, PlanError: as `attach`.
     """
-    paths = files.read(Path(folder))
+    model, peers = unwrapped(model, optimizer)
+    try:
+        structure = _loaded(Path(folder), model, example_inputs, optimizer, keep, limits, follow)
+    except Exception as error:
+        peers.settle("loading a checkpoint", error)
+        raise
+    peers.settle("loading a checkpoint", None)
+    structure.surgery.peers = peers
+    peers.rebind()
+    return structure
+
+
+def _loaded(
+    folder: Path,
+    model: nn.Module,
+    example_inputs: Any,
+    optimizer: Optimizer | None,
+    keep: Iterable[str],
+    limits: Mapping[str, LimitLike] | None,
+    follow: Sequence[nn.Module],
+) -> Structure:
+    paths = files.read(folder)
     network = SavedNetwork.parsed(files.read_json(paths["network.json"]))
     check_model(model)
     if optimizer is not None:
