@@ -94,6 +94,7 @@ def chosen(given: Mapping[str, Any]) -> EvolveOptions:
         Objective(parameters=asked.get("price", 0.0)),
         cycles=asked.get("cycles", 5),
         candidates=asked.get("candidates", 6),
+        watched=True,
     )
     return EvolveOptions(problem, asked.get("epochs", row.epochs), surgeon, asked.get("baseline", True))
 
@@ -114,7 +115,7 @@ def evolve(options: EvolveOptions, out: Path, say: Callable[[str], None], worker
         alone = None
         if options.baseline:
             say("the start alone, for as many training FLOPs")
-            alone = _searched(options.problem, Surgeon(cycles=0), total, out, "baseline", runner, say)
+            alone = _searched(options.problem, Surgeon(cycles=0, watched=True), total, out, "baseline", runner, say)
     kept = out / "surgeon" / "store" / str(found["network"])
     shutil.copytree(kept, out / "network", dirs_exist_ok=True)
     lines = [f"found:  {_outcome(found)}"]
