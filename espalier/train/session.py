@@ -309,7 +309,7 @@ class Session:
         if self._gated is not None and is_compiled(self.structure.runs):
             warn(
                 f"{self._gated.method.name} puts gates in place of parameters while the loss is evaluated, which "
-                "compiled code does not know: session.loss runs in eager mode. What comes of it can be compiled afterwards."
+                "compiled code does not know: session.loss runs in eager mode. The result can be compiled afterwards."
             )
         self._listening = [one for one in running if "loss" in one.watch.needs]
         self._remembering = [one for one in running if one.memory is not None]
