@@ -52,7 +52,7 @@ class CompiledCode:
         """
         if "torch._dynamo" not in sys.modules:
             return
-        from torch._dynamo.eval_frame import _debug_get_cache_entry_list, reset_code
+        from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list, reset_code
 
         for code in _compiled_functions():
             versions = len(_debug_get_cache_entry_list(code))

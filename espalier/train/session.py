@@ -17,16 +17,19 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+from espalier.compiled import is_compiled
 from espalier.errors import CheckpointError, MethodError
+from espalier.graph.eager import eagerly
 from espalier.method import Method
 from espalier.parts.budget import Latency
 from espalier.parts.clock import Clock
@@ -43,6 +46,7 @@ from espalier.train.memories import Follower, Memories
 from espalier.train.slowing import Slowing
 from espalier.train.state import State
 from espalier.train.state_tensors import apart, from_text, to_text, together
+from espalier.train.taken import Taken
 from espalier.train.warning import warn
 
 Batch: TypeAlias = Any
@@ -67,6 +71,7 @@ class Session:
         total_steps: int,
         seed: int = 0,
         on_event: Callable[[Event], None] | None = None,
+        scaler: GradScaler | None = None,
     ) -> None:
         """Start a session at step 0.
 
@@ -81,6 +86,9 @@ class Session:
             total_steps: optimizer steps of the whole training; schedules count in fractions of it.
             seed: seeds all that methods draw.
             on_event: called with every event, after it.
+            scaler: the gradient scaler of mixed precision (`torch.amp.GradScaler`), if there is one: steps of the
+                optimizer that it leaves out are no steps, whoever calls `step` after them. Train until `steps_done` is
+                `total_steps`.
 
         Raises:
             MethodError: the structure has no optimizer, no axis may change, an axis or a pattern is unknown, a budget
@@ -100,6 +108,7 @@ class Session:
         self._batch: Batch = None
         self._events: list[Event] = []
         self._metrics: list[Metric] = []
+        self._taken = Taken(structure.optimizer) if scaler is not None and scaler.is_enabled() else None
         self._controller = Controller(structure, methods)
         self._slowing = Slowing(structure)
         for one in self._controller.running:
@@ -169,7 +178,7 @@ class Session:
         one = self._gated
         if one is None or one.method.gating is None:
             return nullcontext()
-        return _both(eagerly(), one.method.gating.decided(self._context(one)))
+        return _in_eager_mode(one.method.gating.decided(self._context(one)))
 
     def gates(self) -> GateState | None:
         """Stage of the search, and the probabilities of all gates, as they are now; None without a method with gates.
@@ -208,6 +217,8 @@ class Session:
         Raises:
             MethodError: `done` is no part or has fallen, or a method gave scores that are no numbers or do not fit.
         """
+        if self._taken is not None and not self._taken.since():
+            return
         self._step = self._step + 1 if done is None else self._clock_at(done)
         self.structure.step = self._step
         self._memories.catch_up()
@@ -215,7 +226,9 @@ class Session:
             assert one.memory is not None
             one.memory.after_step(self._context(one))
         if self._step >= self._wake:
-            self._act()
+            with eagerly():
+                self._act()
+            self.structure.surgery.compiled.warn_if_given_up()
 
     def epoch_end(self, metric: float | None = None, mode: Literal["min", "max"] = "max") -> None:
         """To be called after every epoch; events that are due by epochs happen at the next `step`.
@@ -310,6 +323,11 @@ class Session:
             raise MethodError(
                 f"{self._gated.method.name} evaluates the loss under gates that each process would draw and train on "
                 "its own; train it in one process, or take a method without gates."
+            )
+        if self._gated is not None and is_compiled(self.structure.runs):
+            warn(
+                f"{self._gated.method.name} puts gates in place of parameters while the loss is evaluated, which "
+                "compiled code does not know: session.loss runs in eager mode. The result can be compiled afterwards."
             )
         self._listening = [one for one in running if "loss" in one.watch.needs]
         self._remembering = [one for one in running if one.memory is not None]
@@ -423,6 +441,12 @@ class Session:
         self._events.append(event)
         if self._on_event is not None:
             self._on_event(event)
+
+
+@contextmanager
+def _in_eager_mode(context: AbstractContextManager[None]) -> Iterator[None]:
+    with eagerly(), context:
+        yield
 
 
 def _turn(one: Running) -> int:
