@@ -241,7 +241,6 @@ def test_the_unit_that_has_to_stay_is_trained_as_it_is_judged():
     run.memory.logits["0"][:] = torch.tensor([-5.0, -5, -5, -4, -5, -5])
     run.train(8)
     assert run.sizes() == [1, 5]
-    assert float(run.memory.logits["0"]) > 0
     plain = run.loss(run.model, run.batch)
     torch.testing.assert_close(run.session.loss(run.batch), plain)
     torch.testing.assert_close(run.session._as_decided(run.batch), plain)
@@ -257,6 +256,11 @@ def test_low_units_go_to_sleep_during_the_search_but_never_all():
     assert run.sizes() == [1, 4]
     assert {axis: len(one) for axis, one in run.memory.sleepers.asleep.items()} == {"0": 5, "2": 1}
     assert len(run.memory.logits["2"]) == 4
+    run.train(4)
+    assert float(run.session.gates().probabilities["0"]) == 1, "the last unit is trained as one that stays"
+    logit = run.memory.logits["0"].clone()
+    run.train(4)
+    assert torch.equal(run.memory.logits["0"], logit)
 
 
 def test_a_strong_penalty_prunes_and_training_goes_on():

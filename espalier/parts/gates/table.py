@@ -14,7 +14,6 @@ from torch import Tensor
 
 from espalier.graph.topology import Topology
 from espalier.parts.gates.adam import Adam
-from espalier.parts.gates.beginning import beginning
 from espalier.parts.gates.expected import Priced
 from espalier.parts.gates.kinds import Drawn
 from espalier.parts.gates.rows import joined, parted
@@ -23,6 +22,8 @@ from espalier.parts.names import Now, carried
 
 SHUT = -1e6
 """The logit of a gate that is shut for good: it does not move."""
+_OPEN = 1e6
+"""The logit of one that is open for good: nothing pulls at it."""
 _NEVER = 1e-9
 """A probability at which a gate never is open."""
 
@@ -126,7 +127,7 @@ class GateTable:
         stage = self.settings.stages.stage(progress)
         if stage != self.stage:
             self.stage = stage
-            self._open_one(progress)
+            self._keep_one(progress)
             self._adam = {key: Adam.fresh(one) for key, one in self.logits.items()}
             self._low = {key: torch.zeros_like(one) for key, one in self._low.items()}
         self.k = self.k_at(progress)
@@ -140,13 +141,15 @@ class GateTable:
         if moving:  # decided gates rest, whatever their momenta
             self._move(moving, gradient if len(moving) == len(self.logits) else joined(moving))
 
-    def _open_one(self, progress: float) -> None:
-        """Once all are decided: open the gate that is judged as open though it is shut, so that it is trained as that."""
-        if self.never_empty and self.stage == 2:
-            kind, k = self.settings.kind, self.k_at(progress)
-            for row in self.logits.values():
-                if not bool(kind.judged(row, k).any()):
-                    row[int(row.argmax())] = beginning(self.settings)
+    def _keep_one(self, progress: float) -> None:
+        """Open for good what has to stay though it is shut: it is trained as what it is judged as.
+
+        That is the last gate of a key, and once all are decided the likeliest one of a key of which all are shut.
+        """
+        found = self.settings.kind.judged
+        for row in self.logits.values() if self.never_empty else ():
+            if (len(row) == 1 or self.stage == 2) and not bool(found(row, self.k_at(progress)).any()):
+                row[int(row.argmax())] = _OPEN
 
     def _move(self, keys: Mapping[str, Tensor], gradient: Tensor) -> None:
         """A step of Adam with the logits of some keys; `gradient` is theirs in a row."""
@@ -162,6 +165,7 @@ class GateTable:
         """Count which gates are low."""
         for key, p in self.probabilities(progress).items():
             self._low[key] = torch.where(p < self.settings.low, self._low[key] + 1, 0)
+        self._keep_one(progress)
 
     def ready(self, progress: float) -> dict[str, Tensor]:
         """Key -> which gates have been shut for so long that what they are on may leave."""
