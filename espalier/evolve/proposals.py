@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from espalier.edit.depth_edits import Remove
 from espalier.edit.plan import Plan
 from espalier.errors import EspalierError, EspalierWarning
 from espalier.evolve.job import FORWARD_AND_BACKWARD, keep_plan, key_of, opened
@@ -144,40 +145,15 @@ class Move:
         return made[0] if len(made) == 1 else None
 
 
-UNIT_MOVES = (
-    Move.of("grow", "random", width=1.5),
-    Move.of("grow", "random", width=2.25),
-    Move.of("prune", "taylor", amount=0.3, refit=True),
-)
-LAYER_MOVES = (
-    Move.of("grow", "net2deeper", per_event=1),
-    Move.of("grow", "copy-blocks", per_event=1),
-    Move.of("prune", "shortgpt", per_event=1),
-)
 RANDOM_MOVES = (
     Move.of("grow", "random", amount=0.25),
     Move.of("grow", "random", amount=0.5),
+    Move.of("grow", "random", amount=1.0),
     Move.of("prune", "random", amount=0.2),
     Move.of("prune", "random", amount=0.4),
     Move.of("grow", "net2deeper", per_event=1),
     Move.of("prune", "layers-random", per_event=1),
 )
-
-
-@dataclass(frozen=True)
-class EveryMove:
-    """Each of some moves on all that it may change, without looking at anything."""
-
-    moves: tuple[Move, ...] = (*UNIT_MOVES, *LAYER_MOVES)
-
-    def __call__(self, material: Material, count: int, /) -> Sequence[Proposal]:
-        """The first ones that find something to do."""
-        found: list[Proposal] = []
-        for move in self.moves:
-            plan = move.plan(material, None) if len(found) < count else None
-            if plan:
-                found.append(Proposal(plan, move.kind, f"tried on everything: {move}"))
-        return found
 
 
 @dataclass(frozen=True)
@@ -214,8 +190,13 @@ def joined(plans: Sequence[Plan]) -> Plan | None:
     values = [name for plan in plans for name in plan.values]
     deltas = [name for plan in plans for name in plan.deltas]
     deep = [plan for plan in plans if plan.depth]
+    gone = all(isinstance(one, Remove) for plan in deep for one in plan.depth)
     same = len({(plan.interface, plan.hold_norms) for plan in plans}) == 1
-    if not same or len(deep) > 1 or any(len(set(one)) < len(one) for one in (axes, masks, values, deltas)):
+    if (
+        not same
+        or (len(deep) > 1 and not gone)
+        or any(len(set(one)) < len(one) for one in (axes, masks, values, deltas))
+    ):
         return None
     return Plan(
         tuple(edit for plan in plans for edit in plan.edits),
@@ -226,7 +207,9 @@ def joined(plans: Sequence[Plan]) -> Plan | None:
         deltas=_merged([plan.deltas for plan in plans]),
         masks=tuple(one for plan in plans for one in plan.masks),
         depth=tuple(one for plan in plans for one in plan.depth),
-        starts=deep[0].starts if deep else {},  # by the number of the edit, which stays, as the others have none
+        starts=deep[0].starts
+        if len(deep) == 1
+        else {},  # by the number of the edit, which stays, as the others have none
     )
 
 
@@ -235,6 +218,6 @@ def _merged(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 __all__ = [
-    "LAYER_MOVES", "RANDOM_MOVES", "UNIT_MOVES", "EveryMove", "Material", "Move", "Proposal", "Proposer", "RandomMoves",
+    "RANDOM_MOVES", "Material", "Move", "Proposal", "Proposer", "RandomMoves",
     "Scout", "joined",
 ]  # fmt: skip
