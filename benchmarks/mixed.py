@@ -3,8 +3,8 @@
     y_ij = m + u_i + e_ij,    u_i ~ N(0, t^2),  e_ij ~ N(0, s^2)
 
 by restricted maximum likelihood, whose profile over q = t^2 / s^2 is written out: with n_i measurements of mean y_i in
-group i and weights w_i = n_i / (1 + n_i q), m is the weighted mean of the y_i, s^2 = (S + sum w_i (y_i - m)^2) / (N - 1)
-with S the sum of squares within groups, and twice the log-likelihood is, up to a constant,
+group i and weights w_i = n_i / (1 + n_i q), m is the weighted mean of the y_i, and with S the sum of squares within
+groups s^2 = (S + sum w_i (y_i - m)^2) / (N - 1), and twice the log-likelihood is, up to a constant,
 
     -(N - 1) log s^2 - sum log(1 + n_i q) - log sum w_i.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -75,7 +76,7 @@ class Images:
         """Of a forward pass of one image, as the network starts."""
         data = images(self.data, self.source)
         sizes = (math.prod(data.input_shape), *self.widths, data.classes)
-        return sum(one * other for one, other in zip(sizes, sizes[1:], strict=False))
+        return sum(one * other for one, other in pairwise(sizes))
 
 
 @lru_cache(maxsize=2)

@@ -1,9 +1,9 @@
 """The Surgeon against plain training of the start for the same training FLOPs, all branches charged.
 
-    python -m benchmarks.surgeon_table starts  RECORDS --mnist mnist.npz --cifar cifar10-jpeg.npz    # five kinds of start
-    python -m benchmarks.surgeon_table rescue  RECORDS ...                                           # starts that cannot learn
-    python -m benchmarks.surgeon_table moves   RECORDS ...                                           # recommended or random edits
-    python -m benchmarks.surgeon_table report  RECORDS TABLES.md
+    python -m benchmarks.surgeon_table starts RECORDS --cifar cifar10-jpeg.npz    # five kinds of start
+    python -m benchmarks.surgeon_table rescue RECORDS    # starts that cannot learn
+    python -m benchmarks.surgeon_table moves  RECORDS    # the same starts as the first, edited at random
+    python -m benchmarks.surgeon_table report RECORDS TABLES.md
 
 Every run is a line of RECORDS as soon as it ends; the same command goes on with those that are missing. A run of the
 Surgeon and the plain one beside it have the same seed: of weights, order and augmentation. Both are judged on the test
@@ -82,13 +82,13 @@ def _run(problem: Images, steps: int, surgeon: Surgeon) -> Record:
     began, cpu = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         end = Search(problem, surgeon, total, Path(folder), on_record=lambda one: records.append(dict(one))).run()
-    won = {one["name"] for one in records if one["kind"] == "won"}
     last = {one["name"]: one for one in records if one["kind"] == "branch"}
+    won = [last[one["name"]] for one in records if one["kind"] == "won" and one["name"] is not None]
     return {
         "accuracy": end["test_accuracy"], "loss": end["test_loss"], "parameters": end["parameters"],
         "parameters_before": records[0]["parameters"], "flops": end["flops"], "flops_before": records[0]["flops"],
         "steps": end["steps"], "spent": end["total_spent"], "total": total,
-        "won": [{name: last[one][name] for name in ("edit", "gain", "error", "price", "why")} for one in won & last.keys()],
+        "won": [{name: one[name] for name in ("edit", "what", "gain", "error", "price")} for one in won],
         "tried": len(last), "seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu,
     }  # fmt: skip
 
@@ -96,9 +96,8 @@ def _run(problem: Images, steps: int, surgeon: Surgeon) -> Record:
 def report(records: Sequence[Record], path: Path) -> None:
     """Write the tables, above what a person wrote below them."""
     runs = {(one["data"], one["start"], one["seed"], one["way"]): one for one in records}
-    parts = [
-        "# The Surgeon and plain training for the same training FLOPs", "", *_starts(runs), "", *_rescue(runs), "", *_moves(runs)
-    ]  # fmt: skip
+    title = "# The Surgeon and plain training for the same training FLOPs"
+    parts = [title, "", *_starts(runs), "", *_rescue(runs), "", *_moves(runs)]
     path.write_text("\n".join(parts) + "\n" + reading(path))
 
 
@@ -152,13 +151,10 @@ def _rescue(runs: Runs) -> list[str]:
     lines = ["| data | start | seeds | plain | Surgeon | the good start alone | missing, points |",
              "| --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
     for data, start, pairs in _pairs(runs, list(STUCK)):
-        sensible = [one["accuracy"] for key, one in runs.items() if key[:2] == (data, "good") and key[3] == "plain"]
-        found = fmean(one["accuracy"] for one, _ in pairs)
-        plain = fmean(one["accuracy"] for _, one in pairs)
-        lines.append(
-            f"| {data} | {start} {_widths(start)} | {len(pairs)} | {plain:.2%} | {found:.2%} | {fmean(sensible):.2%} | "
-            f"{100 * (fmean(sensible) - found):+.2f} |" if sensible else f"| {data} | {start} | {len(pairs)} | {plain:.2%} | {found:.2%} | | |"
-        )  # fmt: skip
+        good = [one["accuracy"] for key, one in runs.items() if key[:2] == (data, "good") and key[3] == "plain"]
+        found, plain = (fmean(one["accuracy"] for one in ones) for ones in zip(*pairs, strict=True))
+        text = f"{fmean(good):.2%} | {100 * (fmean(good) - found):+.2f}" if good else "|"
+        lines.append(f"| {data} | {start} {_widths(start)} | {len(pairs)} | {plain:.2%} | {found:.2%} | {text} |")
     return lines
 
 
@@ -175,8 +171,8 @@ def _moves(runs: Runs) -> list[str]:
         for way, values in zip(("recommended", "random"), gains, strict=True):
             sums[way] += values
         lines.append(
-            f"| {data} | {start} | {len(pairs)} | {fmean(gains[0]):.4f} | {fmean(gains[1]):.4f} | {accuracies[0]:.2%} | "
-            f"{accuracies[1]:.2%} |"
+            f"| {data} | {start} | {len(pairs)} | {fmean(gains[0]):.4f} | {fmean(gains[1]):.4f} | "
+            f"{accuracies[0]:.2%} | {accuracies[1]:.2%} |"
         )
     if sums:
         lines += ["", f"Mean accepted gain per 10^9 training FLOPs: {fmean(sums['recommended']):.4f} recommended, "

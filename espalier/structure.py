@@ -75,14 +75,21 @@ class Structure:
         follow: Sequence[nn.Module],
         undo_limit: int,
         cells: Sequence[str] = (),
+        wrapper: nn.Module | None = None,
     ) -> None:
         self.surgery = Surgery(model, optimizer, Known.first(topology, example, limits), follow, undo_limit)
         self._cells = tuple(cells)
+        self._wrapper = model if wrapper is None else wrapper
 
     @property
     def model(self) -> nn.Module:
         """The live model."""
         return self.surgery.model
+
+    @property
+    def runs(self) -> nn.Module:
+        """What training runs: the live model, or what `torch.compile` made of it if that was attached."""
+        return self._wrapper
 
     @property
     def optimizer(self) -> Optimizer | None:

@@ -102,6 +102,7 @@ def test_a_schedule_that_falls_once() -> None:
     schedule = flat_then(0.75, 0.1)
     assert [schedule(at / 4) for at in range(5)] == [1.0, 1.0, 1.0, 0.1, 0.1]
     assert [flat_then_cosine(0.5)(at / 4) for at in range(5)] == pytest.approx([1.0, 1.0, 1.0, 0.5, 0.0])
+    assert [flat_then_cosine(0.5, 6.0)(at / 4) for at in range(5)] == pytest.approx([1.0, 1.0, 6.0, 3.0, 0.0])
 
 
 def test_a_preset_is_for_its_own_network() -> None:
@@ -194,6 +195,27 @@ def test_points_of_a_file_are_pruned_on_the_command_line(tmp_path: Path, capsys:
     assert "test accuracy" in capsys.readouterr().out
     config = json.loads((out / "config.json").read_text())
     assert (config["grow"], config["prune"], config["size"], config["lr"]) == (NONE, "npn", None, 1e-3)
+
+
+@pytest.mark.parametrize(("method", "model"), [("npn-weights", "mlp"), ("npn-layers", "resnet20")])
+def test_weights_and_layers_have_gates_on_the_command_line(tmp_path: Path, method: str, model: str) -> None:
+    generator = np.random.default_rng(0)
+    images = {f"x_{part}": generator.normal(size=(60, 1, 8, 8)).astype(np.float32) for part in ("train", "test")}
+    np.savez(tmp_path / "images.npz", **images, y_train=np.arange(60) % 2, y_test=np.arange(60) % 2)
+    words = ["run", "--data", str(tmp_path / "images.npz"), "--model", model, "--width", "0.25", "--method", method]
+    out = tmp_path / "run"
+    assert main([*words, "--setting", "shrinking", "--epochs", "2", "--no-static", "--out", str(out)]) == 0
+    ((begin,), epochs, (end,)) = (records(out, kind) for kind in ("start", "epoch", "end"))
+    axes = begin["gates"]["axes"]
+    if method == "npn-weights":
+        assert {key: sum(counts) for key, counts in axes.items()}["fc1.weight"] == 64 * 32
+    else:
+        assert "layer1.1" in axes
+        assert begin["depth"] == end["depth"] == {"layer1": 3, "layer2": 3, "layer3": 3}
+    assert all(record["gates"]["axes"].keys() == axes.keys() for record in epochs)
+    assert [record["gates"]["stage"] for record in epochs] == [1, 2]
+    assert end["parameters"] == begin["parameters"], "the penalty is too weak for anything to leave in six steps"
+    assert (out / "report.html").read_text().count("Gates over time") == 1
 
 
 def test_gates_are_seen_through_the_session() -> None:

@@ -57,12 +57,14 @@ class Objective:
     """Likewise, for FLOPs of the forward pass."""
     margin: float = 0.01
     """The rise of the loss at which a network that is smaller, in neither way larger, is still as good."""
+    latency: float = 0.0
+    """Likewise, for what the problem's workbench measures (`Workbench.latency`)."""
     confidence: float = 0.95
     """One-sided, of each decision."""
 
     def __post_init__(self) -> None:
-        prices = (self.parameters, self.flops, self.margin)
-        if not (0.5 <= self.confidence < 1 and all(math.isfinite(one) for one in prices) and self.margin >= 0):
+        prices = (self.parameters, self.flops, self.latency, self.margin)
+        if not (0.5 <= self.confidence < 1 and all(map(math.isfinite, prices)) and self.margin >= 0):
             raise RunError(
                 f"expected a confidence from 0.5 to 1, prices that are numbers and a margin from 0 on, found {self!r}."
             )
@@ -70,11 +72,17 @@ class Objective:
     def verdict(
         self, branch: Mapping[str, object], control: Mapping[str, object], competing: int, training: float
     ) -> Verdict:
-        """Of one of so many branches, by the results of the jobs, and what its training costs more, in loss."""
+        """Of one of so many branches, by the results of the jobs, and what its training costs more, in loss.
+
+        Raises:
+            RunError: latency has a price, and the problem measures none.
+        """
         difference = _losses(branch) - _losses(control)
         gain, error = -float(difference.mean()), float(difference.std()) / math.sqrt(len(difference))
         ratios = [_log_ratio(branch, control, what) for what in ("parameters", "flops")]
         price = training + self.parameters * ratios[0] + self.flops * ratios[1]
+        if self.latency:
+            price += self.latency * _log_ratio(branch, control, "latency")
         margin = self.margin if max(ratios) <= 0 > min(ratios) else 0.0
         z = NormalDist().inv_cdf(1 - (1 - self.confidence) / max(1, competing))
         hopeless = -gain > _HOPELESS * abs(float(_losses(control).mean()))
@@ -86,7 +94,13 @@ def _losses(result: Mapping[str, object]) -> Tensor:
 
 
 def _log_ratio(branch: Mapping[str, object], control: Mapping[str, object], what: str) -> float:
-    return math.log(float(str(branch[what])) / float(str(control[what])))
+    values = [float(str(one.get(what, "nan"))) for one in (branch, control)]
+    if not all(one > 0 and math.isfinite(one) for one in values):
+        raise RunError(
+            f"expected the {what} of a branch and of its control, which has a price, as two numbers above 0, found "
+            f"{values}: give the problem's workbench a function that measures it"
+        )
+    return math.log(values[0] / values[1])
 
 
 __all__ = ["Objective", "Verdict"]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from espalier.edit.depth_edits import Remove
 from espalier.edit.plan import Plan
-from espalier.errors import EspalierError, EspalierWarning
+from espalier.errors import EspalierError, EspalierWarning, MethodError
 from espalier.evolve.job import FORWARD_AND_BACKWARD, keep_plan, key_of, opened
 from espalier.evolve.problem import Batch, Problem, Workbench
 from espalier.evolve.store import Store
@@ -32,7 +32,8 @@ class Proposal:
 
     plan: Plan
     kind: str
-    """Edits of one kind compete among each other before they compete with others."""
+    what: str
+    """What it does, in a few words."""
     why: str
     gain: float | None = None
     """By how much the loss is predicted to fall, if anything is predicted."""
@@ -67,6 +68,8 @@ class Scout:
     first: int
     """Number of the first step, whose batches are looked at."""
     batches: int
+    most: int
+    """Training FLOPs after which nothing more is looked at, about."""
 
     def work(self, bench: Workbench, store: Store) -> dict[str, Any]:
         structure = opened(bench, store, self.parent)
@@ -74,6 +77,8 @@ class Scout:
 
         def loss(batch: Batch) -> Tensor:
             nonlocal spent
+            if spent >= self.most:
+                raise MethodError(f"looking at the network has cost the {self.most:,} FLOPs that it may.")
             passes = FORWARD_AND_BACKWARD if torch.is_grad_enabled() else 1
             spent += passes * structure.cost().flops // bench.examples * bench.samples(batch)
             return bench.loss(structure.model, batch)
@@ -86,7 +91,8 @@ class Scout:
             flops = structure.cost().flops // bench.examples
             structure.undo()
             found.append({
-                "plan": keep_plan(store, one.plan), "kind": one.kind, "why": one.why, "gain": one.gain, "flops": flops
+                "plan": keep_plan(store, one.plan), "kind": one.kind, "what": one.what, "why": one.why,
+                "gain": one.gain, "flops": flops,
             })  # fmt: skip
         return {"proposals": found, "spent": spent}
 
@@ -172,8 +178,9 @@ class RandomMoves:
             move = drawn.choice(self.moves)
             axes = self._axes(material.structure, move, drawn)
             plan = move.plan(material, axes)
+            where = "everything" if axes is None else ", ".join(axes)
             if plan:
-                found.setdefault(str(plan), Proposal(plan, move.kind, f"drawn at random: {move.kind}"))
+                found.setdefault(str(plan), Proposal(plan, move.kind, f"{move}, {where}", "drawn at random"))
         return tuple(found.values())
 
     def _axes(self, structure: Structure, move: Move, drawn: Random) -> Sequence[str] | None:

@@ -5,16 +5,16 @@ out together, and compete as one:
 
 - *wider*: every axis becomes some times as wide, and at least as wide as the middle one;
 - *smaller*: of every axis of which units could go, a part of them goes, and what reads them is refitted;
-- *shallower*: all layers go without which the loss is no higher; if there is none, the one that is missed least, unless much;
+- *shallower*: all layers go without which the loss is no higher; else the one that is missed least, unless much;
 - *as asked*: the new units that the loss asks for (TINY), where that is more than chance;
 - *deeper*: the new layer whose parameters do most.
 
-What the loss is predicted to fall by is what it falls by at once; capacity that is only of use later has no such prediction.
+What the loss is predicted to fall by is what it falls by at once; what is only of use later has no prediction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -58,29 +58,37 @@ class Recommended:
                 permutations=self.permutations,
                 seed=derived_seed(material.seed, "recommended"),
             )
-        except MethodError:  # a network whose loss is not finite, say, of which nothing can be told
-            return ()
+        except MethodError:  # a loss that is not finite, of which nothing can be told, or no FLOPs left to look
+            found = None
         return [one for one in self._kinds(material, found) if _possible(material.structure, one.plan)][:count]
 
-    def _kinds(self, material: Material, found: Recommendations) -> Iterator[Proposal]:
+    def _kinds(self, material: Material, found: Recommendations | None) -> Iterator[Proposal]:
         structure = material.structure
-        sizes = {name: one.size for name, one in structure.axes.items()}
+        asked = [] if found is None else [one for one in found.ranked if one.kind == "grow"]
+        wanted = {one.site for one in asked}
+        if wider := _wider(structure, self.wider, material.seed):
+            what = ", ".join(f"add {edit.add} units to {edit.axis}" for edit in wider.edits)
+            asking = f"the loss asks for units of {', '.join(sorted(wanted))}" if wanted else "no axis asks by itself"
+            yield Proposal(wider, "wider", what, asking)
+        if found is None:
+            return
+        yield from self._smaller(material, found, wanted)
+        yield from _together("shallower", _unmissed(found))
+        yield from _together("as asked", asked)
+        yield from _together("deeper", [one for one in found.ranked if one.kind == "insert"][:1])
+
+    def _smaller(self, material: Material, found: Recommendations, wanted: Container[str]) -> Iterator[Proposal]:
+        sizes = {name: one.size for name, one in material.structure.axes.items()}
         spare = dict.fromkeys(sizes, 0)
         for one in (*found.ranked, *found.others):
             if one.kind in _SPARE and one.loss <= _LITTLE * abs(found.loss):
                 spare[one.site] = max(spare[one.site], _removed(one.plan))
-        asked = [one for one in found.ranked if one.kind == "grow"]
-        wanted = {one.site for one in asked}
         loose = [axis for axis in sizes if axis not in wanted and spare[axis] >= self.loose * sizes[axis]]
-        if wider := _wider(structure, self.wider, material.seed):
-            yield Proposal(wider, "wider", ", ".join(map(str, wider.edits)))
-        smaller = Move.of("prune", "taylor", amount=self.removed, refit=True).plan(material, loose) if loose else None
-        if smaller:
+        plan = Move.of("prune", "taylor", amount=self.removed, refit=True).plan(material, loose) if loose else None
+        if plan:
+            what = ", ".join(f"remove {len(edit.remove)} units of {edit.axis}" for edit in plan.edits)
             told = ", ".join(f"{spare[axis]} of {sizes[axis]} units of {axis}" for axis in loose)
-            yield Proposal(smaller, "smaller", f"could go: {told}")
-        yield from _together("shallower", _unmissed(found))
-        yield from _together("as asked", asked)
-        yield from _together("deeper", [one for one in found.ranked if one.kind == "insert"][:1])
+            yield Proposal(plan, "smaller", what, f"the others could stand in for {told}")
 
 
 def _wider(structure: Structure, times: int, seed: int) -> Plan | None:
@@ -103,8 +111,9 @@ def _together(kind: str, parts: Sequence[Recommendation]) -> Iterator[Proposal]:
     if parts:
         plan = joined([one.plan for one in parts])
         parts = parts if plan is not None else parts[:1]
-        why = "; and ".join(str(one) for one in parts)
-        yield Proposal(plan or parts[0].plan, kind, why, -sum(one.loss for one in parts))
+        what = ", ".join(f"{one.what} ({one.site})" for one in parts)
+        why = "; and ".join(one.reason for one in parts)
+        yield Proposal(plan or parts[0].plan, kind, what, why, -sum(one.loss for one in parts))
 
 
 def _removed(plan: Plan) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from espalier.evolve.horizon import Point, price, slope
 from espalier.evolve.job import Branch, Exam, Job, key_of
 from espalier.evolve.judge import Objective, Verdict
 from espalier.evolve.ledger import Ledger
+from espalier.evolve.pareto import Front, Judged
 from espalier.evolve.problem import Problem
 from espalier.evolve.proposals import Proposer, Scout
 from espalier.evolve.recommended import Recommended
@@ -30,6 +31,8 @@ from espalier.evolve.store import Store
 Record = Mapping[str, Any]
 _PIECE = 0.05
 """Part of the budget that is trained between two checkpoints at most."""
+_LOOKING = 0.25
+"""What proposals may cost, as a part of what the branches of a cycle may."""
 _UNJUDGED = 0.8
 """Part of the time before the first point of the curve whose weights do not belong to it."""
 
@@ -59,6 +62,9 @@ class Surgeon:
     """Networks are judged at the mean of their weights over this part of the steps of a rung (0: as they are)."""
     scout_batches: int = 4
     """Batches that proposals are made from."""
+    watched: bool = False
+    """Networks that are trained alone are looked at on held-out data too, after every piece: a curve for the reader.
+    Nothing depends on it, so it is not charged."""
 
     def __post_init__(self) -> None:
         if not 0 < self.first <= self.last < 1:
@@ -96,6 +102,7 @@ class Search:
         folder: Path,
         runner: Runner | None = None,
         on_record: Callable[[Record], None] | None = None,
+        on_result: Callable[[Job, Record], None] | None = None,
     ) -> None:
         """Begin, or go on.
 
@@ -106,6 +113,7 @@ class Search:
             folder: where ledger and checkpoints are; all workers have to see it.
             runner: where jobs run; by default in this process.
             on_record: is told what happens, from the beginning on, also where it was computed before.
+            on_result: is told of every job that was computed as it ends, in any order; for a display.
 
         Raises:
             RunError: `total` is not above 0, or the folder cannot be written.
@@ -117,6 +125,8 @@ class Search:
         self.ledger = Ledger(folder / "ledger.sqlite", repr((problem, surgeon, total)))
         self._runner = InProcess() if runner is None else runner
         self._on_record = on_record or (lambda record: None)
+        self._on_result = on_result or (lambda job, result: None)
+        self.front = Front()
         self.spent = 0
         self._lineage = 0
         self._known = Point(0, math.inf)
@@ -145,7 +155,8 @@ class Search:
     def _begun(self) -> Node:
         result = self._must(Branch(self.problem, None, None, 0, 0, 0, self.total, 0.0))
         self.spent += int(result["spent"])
-        self._on_record({"kind": "start", "total": self.total, **_shown(result)})
+        self.front.add(Judged.of(result))
+        self._on_record({"kind": "start", "total": self.total, "total_spent": self.spent, **_shown(result)})
         return Node(str(result["network"]), 0, result)
 
     def _trained(self, node: Node, until: int) -> Node:
@@ -153,7 +164,8 @@ class Search:
         left = (min(until, self.total) - self.spent) // int(node.result["step_flops"])
         pieces = math.ceil(left * node.result["step_flops"] / (_PIECE * self.total))
         for number in range(pieces):
-            job = self._branch(node, None, left * (number + 1) // pieces - left * number // pieces, None)
+            steps = left * (number + 1) // pieces - left * number // pieces
+            job = replace(self._branch(node, None, steps, None), watched=self.surgeon.watched)
             node = self._after(node, self._must(job), job.steps)
         return node
 
@@ -176,10 +188,11 @@ class Search:
 
     def _ended(self, node: Node) -> Record:
         judged = self._must(self._branch(node, None, 0, 0.0))
+        self.front.add(Judged.of(judged))
         exam = self._must(Exam(self.problem, str(judged["network"])))
         record = {
             "kind": "end", "steps": node.steps, "total_spent": self.spent, "network": judged["network"],
-            **_shown(judged), **exam,
+            "front": [one.record() for one in self.front.members()], **_shown(judged), **exam,
         }  # fmt: skip
         self._on_record(record)
         return record
@@ -190,13 +203,18 @@ class Search:
         """Branches of a network compete for so many FLOPs; the winner, or the control."""
         surgeon = self.surgeon
         scout = Scout(
-            self.problem, node.network, surgeon.proposer, surgeon.candidates, node.steps, surgeon.scout_batches
-        )
+            self.problem, node.network, surgeon.proposer, surgeon.candidates, node.steps, surgeon.scout_batches,
+            math.floor(_LOOKING * share),
+        )  # fmt: skip
         found = self._do([scout])[0]
         self.spent += int(found.get("spent", 0))
         proposals = self._affordable(found.get("proposals", ()), node, share)
-        self._on_record({"kind": "cycle", "cycle": cycle, "proposals": len(proposals), "total_spent": self.spent})
+        self._on_record({
+            "kind": "cycle", "cycle": cycle, "proposals": len(proposals), "total_spent": self.spent,
+            "seconds": found.get("seconds", 0.0),
+        })  # fmt: skip
         if not proposals:
+            self._on_record({"kind": "won", "cycle": cycle, "name": None, "total_spent": self.spent})
             return node
         alive = {f"{cycle}.{number}": one for number, one in enumerate(proposals)}
         nodes = dict.fromkeys(alive, node)
@@ -209,16 +227,22 @@ class Search:
             for name in names:
                 plan = alive[name]["plan"] if nodes[name] is node else None
                 jobs.append(self._branch(nodes[name], plan, steps, surgeon.averaged))
+            self._on_record({
+                "kind": "rung", "cycle": cycle, "rung": rung, "names": names, "steps": [steps] * len(jobs),
+                "total_spent": self.spent, "edits": [alive[name]["what"] for name in names],
+            })  # fmt: skip
             results = self._do(jobs)
             self.spent += sum(int(one.get("spent", 0)) for one in results)
             if "failed" in results[0]:
                 raise RunError(f"the search cannot go on, since its control failed: {results[0]['failed']}")
             control = self._next(control, results[0], steps)
+            self.front.add(Judged.of(results[0]))
             reached = Point(control.steps - self._born, float(results[0]["loss"]))
             falls, verdicts = slope(self._known, reached), {}
             for name, result in zip(names, results[1:], strict=True):
                 record = {"kind": "branch", "cycle": cycle, "rung": rung, "name": name, "parent": self._lineage}
-                record |= {"edit": alive[name]["kind"], "why": alive[name]["why"], "predicted": alive[name]["gain"]}
+                record |= {"edit": alive[name]["kind"], "predicted": alive[name]["gain"]}
+                record |= {part: alive[name][part] for part in ("what", "why")}
                 if "failed" in result:
                     self._on_record({**record, "failed": result["failed"]})
                     continue
@@ -227,12 +251,16 @@ class Search:
                 training = price(falls, reached.steps, left, left / ratio)
                 verdict = surgeon.objective.verdict(result, results[0], len(proposals), training)
                 verdicts[name] = verdict
+                self.front.add(Judged.of(result))
                 nodes[name] = self._next(nodes[name], result, steps)
                 self._on_record({
                     **record, **_shown(result), "gain": verdict.gain, "error": verdict.error, "price": verdict.price,
                     "accepted": verdict.accepted, "total_spent": self.spent,
                 })  # fmt: skip
-            self._on_record({"kind": "control", "cycle": cycle, "rung": rung, "slope": falls, **_shown(results[0])})
+            self._on_record({
+                "kind": "control", "cycle": cycle, "rung": rung, "slope": falls, "total_spent": self.spent,
+                **_shown(results[0]),
+            })  # fmt: skip
             alive = {name: alive[name] for name, verdict in verdicts.items() if not verdict.hopeless}
         able = [name for name in alive if verdicts[name].accepted]
         winner = min(able, key=lambda name: verdicts[name].score, default=None)
@@ -255,16 +283,18 @@ class Search:
 
     def _steps(self, budget: float, node: Node, flops: Sequence[int]) -> int:
         """Of the control and of each branch, which cost so many FLOPs per sample."""
-        each = budget / node.result["step_flops"]
-        return max(1, math.floor(each / (1 + sum(one / node.result["flops"] for one in flops))))
+        each = budget / int(node.result["step_flops"])
+        relative = 1.0 + sum(one / int(node.result["flops"]) for one in flops)
+        return max(1, math.floor(each / relative))
 
     def _branch(self, node: Node, plan: str | None, steps: int, judged: float | None) -> Branch:
         return Branch(self.problem, node.network, plan, node.steps, steps, self.spent, self.total, judged)
 
     def _forget_all_but(self, result: Record) -> None:
-        """Of checkpoints; not while the search runs through what it knows, of which the later ones are needed."""
+        """Of checkpoints, but those of the front; not while the search runs through what it knows, of which later ones
+        are needed."""
         if self._computed:
-            self.store.keep_only([str(result["network"])])
+            self.store.keep_only([str(result["network"]), *(one.network for one in self.front.members())])
 
     # --- jobs
 
@@ -284,6 +314,7 @@ class Search:
             for number, result in self._runner.run([job for _, job in missing], self.store.root) if missing else ():
                 key = missing[number][0]
                 self._computed = True
+                self._on_result(missing[number][1], result)
                 if attempt or not result.get("lost"):
                     self.ledger.put(key, result)
                     found[key] = result
@@ -292,7 +323,7 @@ class Search:
 
 def _shown(result: Record) -> Record:
     """What records show of a result."""
-    names = ("parameters", "flops", "loss", "accuracy", "sizes", "seconds", "seconds_training")
+    names = ("parameters", "flops", "latency", "loss", "accuracy", "sizes", "seconds", "seconds_training")
     return {name: result[name] for name in names if name in result}
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from espalier.attach import LimitLike, attach, attached, check_model
+from espalier.compiled import unwrapped
 from espalier.edit.apply import copy_of
 from espalier.edit.attributes import AttributeChange
 from espalier.edit.changes import Changes
@@ -134,6 +135,8 @@ def load(
     """
     paths = files.read(Path(folder))
     network = SavedNetwork.parsed(files.read_json(paths["network.json"]))
+    wrapper, model = model, unwrapped(model)
+    follow = [unwrapped(module) for module in follow]
     check_model(model)
     if optimizer is not None:
         check_optimizer(optimizer, model.named_parameters())
@@ -147,8 +150,9 @@ def load(
             masks = _masks(paths, network.tensors, table)
             attributes = network.attribute_changes(model)
             structure, after, found = _described_by(
-                network, attributes, model, example_inputs, optimizer=optimizer, keep=keep, limits=limits, follow=follow
-            )
+                network, attributes, wrapper, example_inputs,
+                optimizer=optimizer, keep=keep, limits=limits, follow=follow,
+            )  # fmt: skip
             replacements = _replacements(table.tensors, values, network.tensors)
             settings = [(model, change) for change in attributes]
             if follow and network.followers and len(follow) != len(network.followers):
@@ -165,6 +169,7 @@ def load(
             before = after if network.depth else structure.topology
             _commit(journal, replacements, settings, optimizer, restored, _changes(before, after))
             _take_over(structure, after, found, attributes, network, masks)
+            structure.surgery.compiled.renew(layers=bool(network.depth))
     except BaseException:
         journal.rollback()
         raise
@@ -179,7 +184,7 @@ def _roots(model: nn.Module, follow: Sequence[nn.Module]) -> list[nn.Module]:
 def _described_by(
     network: SavedNetwork,
     attributes: Sequence[AttributeChange],
-    model: nn.Module,
+    wrapper: nn.Module,
     example: Any,
     *,
     optimizer: Optimizer | None,
@@ -193,12 +198,12 @@ def _described_by(
     built, what is left of it need not fit together.
     """
     if not network.depth:
-        structure = attach(model, example, optimizer=optimizer, keep=keep, limits=limits, follow=follow)
+        structure = attach(wrapper, example, optimizer=optimizer, keep=keep, limits=limits, follow=follow)
         network.check_axes(structure.initial_sizes)
         after = _resized(structure.topology, network)
         _verify(structure, after, attributes)
         return structure, after, network.with_findings(after)
-    shapes = {name: one.shape for name, one in network.tensors.items()}
+    model, shapes = unwrapped(wrapper), {name: one.shape for name, one in network.tensors.items()}
     with attributes_set(model, attributes):
         try:
             after = infer(model, network.resized(example), shapes=shapes)
@@ -209,8 +214,9 @@ def _described_by(
             ) from problem
     network.check_sizes({record.name: after.sizes[number] for number, record in after.axes.items()})
     structure = attached(
-        model, network.resized(example), after, optimizer=optimizer, keep=keep, limits=limits, follow=follow
-    )
+        model, network.resized(example), after, optimizer=optimizer, keep=keep, limits=limits, follow=follow,
+        wrapper=wrapper,
+    )  # fmt: skip
     return structure, after, network.with_findings(structure.surgery.known.topology)
 
 

@@ -157,7 +157,7 @@ class Session:
         one = self._gated
         if one is None or one.method.gating is None:
             return nullcontext()
-        return one.method.gating.decided(self._context(one))
+        return _both(eagerly(), one.method.gating.decided(self._context(one)))
 
     def gates(self) -> GateState | None:
         """Stage of the search, and the probabilities of all gates, as they are now; None without a method with gates.
@@ -173,8 +173,9 @@ class Session:
         """The loss of a batch as the methods want it evaluated."""
         one = self._gated
         if one is None or one.method.gating is None:
-            return self._loss(self.model, batch)
-        return one.method.gating.loss(self._context(one), partial(self._losses, self.model, batch))
+            return self._loss(self.structure.runs, batch)
+        with eagerly():
+            return one.method.gating.loss(self._context(one), partial(self._losses, self.model, batch))
 
     def _loss(self, model: nn.Module, batch: Batch) -> Tensor:
         return mean_of(self._losses(model, batch))
