@@ -6,6 +6,7 @@ import math
 import statistics
 
 import pytest
+
 from benchmarks.mixed import mixed
 
 # Davies & Goldsmith 1972, yield of dyestuff from six batches, five samples each; Bates et al. 2015 (lme4,
