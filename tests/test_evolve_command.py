@@ -25,7 +25,7 @@ def test_a_search_leaves_its_network_its_records_and_goes_on(tmp_path, capsys):
     out = tmp_path / "search"
     assert main([*COMMAND, "--out", str(out)]) == 0
     said = capsys.readouterr().out
-    assert "cycle 1: 1 edit is tried" in said
+    assert "cycle 1: 2 edits are tried" in said
     found, alone = records(out / "surgeon.jsonl")[-1], records(out / "baseline.jsonl")[-1]
     assert f"found:  {found['test_accuracy']:.2%} on the test data" in said
     assert f"start:  {alone['test_accuracy']:.2%} on the test data" in said
