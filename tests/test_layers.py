@@ -19,8 +19,10 @@ LAYERS = [
     "layers",
     "axis",
     "record",
+    "peers",
     "surgery",
     "structure",
+    "parallel",
     "attach",
     "parts",
     "method",
@@ -30,6 +32,7 @@ LAYERS = [
     "train",
     "evolve",
     "bench",
+    "suite",
     "cli",
     "__main__",
 ]
