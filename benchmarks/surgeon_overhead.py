@@ -2,7 +2,7 @@
 
     python -m benchmarks.surgeon_overhead mnist --epochs 3
 
-Times are those of the processor (`time.process_time`) with one thread, so that other load on the machine does not count.
+Times are those of the processor (`time.process_time`) with one thread, so that other load is not in them.
 Each part is counted without those that it calls. What the search is charged for (scoring of branches on held-out data)
 is a part of its own; watching the curve for the report is in it too.
 """

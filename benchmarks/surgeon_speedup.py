@@ -2,8 +2,8 @@
 
     python -m benchmarks.surgeon_speedup digits
 
-Prints both for `espalier evolve` as it is used, with the start trained alone beside the search, and for the search without it,
-whose single network keeps only one process busy between cycles.
+Prints both for `espalier evolve` as it is used, with the start trained alone beside the search, and for the search by
+itself, whose single network keeps only one process busy between cycles.
 """
 
 from __future__ import annotations
