@@ -105,6 +105,16 @@ def test_wrong_options_say_so(given, message):
         chosen(given)
 
 
+def test_prices_are_on_what_is_measured_then():
+    plain = chosen({"task": "digits", "proposals": "random"})
+    assert plain.problem.workbench().latency is None
+    priced = chosen({"task": "digits", "proposals": "random", "price_latency": 0.1, "price_flops": 0.2})
+    assert (priced.surgeon.objective.latency, priced.surgeon.objective.flops) == (0.1, 0.2)
+    bench = priced.problem.workbench()
+    assert bench.latency is not None
+    assert 0 < bench.latency(bench.model) < 1
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("mine")
     assert main([*COMMAND, "--out", str(tmp_path)]) == 2

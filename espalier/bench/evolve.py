@@ -92,10 +92,12 @@ def chosen(given: Mapping[str, Any]) -> EvolveOptions:
         asked.get("batch_size", row.batch_size),
         asked.get("lr", row.learning_rate),
         asked.get("seed", 0),
+        latency="price_latency" in asked,
     )
+    prices = {name: asked.get(f"price_{name}", 0.0) for name in ("parameters", "flops", "latency")}
     surgeon = Surgeon(
         _PROPOSERS[proposals],
-        Objective(parameters=asked.get("price", 0.0)),
+        Objective(**prices),
         cycles=asked.get("cycles", 5),
         candidates=asked.get("candidates", 6),
         watched=True,
