@@ -17,9 +17,9 @@ from espalier.bench.search_progress import SearchLines, SearchProgress, Watcher
 from espalier.cli import main
 from espalier.errors import RunError
 
-COMMAND = ["evolve", "digits", "--width", "0.25", "--epochs", "2", "--cycles", "1", "--candidates", "2"]
-COMMAND += ["--proposals", "random"]
-OPTIONS = {"task": "digits", "width": 0.25, "epochs": 2, "cycles": 1, "candidates": 2, "proposals": "random"}
+COMMAND = ["evolve", "digits", "--width", "0.25", "--epochs", "4", "--cycles", "1", "--candidates", "2"]
+COMMAND += ["--proposals", "random"]  # there is too little budget for others to look at the network
+OPTIONS = {"task": "digits", "width": 0.25, "epochs": 4, "cycles": 1, "candidates": 2, "proposals": "random"}
 
 
 def records(path):
@@ -36,7 +36,7 @@ def finished(tmp_path_factory):
 
 def test_a_search_leaves_its_network_its_records_and_its_page(finished):
     out, said = finished
-    assert "cycle 1: 2 edits are tried" in said
+    assert "cycle 1: 1 edit is tried" in said
     found, alone = records(out / "surgeon.jsonl")[-1], records(out / "baseline.jsonl")[-1]
     assert f"found:  {found['test_accuracy']:.2%} on the test data" in said
     assert f"start:  {alone['test_accuracy']:.2%} on the test data" in said
