@@ -272,12 +272,10 @@ def _add_evolve_arguments(command: argparse.ArgumentParser) -> None:
     add("--cycles", type=int, metavar="N", help="how often branches compete; default 3")
     add("--candidates", type=int, metavar="N", help="edits that are tried in each cycle; default 3")
     add("--proposals", metavar="NAME", help=f"where edits come from: {', '.join(PROPOSALS)}; default {PROPOSALS[0]}")
-    add(
-        "--price",
-        type=float,
-        metavar="LOSS",
-        help="the rise of the loss that a network of e times fewer parameters is worth",
-    )
+    what = "the rise of the loss that a network of e times"
+    add("--price-parameters", type=float, metavar="LOSS", help=f"{what} fewer parameters is worth; default 0")
+    add("--price-flops", type=float, metavar="LOSS", help=f"{what} fewer FLOPs per inference is worth; default 0")
+    add("--price-latency", type=float, metavar="LOSS", help=f"{what} lower latency, measured here, is worth")
     add("--no-baseline", dest="baseline", action="store_false", help="leave out the start trained alone")
     add("--out", type=Path, metavar="DIR", help="folder of the search; default: a new one in runs/")
     command.add_argument("--workers", type=int, metavar="N", default=1, help="processes that train branches; default 1")
