@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -156,13 +157,31 @@ def test_names_have_to_stand_for_something(text, message):
 
 def test_a_grid_is_a_regular_fraction_of_all_combinations():
     levels = '\ngrow = ["random", "gradmax"]\nprune = ["l1", "magnitude"]\nperiods = [8, 16]\nswing = [0.1, 0.3]\n'
-    text = HEAD + f'[[grids]]\nname = "g"\ntracks = ["constant"]{levels}every = 2\n'
+    text = HEAD + f'[[grids]]\nname = "g"\ntracks = ["constant"]{levels}modulus = 2\n'
     found = contenders(read_suite(text, "grid.toml"))
     assert len(found) == 8
     for name in ("grow", "prune", "periods", "swing"):
         assert set(Counter(getattr(one, name) for one in found).values()) == {4}
-    # any two factors are crossed as well
     assert set(Counter((one.grow, one.prune) for one in found).values()) == {2}
+
+
+def test_a_ninth_of_three_factors_of_three_levels_has_each_level_in_every_combination_of_the_others():
+    levels = '\nperiods = [8, 16, 32]\nswing = [0.1, 0.2, 0.4]\norder = ["alternating", "grow first", "prune first"]\n'
+    methods = 'grow = ["random", "gradmax", "firefly", "tiny"]\nprune = ["l1", "magnitude"]\n'
+    text = HEAD + f'[[grids]]\nname = "g"\ntracks = ["constant"]{levels}{methods}modulus = 3\nrelations = 2\n'
+    found = contenders(read_suite(text, "grid.toml"))
+    assert len(found) == 4 * 2 * 27 // 9
+    for name in ("periods", "swing", "order"):
+        assert set(Counter((one.grow, one.prune, getattr(one, name)) for one in found).values()) == {1}
+
+
+def test_the_suite_of_the_page_can_be_read():
+    page = (Path(__file__).parent.parent / "docs" / "benchmark.md").read_text()
+    (text,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    suite = read_suite(text, "benchmark.md")
+    assert len(expand(suite)) == 2 * 2 * 5
+    for name in shipped():
+        assert f"| `{name}` |" in page
 
 
 def test_an_unknown_suite_names_those_there_are():

@@ -34,7 +34,8 @@ def of_grid(grid: Grid) -> Iterator[Contender]:
     """The contenders of a grid: all combinations of levels, or one of so many, every level as often as any other."""
     factors = (grid.grow, grid.prune, grid.periods, grid.swing, grid.order)
     for at in product(*(range(len(factor)) for factor in factors)):
-        if sum(at) % grid.every:
+        relations = (sum(factor**power * level for factor, level in enumerate(at)) for power in range(grid.relations))
+        if any(relation % grid.modulus for relation in relations):
             continue
         grow, prune = grid.grow[at[0]], grid.prune[at[1]]
         periods, swing, order = grid.periods[at[2]], grid.swing[at[3]], grid.order[at[4]]

@@ -141,8 +141,12 @@ class Grid:
     swing: tuple[float, ...] = (0.15,)
     order: tuple[Literal["alternating", "grow first", "prune first"], ...] = ("alternating",)
     until: float = 0.6
-    every: int = 1
-    """One of so many combinations is kept: those whose levels, counted from 0, add up to a multiple of it."""
+    modulus: int = 1
+    """A prime number of levels, such as 3, for a fraction of the combinations; 1 for all."""
+    relations: int = 1
+    """One of ``modulus ** relations`` combinations is kept: those with levels x_f, counted from 0, of the factors f = 0
+    (grow) to 4 (order) for which every sum over f of f^r x_f, r = 0, 1, ... below `relations`, is a multiple of the
+    modulus. Factors of so many levels then have each level equally often, in every combination of the others."""
 
 
 @dataclass(frozen=True)
