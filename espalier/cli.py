@@ -24,7 +24,10 @@ from espalier.bench.models import MODELS
 from espalier.bench.options import resolve
 from espalier.bench.progress import progress_on
 from espalier.bench.report import write_report
+from espalier.bench.report_search import write_search_report
 from espalier.bench.run import resume, start
+from espalier.bench.search_progress import search_progress_on
+from espalier.bench.search_records import is_search
 from espalier.errors import EspalierError, RunError
 from espalier.method import load_methods
 from espalier.parts.recommend.advising import recommend
@@ -99,11 +102,13 @@ def _evolve(options: argparse.Namespace, words: list[str]) -> int:
     asked = chosen(given)
     out: Path = options.out or next_free(Path("runs"), f"evolve-{Path(asked.problem.source).stem}")
     try:
-        print(evolve(asked, out, lambda text: print(text, flush=True), options.workers))
+        with search_progress_on(sys.stdout) as progress:
+            outcome = evolve(asked, out, progress, options.workers)
     except KeyboardInterrupt:
         again = words if options.out is not None else [*words, "--out", str(out)]
         print(f"espalier: interrupted; go on with: {shlex.join(['espalier', *again])}", file=sys.stderr)
         return INTERRUPTED
+    print(outcome)
     return 0
 
 
@@ -146,7 +151,8 @@ def _methods(options: argparse.Namespace, words: list[str]) -> int:
 
 
 def _report(options: argparse.Namespace, words: list[str]) -> int:
-    print(write_report(options.folder))
+    write = write_search_report if is_search(options.folder) else write_report
+    print(write(options.folder))
     return 0
 
 
@@ -243,10 +249,10 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "report",
         allow_abbrev=False,
-        help="write the report of a run again",
-        description="Write report.html in the folder of a run again, from its records.",
+        help="write the report of a run or a search again",
+        description="Write report.html in the folder of a run or a search again, also while it goes on.",
     )
-    command.add_argument("folder", metavar="DIR", type=Path, help="the folder of the run")
+    command.add_argument("folder", metavar="DIR", type=Path, help="its folder")
     command.set_defaults(call=_report)
     return parser
 
