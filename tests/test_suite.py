@@ -148,6 +148,7 @@ def test_what_a_file_cannot_mean_is_refused_with_the_place(text, message):
         (TINY.replace('of = "magnitude"\nrole', 'of = "nobody"\nrole'), "expected a contender, found 'nobody'"),
         (TINY.replace('other = "static"', 'other = "nobody"'), "there is no contender 'nobody'"),
         (TINY.replace('["shrinking", "growing"]', '["growing"]'), "'static' is not in the track 'shrinking'"),
+        (TINY.replace('["shrinking"]\nkind = "ret', '["unstructured"]\nkind = "ret'), "masks are not retrained"),
     ],
 )
 def test_names_have_to_stand_for_something(text, message):

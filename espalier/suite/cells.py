@@ -23,6 +23,8 @@ def contenders(suite: Suite) -> tuple[Contender, ...]:
     for one in found:
         if one.kind == "retrained" and one.of not in names:
             raise RunError(f"suite {suite.name!r}: {one.name!r}: of: expected a contender, found {one.of!r}")
+        if one.kind == "retrained" and "unstructured" in one.tracks:
+            raise RunError(f"suite {suite.name!r}: {one.name!r}: masks are not retrained; leave out 'unstructured'")
         if one.kind == "peer" and one.peer is None:
             raise RunError(f"suite {suite.name!r}: {one.name!r}: peer: expected the name of one")
         if one.kind == "methods" and one.grow is None and one.prune is None:

@@ -24,6 +24,8 @@ _COLOURS = ("blue", "plum", "green", "orange", "sky", "ink", "muted", "edge")
 _STYLE = "".join(f".c{at}{{--c:var(--{colour})}}" for at, colour in enumerate(_COLOURS)) + (
     ".dashed.line{stroke-dasharray:6 5}.key.dashed i{border-top-style:dashed;border-radius:0}.wide{grid-column:1/-1}"
 )
+BUSY = 1.3
+"""Load per core above which times are not those of the benchmark alone."""
 _EMPHASIS = re.compile(r"\*(\w[^*]*)\*")
 
 
@@ -74,17 +76,28 @@ def _listed(seeds: Sequence[int]) -> str:
     return ", ".join(map(str, seeds)) or "none"
 
 
-def _unfinished(results: Results) -> str | None:
+def _notices(results: Results) -> list[str]:
+    """What a reader has to know first."""
+    found = []
     left = results.asked - len(results.cells)
-    if not left:
-        return None
-    return f"This suite has not ended: {left} of {results.asked} cells are missing, and what follows is what there is."
+    if left:
+        found.append(
+            f"This suite has not ended: {left} of {results.asked} cells are missing; what follows is what there is."
+        )
+    loads = [record["measured"]["load"] for _, record in results.cells if "result" in record]
+    known = [one for one in loads if one is not None]
+    busy = sum(one > BUSY for one in known)
+    if busy:
+        found.append(
+            f"The machine did other work beside {busy} of {len(loads)} cells (more than {BUSY:g} processes per core): "
+            "times and latencies are longer than they would be by themselves."
+        )
+    return found
 
 
 def _markdown(results: Results, found: Sequence[Sheet], made: Sequence[tuple[str, str]]) -> str:
     lines = [f"# The suite {results.suite.name}", "", results.suite.about, ""]
-    notice = _unfinished(results)
-    if notice is not None:
+    for notice in _notices(results):
         lines += [f"**{notice}**", ""]
     for sheet in found:
         lines += [f"## {sheet.title}", "", sheet.about, ""]
@@ -104,8 +117,7 @@ def _page(results: Results, found: Sequence[Sheet], made: Sequence[tuple[str, st
     digest = b64encode(sha256(charts.SCRIPT.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     title = f"The suite {results.suite.name}"
-    notice = _unfinished(results)
-    warning = "" if notice is None else f'<p class="warn">{escape(notice)}</p>'
+    warning = "".join(f'<p class="warn">{escape(notice)}</p>' for notice in _notices(results))
     facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in made)
     return "\n".join(
         [

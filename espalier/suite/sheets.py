@@ -64,8 +64,9 @@ def claims(results: Results) -> Sheet:
     about = (
         "Each claim was named before the runs. Differences are paired by seed: of each seed the mean over operating "
         "points, then the mean over seeds with Student's t, then over tasks by random effects, with 95% intervals, in "
-        "points of accuracy, or in nats where the loss is compared. p is that of the claim being wrong, one-sided, "
-        "after Holm's correction over all rows; of *not worse* it is the largest of the tasks'. *holds*: p < 0.05 on "
+        "points of accuracy, or in nats where the loss is compared. p is two-sided, and 1 for a difference of the "
+        "other sign; of *not worse* it is one-sided, against the margin, and the largest of the tasks'. All are after "
+        "Holm's correction over the rows of the same seeds. *holds*: p < 0.05 on "
         "screening seeds; *confirmed*: on fresh ones; *worse*: the interval lies below 0; *open*: neither."
     )
     header = ("comparison", "track", "claim", "equal", "difference", "p (Holm)", "pairs", "verdict", "by task")

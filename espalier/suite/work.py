@@ -151,6 +151,7 @@ def _trained(job: Job, path: Path, threads: int) -> Record:
     }
     measured = {
         "seconds": seconds,
+        "load": machine.load(),
         "peak_memory": machine.peak_memory(job.device),
         "latency": machine.latencies(training.model, prepared.example, cell.compiled),
     }
