@@ -53,9 +53,6 @@ class Kept:
         self._cut = False
         self._found[str(record["key"])] = record
 
-    def __len__(self) -> int:
-        return len(self._found)
-
     def _read(self, path: Path) -> bool:
         """All whole lines; one that was cut short is a cell that was interrupted. Whether the last line has an end."""
         text = path.read_text(encoding="utf-8")
