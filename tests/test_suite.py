@@ -358,9 +358,9 @@ def test_a_method_of_others_joins_with_one_file_and_one_command(tmp_path):
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[espalier.methods]\ntheirs = their_methods\n")
     (tmp_path / "site" / "their_methods.py").write_text(THEIRS)
-    head = HEAD.replace("seeds = [0, 1]", "seeds = [0]")
+    head = HEAD.replace("seeds = [0, 1]", "seeds = [0]").replace('"digits"', '"moons"')
     (tmp_path / "s.toml").write_text(
-        head + '[[contenders]]\nname = "theirs"\ntracks = ["shrinking"]\nprune = "theirs"\n'
+        head + '[[contenders]]\nname = "theirs"\ntracks = ["shrinking"]\nprune = "theirs"\nperiods = 4\n'
     )
     command = [sys.executable, "-m", "espalier", "bench", "run", "s.toml", "--out", "out"]
     paths = os.pathsep.join([str(tmp_path / "site"), str(Path(esp.__file__).parent.parent)])

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from espalier.bench.folder import finite
 from espalier.errors import RunError
 
 RECORDS = "records.jsonl"
@@ -45,7 +46,7 @@ class Kept:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(("\n" if self._cut else "") + json.dumps(record) + "\n")
+                file.write(("\n" if self._cut else "") + json.dumps(finite(record), allow_nan=False) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
