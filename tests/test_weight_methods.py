@@ -254,7 +254,7 @@ def test_wanda_is_its_formula_for_linear_and_grouped_convolutions() -> None:
 def test_wanda_refuses_what_it_does_not_know() -> None:
     model, example = ZOO["hf_gpt2"]()
     structure = esp.attach(model, example)
-    with pytest.raises(MethodError, match=r"Wanda knows what linear and convolutional modules read"):
+    with pytest.raises(MethodError, match=r"only what linear and convolutional modules read is known"):
         WeightTimesInput()(context_of(structure, example), structure_goal(structure, 0.5))
 
 
