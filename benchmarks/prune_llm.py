@@ -16,8 +16,8 @@ Perplexity, exp of the loss per character, is measured on 24,576 characters of t
 Methods that draw are run with five seeds. Units and blocks are saved by `save_pretrained` and read by `from_pretrained`
 in a process that cannot import Espalier: are the logits the same bits?
 
-One line of JSON per network, method and size goes to `benchmarks/results/prune_llm.jsonl`; what is there is not run
-again. `--table` writes the table to `benchmarks/results/prune_llm.md`.
+One line of JSON per network, method and size goes to `docs/results/prune_llm.jsonl`; what is there is not run
+again. `--table` writes the table to `docs/results/prune_llm.md`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from espalier.bench.data import default_root
 from espalier.bench.tasks import cosine
 from espalier.method import Method, find
 
-RECORDS = Path(__file__).parent / "results" / "prune_llm.jsonl"
+RECORDS = Path(__file__).parent.parent / "docs/results/prune_llm.jsonl"
 CONTEXT = 64
 STEPS, BATCH, RATE, DECAY, WARM_UP = 2000, 24, 2e-3, 0.1, 100
 CALIBRATED_ON, TESTED_ON, DRAWN = 128, 384, 5
@@ -219,13 +219,12 @@ def table() -> str:
     lines = [
         "# Pruning a language model without training afterwards\n",
         f"`python benchmarks/prune_llm.py tinyshakespeare.txt --seeds {len(seeds)}`, "
-        f"commit {commits}, {records[0]['machine']}. "
-        "The first lines of that file say what is measured.",
+        f"commit {commits}, {records[0]['machine']}. The first lines of that file say what is measured.\n",
         f"A Llama of 6 blocks, {records[0]['parameters'][0]:,} parameters, trained for {STEPS:,} steps of "
         f"{BATCH} x {CONTEXT} characters; trained networks: {len(seeds)}. Perplexity per character on "
         f"{TESTED_ON * CONTEXT:,} characters that nothing else sees; before pruning "
-        f"{', '.join(f'{one:.3f}' for one in before)}. What draws is the mean over {DRAWN} seeds, with the best and the "
-        "worst of them.\n",
+        f"{', '.join(f'{one:.3f}' for one in before)}. What draws is the mean over {DRAWN} seeds, with the best and "
+        "the worst of them.\n",
     ]
     for title, what, names in (
         ("Units", "parameters", ("wanda-units", "taylor", "magnitude", "random")),

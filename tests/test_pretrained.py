@@ -110,6 +110,7 @@ def test_what_is_pruned_and_grown_is_read_without_espalier(name: str, tmp_path: 
 
 def test_a_vocabulary_grows_and_the_loss_knows_it() -> None:
     structure = attached("llama")
+    first: Any = structure.model.config
     before = logits(structure.model, structure.example)
     structure.apply(plan_to_config(structure, vocab_size=43))
     follow_config(structure)
@@ -117,6 +118,8 @@ def test_a_vocabulary_grows_and_the_loss_knows_it() -> None:
     new = torch.full((2, 8), 42)
     assert structure.model(input_ids=new, labels=new).loss.isfinite()
     assert structure.model.config.vocab_size == 43
+    assert structure.model.model.config is structure.model.config, "what was shared is shared"
+    assert first.vocab_size == 40, "the configuration that the model was built from is the user's"
 
 
 def test_a_configuration_that_cannot_say_it_is_refused_layer_by_layer(tmp_path: Path) -> None:
@@ -159,3 +162,36 @@ def test_bad_settings_are_named() -> None:
         plan_to_config(structure, hidden_size=13)
     with pytest.raises(ConfigError, match="has no configuration"):
         config_of(esp.attach(nn.Linear(2, 2), torch.ones(1, 2)))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft and transformers about each other
+def test_ranks_of_adapters_grow_and_shrink_and_peft_reads_them(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    from espalier.adapters.lora import rank_axes, save_adapter
+
+    def adapted(rslora: bool) -> Any:
+        settings = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], use_rslora=rslora)
+        return peft.get_peft_model(attached("llama").model, settings).eval()
+
+    for rslora in (False, True):
+        model = adapted(rslora)
+        for name, one in model.named_parameters():
+            if "lora_B" in name:
+                nn.init.normal_(one, std=0.2)
+        trained = [one for one in model.parameters() if one.requires_grad]
+        optimizer = torch.optim.AdamW(trained, 0.01)
+        structure = esp.attach(model, {"input_ids": IDS}, optimizer=optimizer)
+        model(input_ids=IDS, labels=IDS).loss.backward()
+        optimizer.step()
+        before = logits(model, structure.example)
+        first, second = rank_axes(structure)[:2]
+        edit = structure.grow(first, 2)
+        assert edit.contract == "exact"
+        assert torch.equal(logits(model, structure.example), before)
+        structure.prune(second, [0, 3])
+        model(input_ids=IDS, labels=IDS).loss.backward()
+        optimizer.step()
+        folder = tmp_path / str(rslora)
+        save_adapter(structure, folder)
+        again = peft.PeftModel.from_pretrained(attached("llama").model, folder).eval()
+        assert torch.equal(logits(again, structure.example), logits(model, structure.example))

@@ -172,6 +172,7 @@ def test_mlflow_gets_numbers_and_histograms(tmp_path: Path, monkeypatch: pytest.
     from espalier.adapters.mlflow import MLflow
 
     mlflow.set_tracking_uri(tmp_path.as_uri())
+    mlflow.set_experiment("here")
     with mlflow.start_run() as run:
         session = session_with(MLflow())
     found = mlflow.get_run(run.info.run_id)

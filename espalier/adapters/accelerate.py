@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from espalier.adapters.driver import Driver
+from espalier.adapters.driver import Driver, check_alone
 from espalier.adapters.huggingface import real_optimizer
 from espalier.method import Method
 from espalier.train.outline import read_outline, write_outline
@@ -35,7 +35,7 @@ class Growing:
         """Attach to what `accelerator.prepare` gave.
 
         Args:
-            accelerator: of one process; for more, see the documentation on data parallel training.
+            accelerator: of one process.
             model: what it made of the model.
             optimizer: what it made of the optimizer.
             methods, total_steps: as for `espalier.Session`.
@@ -44,12 +44,12 @@ class Growing:
             options: `probe`, `seed`, `loggers`, `keep` and `limits` of `espalier.adapters.driver.Driver`.
 
         Raises:
-            PlanError: the model is wrapped for several processes.
+            MethodError: there are several processes.
         """
+        check_alone(accelerator.num_processes)
         self._driver = Driver(methods, example, loss, **options)
         self._model = accelerator.unwrap_model(model)
         self._optimizer, self._total_steps = real_optimizer(optimizer), total_steps
-        self._accelerator = accelerator
         self._begun: Session | None = self._driver.begin(self._model, self._optimizer, total_steps)
         accelerator.register_save_state_pre_hook(self._save)
         accelerator.register_load_state_pre_hook(self._load)
@@ -62,8 +62,7 @@ class Growing:
         return self._begun
 
     def _save(self, models: Any, weights: Any, folder: str) -> None:
-        if self._accelerator.is_main_process:
-            write_outline(self.session, Path(folder) / _FOLDER)
+        write_outline(self.session, Path(folder) / _FOLDER)
 
     def _load(self, models: Any, folder: str) -> None:
         """Values are loaded right after this; the session goes on when it is next asked for."""

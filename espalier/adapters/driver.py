@@ -20,6 +20,15 @@ from espalier.train.outline import Outline, continued, outline_of, put_in_order,
 from espalier.train.session import Session
 
 
+def check_alone(processes: int) -> None:
+    """Raise MethodError for several processes: edits inside the wrapper of a trainer would not be synchronised."""
+    if processes > 1:
+        raise MethodError(
+            f"callbacks grow and prune in one process, found {processes}; attach to a DistributedDataParallel in a "
+            "loop of your own (see the documentation on data parallel training)."
+        )
+
+
 @dataclass
 class Driver:
     """Makes the session of a trainer, fresh or from an outline."""
@@ -98,4 +107,4 @@ class Driver:
         return map_tensors(self.example, lambda tensor: tensor.to(device))
 
 
-__all__ = ["Driver"]
+__all__ = ["Driver", "check_alone"]

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from transformers import TrainerCallback
 
 from espalier.adapters.config import ConfigError
-from espalier.adapters.driver import Driver
+from espalier.adapters.driver import Driver, check_alone
 from espalier.adapters.pretrained import follow_config
 from espalier.method import Method
 from espalier.structure import Structure
@@ -82,6 +82,7 @@ class EspalierCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]  #
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The optimizer holds its state by now."""
+        check_alone(max(args.world_size, args.n_gpu))
         model: nn.Module = kwargs["model"]
         self._driver.begin(model, real_optimizer(kwargs["optimizer"]), state.max_steps)
         self._handles = [

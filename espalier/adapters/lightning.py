@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback
 from torch import Tensor, nn
 
-from espalier.adapters.driver import Driver
+from espalier.adapters.driver import Driver, check_alone
 from espalier.errors import MethodError
 from espalier.method import Method
 from espalier.train.outline import reshaped
@@ -59,6 +59,7 @@ class EspalierCallback(Callback):  # type: ignore[misc, unused-ignore]  # Lightn
         """Lightning loads the model's state right after `on_load_checkpoint`: sizes have to be right by then."""
         if stage != "fit":
             return
+        check_alone(trainer.world_size)
         original = pl_module.on_load_checkpoint
 
         def on_load_checkpoint(checkpoint: dict[str, Any]) -> None:

@@ -25,7 +25,8 @@ def rank_axes(structure: Structure) -> list[str]:
 def follow_ranks(structure: Structure, adapter: str = "default") -> None:
     """Have the modules and the configuration of peft say which rank each layer has become.
 
-    An edit holds the factor that a layer multiplies its adapter with, alpha / rank; so alpha follows the rank.
+    An edit holds the factor that a layer multiplies its adapter with, alpha / rank or alpha / sqrt(rank); so alpha
+    follows the rank.
 
     Raises:
         ConfigError: the model has no such adapter.
@@ -38,10 +39,10 @@ def follow_ranks(structure: Structure, adapter: str = "default") -> None:
         thin = vars(module).get("_modules", {}).get("lora_A")
         if not isinstance(thin, nn.ModuleDict) or adapter not in thin:
             continue
-        rank = thin[adapter].weight.shape[0]
+        rank = thin[adapter].get_parameter("weight").shape[0]
         if module.r[adapter] != rank:
             module.r[adapter] = rank
-            module.lora_alpha[adapter] = module.scaling[adapter] * rank
+            module.lora_alpha[adapter] = module.scaling[adapter] * (rank**0.5 if config.use_rslora else rank)
             name = f"^{re.escape(path.removeprefix('base_model.model.'))}"
             config.rank_pattern[name] = rank
             config.alpha_pattern[name] = module.lora_alpha[adapter]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,13 @@ _WEIGHTS = GroupNorm()
 
 
 def follow_config(structure: Structure) -> None:
-    """Have the configuration of the model, and the copies that its modules hold, say what the model has become.
+    """Have the model and its modules hold a configuration that says what the model has become.
 
     To be called after edits where code reads the configuration: the loss of language models reads the size of the
     vocabulary.
 
     Raises:
-        ConfigError: the configuration cannot say it; it is as it was.
+        ConfigError: the configuration cannot say it; the model holds the one that it held.
     """
     _set(structure.model, config_of(structure))
 
@@ -89,20 +90,25 @@ def plan_to_config(structure: Structure, *, score: Score = _WEIGHTS, seed: int =
 
 
 def _set(model: nn.Module, config: Any) -> None:
-    """Give these settings to every configuration in the model; those of other kinds are left alone."""
+    """Give the modules that hold a configuration of this kind one with these settings; the user's own is left alone."""
     settings = config.to_dict()
-    owned = {id(one): one for one in _configs(model) if type(one) is type(config)}
-    for one in owned.values():
-        before = one.to_dict()
-        for name, value in settings.items():
-            if before.get(name) != value:
-                setattr(one, name, value)
-
-
-def _configs(model: nn.Module) -> Iterator[Any]:
+    renewed: dict[int, Any] = {}
     for module in model.modules():
-        if "config" in vars(module):
-            yield vars(module)["config"]
+        held = vars(module).get("config")
+        if type(held) is not type(config):
+            continue
+        if id(held) not in renewed:
+            renewed[id(held)] = _updated(held, settings)
+        vars(module)["config"] = renewed[id(held)]
+
+
+def _updated(config: Any, settings: Mapping[str, Any]) -> Any:
+    found = copy.deepcopy(config)
+    before = config.to_dict()
+    for name, value in settings.items():
+        if before.get(name) != value:
+            setattr(found, name, value)
+    return found
 
 
 def _check_outputs(structure: Structure, config: Any) -> None:
@@ -113,7 +119,7 @@ def _check_outputs(structure: Structure, config: Any) -> None:
         other = type(model)(config)
     other.load_state_dict(model.state_dict(), assign=True)
     other.tie_weights()
-    other.to(device=device, dtype=next(model.parameters()).dtype)
+    other.to(device)
     expected, found = _outputs(model, structure.example), _outputs(other, structure.example)
     for (name, left), (_, right) in zip(expected, found, strict=True):
         if not torch.equal(left, right):

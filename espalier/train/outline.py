@@ -8,7 +8,7 @@ those sizes before, and puts the optimizer's state in order afterwards, for wher
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from espalier.attach import LimitLike
 from espalier.errors import CheckpointError
 from espalier.graph.capture import tensor_table
 from espalier.structure import Structure
@@ -60,7 +61,13 @@ def read_outline(folder: str | Path) -> dict[str, Any]:
 
 
 def reshaped(
-    outline: Outline, model: nn.Module, example_inputs: Any, *, optimizer: Optimizer | None = None, **options: Any
+    outline: Outline,
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    optimizer: Optimizer | None = None,
+    keep: Iterable[str] = (),
+    limits: Mapping[str, LimitLike] | None = None,
 ) -> Structure:
     """Attach to a freshly built model and give it the sizes, layers and masks of an outline; then values can be loaded.
 
@@ -71,7 +78,7 @@ def reshaped(
         model: built by the same code, at the sizes that it had before all edits.
         example_inputs: as for `espalier.attach`.
         optimizer: if it is there already; it is given the same parameters in the same order.
-        options: `keep` and `limits`, as for `espalier.load`.
+        keep, limits: as for `espalier.load`.
 
     Raises:
         CheckpointError: as `espalier.load`.
@@ -84,7 +91,7 @@ def reshaped(
         name: unsaved[name] if name in unsaved else _nothing(one.shape, one.dtype)
         for name, one in network.tensors.items()
     }
-    return loaded(contents, model, example_inputs, optimizer=optimizer, **options)
+    return loaded(contents, model, example_inputs, optimizer, keep, limits, ())
 
 
 def put_in_order(outline: Outline, model: nn.Module, optimizer: Optimizer) -> None:
