@@ -108,6 +108,23 @@ def test_what_is_pruned_and_grown_is_read_without_espalier(name: str, tmp_path: 
     assert (config.hidden_size, config.num_attention_heads, config.num_hidden_layers) == (20, 5, 2)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["Roberta", "Mistral", "Qwen2", "Opt"])
+def test_other_architectures_follow_too(name: str, tmp_path: Path) -> None:
+    kind = {"Roberta": "RobertaForMaskedLM", "Opt": "OPTForCausalLM"}.get(name, f"{name}ForCausalLM")
+    sizes = {**SMALL, **TOKENS, "ffn_dim": 32, "word_embed_proj_dim": 16} if name == "Opt" else {**SMALL, **TOKENS}
+    heads = {"num_key_value_heads": 2, "head_dim": 4} if name == "Mistral" else {}
+    heads = {"num_key_value_heads": 2} if name == "Qwen2" else heads
+    config = getattr(transformers, f"{name.upper() if name == 'Opt' else name}Config")(**sizes, **heads)
+    structure = esp.attach(getattr(transformers, kind)(config).eval(), {"input_ids": IDS})
+    axes = ["*intermediate.dense", "*gate_proj", "*.fc1"]
+    there = [one for one in axes if any(axis.endswith(one[1:]) for axis in structure.axes)]
+    structure.apply(esp.scaled_plan(structure, esp.Units(0.7, of="initial"), axes=there, uniform=True))
+    save_pretrained(structure, tmp_path)
+    again = type(structure.model).from_pretrained(tmp_path).eval()
+    assert torch.equal(logits(again, structure.example), logits(structure.model, structure.example))
+
+
 def test_a_vocabulary_grows_and_the_loss_knows_it() -> None:
     structure = attached("llama")
     first: Any = structure.model.config

@@ -74,7 +74,7 @@ def config_of(structure: Structure) -> Any:
 def wrong_places(wanted: Facts, made: Facts) -> list[Place]:
     """Where a model is not what is wanted, in the order of its modules, and what it has that is not wanted."""
     wrong = [place for place, value in wanted.items() if made.get(place) != value]
-    return wrong + [place for place in made if place[1] == _MODULE and place not in wanted]
+    return wrong + [place for place in made if not _is_attribute(place) and place not in wanted]
 
 
 def shapes_of(facts: Facts) -> dict[str, tuple[int, ...]]:
@@ -197,9 +197,8 @@ def _with(config: Any, settings: Mapping[str, Any]) -> Any:
             setattr(found, name, value)
         except Exception as problem:  # configurations check themselves, each in its own way
             raise ConfigError(f"{name}={value!r} is refused: {problem}.") from problem
-        for other, entries in config.to_dict().items():
-            per_layer = isinstance(entries, list) and "layer" in other and len(entries) == before
-            if per_layer and isinstance(value, int):
+        for other, entries in config.to_dict().items() if "layer" in name else ():
+            if isinstance(entries, list) and "layer" in other and len(entries) == before:
                 setattr(found, other, [*entries[:value], *entries[-1:] * (value - len(entries))])
     return found
 
