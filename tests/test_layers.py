@@ -30,6 +30,7 @@ LAYERS = [
     "grow",
     "prune",
     "train",
+    "adapters",
     "evolve",
     "bench",
     "suite",
