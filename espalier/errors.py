@@ -40,5 +40,12 @@ class MethodError(EspalierError):
     """A method, its schedule or its budget does not fit the network, or its scores are no numbers."""
 
 
+class ShrinkError(EspalierError):
+    """A network cannot be shrunk or expanded as asked for, or the user's own functions failed on the way."""
+
+    reached: object = None
+    """The `espalier.Shrunk` that was reached before one of the user's functions failed."""
+
+
 class EspalierWarning(UserWarning):
     """Training goes on, but something that was asked for was not done; the message says what and why."""

@@ -29,6 +29,7 @@ LAYERS = [
     "train",
     "evolve",
     "bench",
+    "oneshot",
     "cli",
     "__main__",
 ]
