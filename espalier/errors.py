@@ -47,5 +47,9 @@ class ShrinkError(EspalierError):
     """The `espalier.Shrunk` that was reached before one of the user's functions failed."""
 
 
+class ParallelError(EspalierError):
+    """The processes of one training do not mean the same edit, or their wrapper cannot follow one."""
+
+
 class EspalierWarning(UserWarning):
     """Training goes on, but something that was asked for was not done; the message says what and why."""

@@ -32,6 +32,7 @@ from espalier.graph.visits import Place
 from espalier.measure.cost import Cost, cost_of
 from espalier.measure.sparse import SparseCopy, sparse_copy
 from espalier.measure.sparse_forms import Form
+from espalier.peers import Peers
 from espalier.record import Edit, Preview
 from espalier.surgery import Surgery
 from espalier.table import text_table
@@ -75,14 +76,21 @@ class Structure:
         follow: Sequence[nn.Module],
         undo_limit: int,
         cells: Sequence[str] = (),
+        wrapper: nn.Module | None = None,
     ) -> None:
         self.surgery = Surgery(model, optimizer, Known.first(topology, example, limits), follow, undo_limit)
         self._cells = tuple(cells)
+        self._wrapper = model if wrapper is None else wrapper
 
     @property
     def model(self) -> nn.Module:
         """The live model."""
         return self.surgery.model
+
+    @property
+    def runs(self) -> nn.Module:
+        """What training runs: the live model, or what `torch.compile` made of it if that was attached."""
+        return self._wrapper
 
     @property
     def optimizer(self) -> Optimizer | None:
@@ -154,6 +162,11 @@ class Structure:
         goes by its first name.
         """
         return self.surgery.known.masks
+
+    @property
+    def peers(self) -> Peers:
+        """The processes that train the network together."""
+        return self.surgery.peers
 
     @property
     def undoable(self) -> int:

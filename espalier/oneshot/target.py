@@ -81,6 +81,9 @@ class Timed(Target):
             before = self._first()
             return once() / before * start
 
+        if self.budget.of is not None:
+            self._first()  # edits throw away what was compiled, for this network too
+
         def enough(found: Reading) -> bool:
             return found.narrow(PRECISION) and found.within(limit) is not None
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from espalier.attach import LimitLike, attach, attached, check_model
+from espalier.compiled import uncompiled
 from espalier.edit.apply import copy_of
 from espalier.edit.attributes import AttributeChange
 from espalier.edit.changes import Changes
@@ -41,6 +42,7 @@ from espalier.graph.capture import TensorTable, tensor_table
 from espalier.graph.dims import NEW
 from espalier.graph.topology import INTERFACE, Topology, infer
 from espalier.measure.cost import cost_of
+from espalier.parallel.wrapped import unwrapped
 from espalier.record import Edit
 from espalier.structure import Structure
 from espalier.train import checkpoint_files as files
@@ -63,7 +65,8 @@ def save(structure: Structure, folder: str | Path, *, session: Session | None = 
     With a session its state too, for `Session.load`.
 
     All parameters and buffers are saved, those that are not persistent too, and the optimizer's state and options.
-    Gradients, random state, schedulers and train or eval mode are not. An interrupted save leaves the folder with the
+    Gradients, random state, schedulers and train or eval mode are not. Of several processes rank 0 alone writes, and
+    nobody waits for it. An interrupted save leaves the folder with the
     earlier checkpoint or with the new one, whole. Other files in the folder are left alone.
 
     Raises:
@@ -71,6 +74,8 @@ def save(structure: Structure, folder: str | Path, *, session: Session | None = 
             session is one of another structure.
         SurgeryError: the model's tensors were resized by something else than this structure.
     """
+    if not structure.peers.leads:
+        return
     model, optimizer = structure.model, structure.optimizer
     if session is not None and session.structure is not structure:
         raise CheckpointError("session: expected the session of this structure, found one of another.")
@@ -120,7 +125,8 @@ def load(
 
     Args:
         folder: what `save` was given.
-        model: built by the same code as the saved one, at the sizes that it had before all edits.
+        model: built by the same code as the saved one, at the sizes that it had before all edits; or a
+            DistributedDataParallel around it, as for `attach`, on any number of ranks.
         example_inputs: as for `attach`, at the original size of the interface.
         optimizer: of the saved type and built from this model's parameters in the same groups; None to leave it out.
         keep: modules or axes that have to stay as they are, besides those that were kept when it was saved.
@@ -132,8 +138,31 @@ def load(
             Nothing was changed.
         CaptureError, OptimizerError, PlanError: as `attach`.
     """
-    paths = files.read(Path(folder))
+    model, peers = unwrapped(model, optimizer)
+    try:
+        structure = _loaded(Path(folder), model, example_inputs, optimizer, keep, limits, follow)
+    except Exception as error:
+        peers.settle("loading a checkpoint", error)
+        raise
+    peers.settle("loading a checkpoint", None)
+    structure.surgery.peers = peers
+    peers.rebind()
+    return structure
+
+
+def _loaded(
+    folder: Path,
+    model: nn.Module,
+    example_inputs: Any,
+    optimizer: Optimizer | None,
+    keep: Iterable[str],
+    limits: Mapping[str, LimitLike] | None,
+    follow: Sequence[nn.Module],
+) -> Structure:
+    paths = files.read(folder)
     network = SavedNetwork.parsed(files.read_json(paths["network.json"]))
+    wrapper, model = model, uncompiled(model)
+    follow = [uncompiled(module) for module in follow]
     check_model(model)
     if optimizer is not None:
         check_optimizer(optimizer, model.named_parameters())
@@ -147,8 +176,9 @@ def load(
             masks = _masks(paths, network.tensors, table)
             attributes = network.attribute_changes(model)
             structure, after, found = _described_by(
-                network, attributes, model, example_inputs, optimizer=optimizer, keep=keep, limits=limits, follow=follow
-            )
+                network, attributes, wrapper, example_inputs,
+                optimizer=optimizer, keep=keep, limits=limits, follow=follow,
+            )  # fmt: skip
             replacements = _replacements(table.tensors, values, network.tensors)
             settings = [(model, change) for change in attributes]
             if follow and network.followers and len(follow) != len(network.followers):
@@ -165,6 +195,7 @@ def load(
             before = after if network.depth else structure.topology
             _commit(journal, replacements, settings, optimizer, restored, _changes(before, after))
             _take_over(structure, after, found, attributes, network, masks)
+            structure.surgery.compiled.renew(layers=bool(network.depth))
     except BaseException:
         journal.rollback()
         raise
@@ -179,7 +210,7 @@ def _roots(model: nn.Module, follow: Sequence[nn.Module]) -> list[nn.Module]:
 def _described_by(
     network: SavedNetwork,
     attributes: Sequence[AttributeChange],
-    model: nn.Module,
+    wrapper: nn.Module,
     example: Any,
     *,
     optimizer: Optimizer | None,
@@ -193,12 +224,12 @@ def _described_by(
     built, what is left of it need not fit together.
     """
     if not network.depth:
-        structure = attach(model, example, optimizer=optimizer, keep=keep, limits=limits, follow=follow)
+        structure = attach(wrapper, example, optimizer=optimizer, keep=keep, limits=limits, follow=follow)
         network.check_axes(structure.initial_sizes)
         after = _resized(structure.topology, network)
         _verify(structure, after, attributes)
         return structure, after, network.with_findings(after)
-    shapes = {name: one.shape for name, one in network.tensors.items()}
+    model, shapes = uncompiled(wrapper), {name: one.shape for name, one in network.tensors.items()}
     with attributes_set(model, attributes):
         try:
             after = infer(model, network.resized(example), shapes=shapes)
@@ -209,8 +240,9 @@ def _described_by(
             ) from problem
     network.check_sizes({record.name: after.sizes[number] for number, record in after.axes.items()})
     structure = attached(
-        model, network.resized(example), after, optimizer=optimizer, keep=keep, limits=limits, follow=follow
-    )
+        model, network.resized(example), after, optimizer=optimizer, keep=keep, limits=limits, follow=follow,
+        wrapper=wrapper,
+    )  # fmt: skip
     return structure, after, network.with_findings(structure.surgery.known.topology)
 
 
