@@ -80,7 +80,7 @@ class Search:
                 if done:
                     topology = self.structure.topology
                     rows.append([1.0, Work(1).at(topology), _results(topology).at(_sizes(topology))])
-                    values.append(self.target.read(self.structure.model, math.inf).value)
+                    values.append(self.target.read(self.structure.model, math.inf, rough=True).value)
         self.per_result, self.overhead = _fitted(np.array(rows), np.array(values))
 
     def choose_rounding(self) -> None:
@@ -95,22 +95,24 @@ class Search:
             with self.tried(plan) as done:
                 if not done:
                     continue
-                reading = self.target.read(self.structure.model, math.inf)
+                reading = self.target.read(self.structure.model, math.inf, rough=True)
                 pace = reading.value / Work(1, results=self.per_result).at(self.structure.topology)
             if pace < _FASTER * best:
                 best, self.round_to = pace, round_to
 
     def smallest(self) -> Reading:
         """What the smallest network that the limits allow costs."""
-        with self.tried(self._cut(self.axes, 0.0)):
-            return self.target.read(self.structure.model, self.target.limit)
+        while True:  # every further one goes without an axis that was refused
+            with self.tried(self._cut(self.axes, 0.0)) as done:
+                if done:
+                    return self.target.read(self.structure.model, self.target.limit, rough=True)
 
     def plan(self, limit: float, scores: Scores) -> tuple[Plan | None, Reading]:
         """The plan after which the network needs just no more than a limit, and what it needs then.
 
         An empty plan if it meets it as it is; None, and the least that was found, where no plan leads there.
         """
-        now = self.target.read(self.structure.model, limit)
+        now = self.target.read(self.structure.model, limit, rough=True)
         if now.within(limit):
             return Plan(()), now
         return self._counted(limit, now, scores) if self._is_exact else self._measured(limit, now, scores)
@@ -144,7 +146,7 @@ class Search:
             with self.tried(plan) as done:
                 if not done:
                     continue
-                reading = self.target.read(self.structure.model, limit)
+                reading = self.target.read(self.structure.model, limit, rough=True)
             if reading.value <= limit and _better(best, reading, limit):
                 best = plan, reading
             elif best[0] is None and reading.value < best[1].value:

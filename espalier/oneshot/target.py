@@ -19,6 +19,8 @@ from espalier.parts.budget import Budget, FLOPs, Latency, Memory, Parameters
 
 PRECISION = 0.03
 """An interval is narrow if it is at most this part of the value."""
+_ROUGH, _ROUGH_MOST = 0.1, 40
+"""Likewise on the way, and how many measurements that may take."""
 
 
 class Target(ABC):
@@ -34,8 +36,8 @@ class Target(ABC):
         return value if self.budget.of is None else value * self.initial.value
 
     @abstractmethod
-    def read(self, model: nn.Module, limit: float) -> Reading:
-        """What a network costs, as surely as it takes to compare it with a limit."""
+    def read(self, model: nn.Module, limit: float, *, rough: bool = False) -> Reading:
+        """What a network costs, as surely as it takes to compare it with a limit; roughly, where much is compared."""
 
     @abstractmethod
     def text(self, value: float) -> str:
@@ -54,7 +56,7 @@ class Counted(Target):
         self._example = example
         super().__init__(budget, Reading.exactly(_count(budget, model, example)))
 
-    def read(self, model: nn.Module, limit: float) -> Reading:
+    def read(self, model: nn.Module, limit: float, *, rough: bool = False) -> Reading:
         return Reading.exactly(_count(self.budget, model, self._example))
 
     def text(self, value: float) -> str:
@@ -73,7 +75,7 @@ class Timed(Target):
         self._first = self._prepared(model)
         super().__init__(budget, repeated(self._first, lambda found: found.narrow(PRECISION)))
 
-    def read(self, model: nn.Module, limit: float) -> Reading:
+    def read(self, model: nn.Module, limit: float, *, rough: bool = False) -> Reading:
         once = self._prepared(model)
         start = self.initial.value
 
@@ -85,9 +87,10 @@ class Timed(Target):
             self._first()  # edits throw away what was compiled, for this network too
 
         def enough(found: Reading) -> bool:
-            return found.narrow(PRECISION) and found.within(limit) is not None
+            return found.narrow(_ROUGH if rough else PRECISION) and found.within(limit) is not None
 
-        return repeated(once if self.budget.of is None else ratio, enough)
+        count = _ROUGH_MOST if rough else 200
+        return repeated(once if self.budget.of is None else ratio, enough, most=count)
 
     def text(self, value: float) -> str:
         return f"{value * 1000:.4g} ms"
