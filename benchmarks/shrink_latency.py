@@ -17,7 +17,8 @@ epochs, with the network it began with as the teacher (0.9 of the loss, temperat
 The training that a tool costs is counted in FLOPs, three forward passes for a step, those of teacher and of scoring
 included, as a part of what training the network took. Scores are accuracies on the 10,000 test images, which no tool
 sees; `esp.shrink` evaluates on 5,000 validation images. One line of JSON per model, seed and tool goes to
-`benchmarks/results/shrink_latency.jsonl`; what is there is not run again. Trained networks are kept in WEIGHTS.
+`benchmarks/results/shrink_latency.jsonl`; what is there is not run again. Trained
+networks, and the rounds of `esp.shrink`, are kept in WEIGHTS.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class Task:
 
     def __init__(self, model: str, data: Dataset, seed: int, weights: Path) -> None:
         self.name, self.data, self.seed = model, data, seed
-        self._path = weights / f"{model}-{seed}.pt"
+        self._path, self.folder = weights / f"{model}-{seed}.pt", weights / f"shrink-{model}-{seed}"
         self._augment = crop_and_flip(padding=PIXELS // 8)
         self.example = torch.zeros(TIMED, *data.input_shape)
         self._per_epoch = -(-len(data.x_train) // BATCH)
@@ -129,6 +130,7 @@ def by_espalier(task: Task) -> tuple[nn.Module, float, str]:
     found = esp.shrink(
         task.trained, task.example, target=esp.Latency(TARGET, of="initial", measure=task.eager), train=task.tune,
         evaluate=task.accuracy, max_drop=MAX_DROP, teacher=task.trained, rounds=2,
+        folder=task.folder,
         on_round=lambda one: print(one, flush=True),
     )  # fmt: skip
     print(found, flush=True)
