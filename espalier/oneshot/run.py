@@ -52,6 +52,7 @@ class Run:
         self._best, self._best_round, self._floor = self._net, 0, math.nan
         self._modes = {path: module.training for path, module in model.named_modules()}
         self._notes: dict[str, None] = {}
+        self._valued: tuple[Context, Scores] | None = None
         self._beyond: Reading | None = None
         """What the smallest network that was found needs, where that is more than it should."""
 
@@ -108,14 +109,14 @@ class Run:
             return
         search.learn_costs()
         if round_to == "auto":
-            search.choose_rounding()
+            search.choose_rounding(self._worth()[1])
         else:
             search.round_to = round_to
 
     def pruned(self, tuning: Tuning, refit: bool) -> bool:
         """Remove units until the network costs no more than after this round; False where that cannot be."""
-        context = context_of(self._structure, self._search.axes, self._inputs, self._seed)
-        scores = worth_of(context)
+        context, scores = self._worth()
+        self._valued = None
         plan, reading = self._search.plan(self._limit(tuning), scores)
         if plan is None:
             self._beyond = reading
@@ -169,6 +170,13 @@ class Run:
             )
         outcome: Outcome = "reached" if within else "target missed"
         return self._ended(outcome, f"the network needs {shown}, {wanted}; it {scored}.")
+
+    def _worth(self) -> tuple[Context, Scores]:
+        """What units are worth in the network as it is; once for every round."""
+        if self._valued is None:
+            context = context_of(self._structure, self._search.axes, self._inputs, self._seed)
+            self._valued = context, worth_of(context)
+        return self._valued
 
     def _limit(self, tuning: Tuning) -> float:
         """What the network may cost after a round."""

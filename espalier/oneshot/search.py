@@ -27,12 +27,12 @@ from espalier.parts.goal import Scores
 from espalier.parts.units.scaled import scaled_plan
 from espalier.structure import Structure
 
-_TRIES = 7
+_TRIES, _FEW_TRIES = 7, 4
 _CLOSE = 0.95
 """Part of the limit that a measured network has to need, or it could be larger."""
 _ROUND = (1, 4, 8, 16, 32)
-_FASTER = 0.98
-"""A rounding has to make the time per work so much less than the finer one before it."""
+_BETTER = 0.98
+"""What is lost with a rounding has to be so much less than with the finer one before it."""
 _PROBES = 6
 _SAME = 0.004
 """Parts of the work that are closer lead to the same network."""
@@ -83,22 +83,18 @@ class Search:
                     values.append(self.target.read(self.structure.model, math.inf, rough=True).value)
         self.per_result, self.overhead = _fitted(np.array(rows), np.array(values))
 
-    def choose_rounding(self) -> None:
-        """Take the coarsest widths that are measured to be faster for the same work, at about the final size."""
+    def choose_rounding(self, scores: Scores) -> None:
+        """Take the coarsest widths with which the target is met at the least loss of what units are worth."""
         if not isinstance(self.target, Timed):
             return
-        best = math.inf
-        for round_to in _ROUND:
-            plan = self._plan(self._work(self.target.limit / self.target.initial.value), None, round_to)
-            if not plan:
-                continue
-            with self.tried(plan) as done:
-                if not done:
-                    continue
-                reading = self.target.read(self.structure.model, math.inf, rough=True)
-                pace = reading.value / Work(1, results=self.per_result).at(self.structure.topology)
-            if pace < _FASTER * best:
-                best, self.round_to = pace, round_to
+        best, chosen, now = math.inf, 1, self.target.initial
+        for self.round_to in _ROUND:
+            plan, _ = self._measured(self.target.limit, now, scores, _FEW_TRIES)
+            if plan is not None:
+                lost = sum(float(scores.values[edit.axis][list(edit.remove)].sum()) for edit in plan.edits)
+                if lost < _BETTER * best:
+                    best, chosen = lost, self.round_to
+        self.round_to = chosen
 
     def smallest(self) -> Reading:
         """What the smallest network that the limits allow costs."""
@@ -115,7 +111,7 @@ class Search:
         now = self.target.read(self.structure.model, limit, rough=True)
         if now.within(limit):
             return Plan(()), now
-        return self._counted(limit, now, scores) if self._is_exact else self._measured(limit, now, scores)
+        return self._counted(limit, now, scores) if self._is_exact else self._measured(limit, now, scores, _TRIES)
 
     @property
     def _is_exact(self) -> bool:
@@ -124,7 +120,7 @@ class Search:
 
     def _counted(self, limit: float, now: Reading, scores: Scores) -> tuple[Plan | None, Reading]:
         for _ in range(len(self.axes)):  # every further one goes without an axis that was refused
-            plan = self._plan(type(self.target.budget)(math.floor(limit)), scores, self.round_to)
+            plan = self._plan(type(self.target.budget)(math.floor(limit)), scores)
             if not plan:
                 break
             with self.tried(plan) as done:
@@ -132,13 +128,13 @@ class Search:
                     return plan, self.target.read(self.structure.model, limit)
         return None, now
 
-    def _measured(self, limit: float, now: Reading, scores: Scores) -> tuple[Plan | None, Reading]:
+    def _measured(self, limit: float, now: Reading, scores: Scores, tries: int) -> tuple[Plan | None, Reading]:
         best: tuple[Plan | None, Reading] = None, now
         high = 1.0, now.value  # (part of the work, what it needs): too much, and little enough
         low = 0.0, min(self.overhead, 0.9 * limit)
         part = _between(low, high, limit)
-        for _ in range(_TRIES):
-            plan = self._plan(self._work(min(max(part, 0.001), 0.995)), scores, self.round_to)
+        for _ in range(tries):
+            plan = self._plan(self._work(min(max(part, 0.001), 0.995)), scores)
             if not plan:
                 low = part, low[1]  # there is none so small
                 part = (part + high[0]) / 2
@@ -205,14 +201,14 @@ class Search:
         work = Work(1, results=self.per_result)
         return Work(max(1, round(part * work.at(self.structure.topology))), results=self.per_result)
 
-    def _plan(self, budget: Budget, scores: Scores | None, round_to: int) -> Plan:
-        """The plan for a budget: by scores, or for all axes in proportion; an empty one where there is none."""
+    def _plan(self, budget: Budget, scores: Scores) -> Plan:
+        """The plan for a budget; an empty one where the sizes that there are do not lead so far."""
+        known = Known(scores.values)
         try:
-            if scores is None:
-                return scaled_plan(self.structure, budget, axes=self.axes, round_to=round_to)
-            known = Known(scores.values)
-            return scaled_plan(self.structure, budget, score=known, scope="global", axes=self.axes, round_to=round_to)
-        except MethodError:  # the sizes that there are do not lead so far
+            return scaled_plan(
+                self.structure, budget, score=known, scope="global", axes=self.axes, round_to=self.round_to
+            )
+        except MethodError:
             return Plan(())
 
 
