@@ -269,8 +269,8 @@ def _add_evolve_arguments(command: argparse.ArgumentParser) -> None:
     add("--batch-size", type=int, metavar="N")
     add("--lr", type=float, metavar="RATE", help="largest learning rate of the schedule")
     add("--seed", type=int, metavar="N", help="of weights, data order, validation split and edits; default 0")
-    add("--cycles", type=int, metavar="N", help="how often branches compete; default 5")
-    add("--candidates", type=int, metavar="N", help="edits that are tried in each cycle; default 6")
+    add("--cycles", type=int, metavar="N", help="how often branches compete; default 3")
+    add("--candidates", type=int, metavar="N", help="edits that are tried in each cycle; default 3")
     add("--proposals", metavar="NAME", help=f"where edits come from: {', '.join(PROPOSALS)}; default {PROPOSALS[0]}")
     add(
         "--price",

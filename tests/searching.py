@@ -68,8 +68,11 @@ class Wider:
 
     def __call__(self, material: Material, count: int, /) -> list[Proposal]:
         material.loss(material.batches[0]).backward()
-        found = [Proposal(Plan((Resize(axis, add=2),), seed=material.seed), "wider", f"widen {axis}") for axis in "02"]
+        found = [
+            Proposal(Plan((Resize(axis, add=2),), seed=material.seed), "wider", f"widen {axis}", "why not")
+            for axis in "02"
+        ]
         if self.broken:
             plan = Plan((Resize("2", add=2),), values={"4.weight": torch.full((2, 6), 3e38)})
-            found.append(Proposal(plan, "broken", "widen into what overflows"))
+            found.append(Proposal(plan, "broken", "widen into what overflows", "for trouble"))
         return found

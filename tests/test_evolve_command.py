@@ -13,7 +13,8 @@ from espalier.bench.models import build, example_inputs
 from espalier.cli import main
 from espalier.errors import RunError
 
-COMMAND = ["evolve", "digits", "--width", "0.25", "--epochs", "2", "--cycles", "1", "--candidates", "2"]
+COMMAND = ["evolve", "digits", "--width", "0.25", "--epochs", "4", "--cycles", "1", "--candidates", "2"]
+COMMAND += ["--proposals", "random"]  # there is too little budget for others to look at the network
 
 
 def records(path):

@@ -34,16 +34,14 @@ from espalier.errors import RunError
 from espalier.evolve.job import FORWARD_AND_BACKWARD
 from espalier.evolve.judge import Objective
 from espalier.evolve.processes import Processes
-from espalier.evolve.proposals import EveryMove, Proposer, RandomMoves
+from espalier.evolve.proposals import Proposer, RandomMoves
 from espalier.evolve.recommended import Recommended
 from espalier.evolve.runners import InProcess, Runner
 from espalier.evolve.surgeon import Search, Surgeon
 
 Record = Mapping[str, Any]
-PROPOSALS = ("every", "recommended", "random")
-_PROPOSERS: Mapping[str, Proposer] = MappingProxyType(
-    {"every": EveryMove(), "recommended": Recommended(), "random": RandomMoves()}
-)
+PROPOSALS = ("recommended", "random")
+_PROPOSERS: Mapping[str, Proposer] = MappingProxyType({"recommended": Recommended(), "random": RandomMoves()})
 CONFIG = "config.json"
 
 
@@ -96,8 +94,8 @@ def chosen(given: Mapping[str, Any]) -> EvolveOptions:
     surgeon = Surgeon(
         _PROPOSERS[proposals],
         Objective(parameters=asked.get("price", 0.0)),
-        cycles=asked.get("cycles", 5),
-        candidates=asked.get("candidates", 6),
+        cycles=asked.get("cycles", Surgeon.cycles),
+        candidates=asked.get("candidates", Surgeon.candidates),
         watched=True,
     )
     return EvolveOptions(problem, asked.get("epochs", row.epochs), surgeon, asked.get("baseline", True))
