@@ -40,5 +40,9 @@ class MethodError(EspalierError):
     """A method, its schedule or its budget does not fit the network, or its scores are no numbers."""
 
 
+class ExportError(EspalierError):
+    """A network cannot be handed on in the form that is asked for, or what was written does not compute the same."""
+
+
 class EspalierWarning(UserWarning):
     """Training goes on, but something that was asked for was not done; the message says what and why."""

@@ -28,6 +28,7 @@ LAYERS = [
     "grow",
     "prune",
     "train",
+    "export",
     "evolve",
     "bench",
     "cli",
