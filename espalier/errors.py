@@ -44,5 +44,9 @@ class ExportError(EspalierError):
     """A network cannot be handed on in the form that is asked for, or what was written does not compute the same."""
 
 
+class ParallelError(EspalierError):
+    """The processes of one training do not mean the same edit, or their wrapper cannot follow one."""
+
+
 class EspalierWarning(UserWarning):
     """Training goes on, but something that was asked for was not done; the message says what and why."""

@@ -19,8 +19,10 @@ LAYERS = [
     "layers",
     "axis",
     "record",
+    "peers",
     "surgery",
     "structure",
+    "parallel",
     "attach",
     "parts",
     "method",
@@ -31,6 +33,7 @@ LAYERS = [
     "export",
     "evolve",
     "bench",
+    "suite",
     "cli",
     "__main__",
 ]

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from espalier.compiled import unwrapped
+from espalier.compiled import uncompiled
 from espalier.errors import ExportError
 from espalier.export import plain
 from espalier.export.tree import Tree, sources
@@ -67,7 +67,7 @@ def _built(build: Callable[[], nn.Module], model: nn.Module) -> nn.Module:
         fresh = build()
     if not isinstance(fresh, nn.Module):
         raise ExportError(f"build: expected a function that gives a {type(model).__name__}, found {fresh!r}.")
-    fresh = unwrapped(fresh)
+    fresh = uncompiled(fresh)
     device = next((one.device for one in model.parameters()), torch.device("cpu"))
     return fresh.to(device)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from espalier.compiled import unwrapped
+from espalier.compiled import uncompiled
 from espalier.errors import ExportError
 from espalier.export.code import outputs_of, random_like
 from espalier.graph.capture import call_arguments, map_tensors
@@ -49,7 +49,7 @@ def export_onnx(
             import_module(package)
         except ImportError as error:
             raise ExportError(f"{package} is missing: pip install 'espalier[export]'.") from error
-    model = unwrapped(network) if isinstance(network, nn.Module) else network.model
+    model = uncompiled(network) if isinstance(network, nn.Module) else network.model
     if example is None:
         if isinstance(network, nn.Module):
             raise ExportError("example: give example inputs, from which the network is exported.")

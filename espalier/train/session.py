@@ -92,7 +92,9 @@ class Session:
 
         Raises:
             MethodError: the structure has no optimizer, no axis may change, an axis or a pattern is unknown, a budget
-                cannot be reached, or a method needs held-out batches and there are none.
+                cannot be reached, or a method needs held-out batches and there are none; a method has gates, and there
+                are several processes, since each would draw its own.
+            ParallelError: another process has another session, or other held-out batches.
             CaptureError: a trigger looks at activations that no weights read.
         """
         if structure.optimizer is None:
@@ -111,6 +113,16 @@ class Session:
         self._slowing = Slowing(structure)
         for one in self._controller.running:
             self._check_provided(one)
+        structure.peers.same(
+            "the session",
+            {
+                "methods": methods,
+                "seed": seed,
+                "total_steps": total_steps,
+                "probe": self._probe,
+                "network": self._sizes(),
+            },
+        )
         self._gated: Running | None = None
         self._due: list[int | None] = []
         self._wake = _NEVER
@@ -118,8 +130,8 @@ class Session:
 
     @property
     def model(self) -> nn.Module:
-        """The live model."""
-        return self.structure.model
+        """The live model: what `attach` was given, a DistributedDataParallel if it was one."""
+        return self.structure.peers.live(self.structure.model)
 
     @property
     def optimizer(self) -> Optimizer:
@@ -191,7 +203,7 @@ class Session:
 
     def _as_decided(self, batch: Batch) -> Tensor:
         with self.decided():
-            return self._loss(self.model, batch)
+            return self._loss(self.structure.model, batch)
 
     def step(self, done: float | None = None) -> None:
         """To be called after every optimizer step. Events happen here.
@@ -222,14 +234,15 @@ class Session:
         """To be called after every epoch; events that are due by epochs happen at the next `step`.
 
         Args:
-            metric: how good the network is, for methods that ask.
+            metric: how good the network is, for methods that ask. Of several processes the mean of those that give one.
             mode: whether a good metric is large (``max``) or small (``min``).
         """
         if mode not in ("min", "max"):
             raise MethodError(f"mode: expected 'min' or 'max', found {mode!r}.")
+        found = self.structure.peers.mean("epoch_end", None if metric is None else float(metric))
         self._epoch += 1
         self._boundary = self._step
-        self._metrics.append(Metric(self._epoch, None if metric is None else finite(float(metric)), mode))
+        self._metrics.append(Metric(self._epoch, None if found is None else finite(found), mode))
         self._look_ahead()
 
     def state_dict(self) -> dict[str, Any]:
@@ -306,6 +319,11 @@ class Session:
             names = " and ".join(one.method.name for one in gated)
             raise MethodError(f"{names} both evaluate the loss in a way of their own; give one of them.")
         self._gated = next(iter(gated), None)
+        if self._gated is not None and self.structure.peers.size > 1:
+            raise MethodError(
+                f"{self._gated.method.name} evaluates the loss under gates that each process would draw and train on "
+                "its own; train it in one process, or take a method without gates."
+            )
         if self._gated is not None and is_compiled(self.structure.runs):
             warn(
                 f"{self._gated.method.name} puts gates in place of parameters while the loss is evaluated, which "
@@ -362,6 +380,17 @@ class Session:
         self._wake = min((one for one in moments if one is not None), default=_NEVER)
 
     def _act(self) -> None:
+        """The events that are due, in which all processes do the same, or stop."""
+        peers = self.structure.peers
+        try:
+            self._batch = peers.joined(self._batch)
+            self._happen()
+        except Exception as error:
+            peers.settle("an event", error)
+            raise
+        peers.settle("an event", None)
+
+    def _happen(self) -> None:
         self._slowing.refresh()
         if self._batch is None:
             self._warn_unheard()
@@ -400,7 +429,7 @@ class Session:
             self._epoch,
             self._step / self._total_steps,
             derived_seed(self._seed, index, one.method.name, self._step),
-            partial(self._loss, self.model) if self._gated is None else self._as_decided,
+            partial(self._loss, self.structure.model) if self._gated is None else self._as_decided,
             self._batch,
             self._probe,
             self._total_steps,
