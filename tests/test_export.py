@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import espalier as esp
+from espalier.edit.residual import Residual
 from espalier.errors import ExportError
+from espalier.export import tree
 from espalier.layers import CopyOf, ResidualLayer
 from espalier.structure import Structure
 
@@ -105,6 +107,17 @@ def test_the_file_says_what_changed(tmp_path: Path) -> None:
     assert "('features.0', ('out_channels',), 7)" in text
     assert structure.axes["features.0"].size == 7
     assert "blocks.2.up" not in text
+
+
+def test_a_layer_that_plain_code_cannot_build_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tree, "_OWN", {kind: used for kind, used in tree._OWN.items() if kind is not Residual})
+    with pytest.raises(ExportError, match=r"features\.1 \(Residual\) came by an edit"):
+        exported(
+            lambda structure: structure.insert_layer(ResidualLayer(6, 3, kernel=(3, 3)), after="features.0"), tmp_path
+        )
+    assert not (tmp_path / "network.py").exists()
 
 
 def test_channels_last_stays(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def _text(structure: Structure, network: SavedNetwork, tree: Tree, build: Callab
         parts.append("found_at = at\n" if any("found_at" in one for one in parts) else "")
     functions = (plain.children, plain.blank, plain.set_attribute, plain.tensors_of, plain.fill)
     parts += [dedent(inspect.getsource(function)) + "\n" for function in functions]
-    lines = ["old = dict(model.named_modules())", *tree.lines] if tree.lines else ["pass"]
+    lines = ["old = dict(model.named_modules())", *tree.copies, *tree.lines] if tree.lines else ["pass"]
     parts.append(
         "def change_layers(model: nn.Module) -> None:\n"
         '    """Layers that came and went."""\n' + "".join(f"    {line}\n" for line in lines) + "\n"

@@ -37,8 +37,11 @@ _OWN: Mapping[type[nn.Module], Sequence[Callable[..., object]]] = {
 class Tree:
     """What has to be done to the modules of a freshly built model."""
 
+    copies: list[str] = field(default_factory=list)
+    """Statements, in which `old` is the modules as they were built, by path. These come first, since they copy modules
+    as they are before anything has changed."""
     lines: list[str] = field(default_factory=list)
-    """Statements, in which `old` is the modules as they were built, by path."""
+    """Those that follow."""
     classes: dict[type[nn.Module], None] = field(default_factory=dict)
     """Those of surgery's own modules that they use."""
     model: nn.Module | None = None
@@ -82,8 +85,8 @@ class Tree:
                 self._change(_join(path, key), child, f'{name}.get_submodule("{key}")' if not own else self._old(child))
             return
         made = {key: self._name(_join(path, key), child) for key, child in children.items()}
-        entries = ", ".join(f'"{key}": {one}' for key, one in made.items())
-        self.lines.append(f"children({name}, {{{entries}}})")
+        entries = [f'"{key}": {one}' for key, one in made.items()]
+        self.lines += [f"children({name}, {{", *(f"    {entry}," for entry in entries), "})"]
         for hooked, line in (
             (AFTER, f"{name}.register_forward_hook(run_after)"),
             (BEFORE, f"{name}.register_forward_pre_hook(run_before, with_kwargs=True)"),
@@ -105,7 +108,8 @@ class Tree:
             return self._old(module)
         if id(module) not in self._names:
             name = self._names[id(module)] = f"new{len(self._names)}"
-            self.lines.append(f"{name} = {self._expression(path, module)}")
+            lines = self.lines if self._mark(module) is None else self.copies
+            lines.append(f"{name} = {self._expression(path, module)}")
         return self._names[id(module)]
 
     def _expression(self, path: str, module: nn.Module) -> str:
