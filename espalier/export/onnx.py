@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -80,10 +81,13 @@ def _write(model: nn.Module, path: Path, example: Any, *, dynamic_batch: bool) -
     shapes = None
     if dynamic_batch:
         shapes = map_tensors(kwargs, shape) if kwargs else map_tensors(args, shape)
-    torch.onnx.export(
-        model, args, str(path), kwargs=kwargs or None, dynamo=True, dynamic_shapes=shapes, external_data=False,
-        verbose=False,
-    )  # fmt: skip
+    with warnings.catch_warnings():
+        for kind in (FutureWarning, DeprecationWarning):  # of the exporter's own code
+            warnings.simplefilter("ignore", kind)
+        torch.onnx.export(
+            model, args, str(path), kwargs=kwargs or None, dynamo=True, dynamic_shapes=shapes, external_data=False,
+            verbose=False,
+        )  # fmt: skip
 
 
 def _samples(example: Any, count: int) -> Any:
