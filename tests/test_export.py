@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import espalier as esp
 from espalier.edit.residual import Residual
-from espalier.errors import ExportError
+from espalier.errors import CheckpointError, ExportError
 from espalier.export import tree
 from espalier.layers import CopyOf, ResidualLayer
 from espalier.structure import Structure
@@ -151,6 +151,22 @@ def test_what_differs_otherwise_is_found(tmp_path: Path) -> None:
         esp.export_code(structure, tmp_path, Mixed)
     with pytest.raises(ExportError, match="expected a function that gives a Shifted"):
         esp.export_code(structure, tmp_path, lambda: 3)  # type: ignore[arg-type, return-value]
+
+
+def test_a_model_of_other_sizes_is_refused(tmp_path: Path) -> None:
+    def sized(width: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 2))
+
+    structure = esp.attach(sized(6), torch.zeros(2, 4))
+    structure.prune("0", [1])
+    with pytest.raises(CheckpointError, match=r"expected the original shape \(6, 4\), found \(8, 4\)"):
+        esp.export_code(structure, tmp_path, lambda: sized(8))
+    esp.export_code(structure, tmp_path, lambda: sized(6))
+    namespace = {"__file__": str(tmp_path / "network.py"), "__name__": "network"}
+    exec((tmp_path / "network.py").read_text(), namespace)
+    assert "load" not in namespace
+    with pytest.raises(RuntimeError, match=r"0.weight: expected shape \(6, 4\) as it is built, found \(8, 4\)"):
+        namespace["restore"](sized(8))  # type: ignore[operator]
 
 
 def test_torch_export_of_an_edited_network_round_trips(tmp_path: Path) -> None:

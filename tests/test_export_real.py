@@ -43,11 +43,12 @@ def edited(name: str) -> Structure:
     build, example = NETWORKS[name]
     model = build().eval()
     structure = esp.attach(model, example)
-    before = structure.cost().parameters
     structure.apply(esp.scaled_plan(structure, esp.Parameters(0.7, of="initial")))
     growable = [axis.name for axis in structure.axes.values() if axis.growable]
     structure.grow(dict.fromkeys(growable[1 :: max(1, len(growable) // 4)], 8))
-    assert 0.5 * before < structure.cost().parameters < 0.9 * before
+    pruned, grown = (edit.sizes for edit in structure.history)
+    assert pruned and all(after < before for before, after in pruned.values())
+    assert grown and all(after == before + 8 for before, after in grown.values())
     return structure
 
 

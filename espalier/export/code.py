@@ -45,17 +45,19 @@ def export_code(structure: Structure, folder: str | Path, build: Callable[[], nn
         The path of `network.py`.
 
     Raises:
-        ExportError: an inserted layer, or state outside of parameters and buffers, cannot be expressed; `build` gives
-            another model; or the outputs differ.
+        ExportError: an inserted layer cannot be expressed, `build` gives a model of another class, or outputs differ.
+        CheckpointError: `build` gives a model of other sizes, or there is state outside of parameters and buffers.
+        PlanError: the layers that came do not fit what `build` gives.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     network, model = described(structure), structure.model
-    tree = Tree.of(_built(build, model), network.depth)
-    if type(model) is not type(tree.model):
-        raise ExportError(f"build: expected a {type(model).__name__}, found a {type(tree.model).__name__}.")
-    text = _text(structure, network, tree, build)
+    fresh = _built(build, model)
+    tree = Tree.of(fresh, network.depth)
+    network.check_tensors(table := tensor_table(fresh))
     tensors = tensor_table(model).tensors
+    built = {name: tuple(one.shape) for name, one in table.tensors.items() if one.shape != tensors[name].shape}
+    text = _text(structure, network, tree, built, build)
     save_file({name: one.detach().clone().contiguous() for name, one in tensors.items()}, folder / VALUES)
     (folder / CODE).write_text(text)
     _verify(text, folder, structure, build)
@@ -68,11 +70,19 @@ def _built(build: Callable[[], nn.Module], model: nn.Module) -> nn.Module:
     if not isinstance(fresh, nn.Module):
         raise ExportError(f"build: expected a function that gives a {type(model).__name__}, found {fresh!r}.")
     fresh = uncompiled(fresh)
+    if type(fresh) is not type(model):
+        raise ExportError(f"build: expected a {type(model).__name__}, found a {type(fresh).__name__}.")
     device = next((one.device for one in model.parameters()), torch.device("cpu"))
     return fresh.to(device)
 
 
-def _text(structure: Structure, network: SavedNetwork, tree: Tree, build: Callable[[], nn.Module]) -> str:
+def _text(
+    structure: Structure,
+    network: SavedNetwork,
+    tree: Tree,
+    built: Mapping[str, tuple[int, ...]],
+    build: Callable[[], nn.Module],
+) -> str:
     name = type(structure.model).__name__
     sizes = {axis: (one.original, one.size) for axis, one in network.axes.items() if one.original != one.size}
     changed = [f"    {axis}: {before} -> {after}" for axis, (before, after) in sizes.items()] or ["    none"]
@@ -88,6 +98,7 @@ def _text(structure: Structure, network: SavedNetwork, tree: Tree, build: Callab
         "from typing import Any\n",
         "import torch\nfrom safetensors.torch import load_file\nfrom torch import Tensor, nn\n",
         _table("ATTRIBUTES", "Module, attribute or entry of its configuration, value.", attributes),
+        _table("BUILT", "Sizes of parameters and buffers as the code builds them, where they are others now.", built),
         _table("ORDER", "Dimensions from the outermost to the innermost in memory, where that is unusual.", order),
     ]
     if tree.classes:
@@ -112,7 +123,7 @@ _RESTORE = '''def restore(model: nn.Module) -> nn.Module:
     change_layers(model)
     for path, name, value in ATTRIBUTES:
         set_attribute(model.get_submodule(path), name, value)
-    fill(model, load_file(Path(__file__).parent / "{values}"), ORDER)
+    fill(model, load_file(Path(__file__).parent / "{values}"), BUILT, ORDER)
     return model
 '''
 

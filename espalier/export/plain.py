@@ -1,7 +1,7 @@
 """What every exported file begins with: plain torch, which brings a freshly built model to what was exported.
 
 The text of these functions is copied into the files as it stands. They use the tables of the file: `ATTRIBUTES`,
-`ORDER`, and the function `change_layers`.
+`BUILT`, `ORDER`, and the function `change_layers`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,12 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     return dict(found.values())
 
 
-def fill(model: nn.Module, values: Mapping[str, Tensor], order: Mapping[str, Sequence[int]]) -> None:
+def fill(
+    model: nn.Module,
+    values: Mapping[str, Tensor],
+    built: Mapping[str, tuple[int, ...]],
+    order: Mapping[str, Sequence[int]],
+) -> None:
     """Give all parameters and buffers the saved sizes and values, with their dimensions in that order in memory."""
     tensors = tensors_of(model)
     if tensors.keys() != values.keys():
@@ -59,6 +64,9 @@ def fill(model: nn.Module, values: Mapping[str, Tensor], order: Mapping[str, Seq
         raise RuntimeError(f"the model is not the one that was exported; only one of the two has {names}.")
     for name, tensor in tensors.items():
         value = values[name]
+        expected = tuple(built.get(name, value.shape))
+        if tuple(tensor.shape) != expected:
+            raise RuntimeError(f"{name}: expected shape {expected} as it is built, found {tuple(tensor.shape)}.")
         if name in order:
             back = [list(order[name]).index(dim) for dim in range(value.dim())]
             value = value.permute(*order[name]).contiguous().permute(*back)

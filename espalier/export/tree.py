@@ -17,7 +17,7 @@ from torch import nn
 
 from espalier.edit.depth import replay
 from espalier.edit.journal import Journal
-from espalier.edit.layers import AFTER, BEFORE, Bypass, Inserted, _laid_out, at, put, run_after, run_before
+from espalier.edit.layers import AFTER, BEFORE, Bypass, Inserted, at, laid_out, put, run_after, run_before
 from espalier.edit.recipes.skip import Skipped
 from espalier.edit.residual import Residual
 from espalier.edit.steps import Step
@@ -26,7 +26,7 @@ from espalier.errors import ExportError
 _MARK = "_exported_from"
 _OWN: Mapping[type[nn.Module], Sequence[Callable[..., object]]] = {
     Inserted: (at, put, run_after, run_before),
-    Bypass: (at, _laid_out),
+    Bypass: (at, laid_out),
     Skipped: (at,),
     Residual: (),
 }
@@ -44,8 +44,6 @@ class Tree:
     """Those that follow."""
     classes: dict[type[nn.Module], None] = field(default_factory=dict)
     """Those of surgery's own modules that they use."""
-    model: nn.Module | None = None
-    """The model to which it was done."""
     _names: dict[int, str] = field(default_factory=dict)
     _built: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     _originals: dict[int, str] = field(default_factory=dict)
@@ -56,7 +54,7 @@ class Tree:
 
         Raises ExportError for a layer that plain code cannot build.
         """
-        tree = cls(model=fresh)
+        tree = cls()
         for path, module in fresh.named_modules():
             vars(module)[_MARK] = path
             tree._originals[id(module)] = path
