@@ -47,8 +47,10 @@ def edited(name: str) -> Structure:
     growable = [axis.name for axis in structure.axes.values() if axis.growable]
     structure.grow(dict.fromkeys(growable[1 :: max(1, len(growable) // 4)], 8))
     pruned, grown = (edit.sizes for edit in structure.history)
-    assert pruned and all(after < before for before, after in pruned.values())
-    assert grown and all(after == before + 8 for before, after in grown.values())
+    assert pruned
+    assert all(after < before for before, after in pruned.values())
+    assert grown
+    assert all(after == before + 8 for before, after in grown.values())
     return structure
 
 
