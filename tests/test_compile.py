@@ -121,7 +121,7 @@ def three_versions() -> Iterator[None]:
     ("way", "given"),
     [
         (wrapped, "the wrapper"),
-        (in_place, "the model"),
+        pytest.param(in_place, "the model", marks=pytest.mark.slow),
         pytest.param(wrapped, "the model", marks=pytest.mark.slow),
         pytest.param(by_parts, "the model", marks=pytest.mark.slow),
         pytest.param(a_list, "the wrapper", marks=pytest.mark.slow),
@@ -167,7 +167,7 @@ def test_undo_finds_compiled_code_again() -> None:
     assert backend.compiled == compiled + 1, "guards find the code of the earlier size"
 
 
-@pytest.mark.parametrize("way", [wrapped, in_place])
+@pytest.mark.parametrize("way", [in_place, pytest.param(wrapped, marks=pytest.mark.slow)])
 def test_layers_that_come_and_go_are_seen_by_compiled_code(
     way: Callable[[Counting], tuple[nn.Module, nn.Module]],
 ) -> None:

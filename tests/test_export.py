@@ -53,7 +53,7 @@ def with_less(structure: Structure) -> None:
     structure.insert_layer(CopyOf("blocks.0", zero=("down.weight", "down.bias")), after="blocks.1")
 
 
-EDITS = [resized, with_layers, with_less, lambda structure: None]
+EDITS = [resized, with_layers, pytest.param(with_less, marks=pytest.mark.slow), lambda structure: None]
 
 
 def exported(edit: Callable[[Structure], None], folder: Path) -> Structure:
