@@ -303,6 +303,7 @@ def test_a_wrapper_inside_of_a_model_is_refused_with_the_other_way() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("three_versions")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of modules that Inductor imports
 def test_inductor_compiles_after_every_edit() -> None:
     model = Network()
     runs = torch.compile(model)
