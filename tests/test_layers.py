@@ -31,6 +31,7 @@ LAYERS = [
     "prune",
     "train",
     "adapters",
+    "export",
     "evolve",
     "bench",
     "oneshot",

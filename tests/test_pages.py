@@ -45,6 +45,19 @@ def test_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(structure.history) == 11  # type: ignore[attr-defined]
 
 
+def test_compile() -> None:
+    scope = run_blocks(DOCS / "compile.md")
+    assert scope["session"].steps_done == 20  # type: ignore[attr-defined]
+    torch.compiler.reset()
+
+
+def test_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_blocks(DOCS / "export.md")
+    assert "pruned and grown" in capsys.readouterr().out
+    assert {"exported", "network.pt2"} <= {one.name for one in tmp_path.iterdir()}
+
+
 def test_recommend() -> None:
     scope = run_blocks(DOCS / "recommend.md")
     found = scope["found"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,7 @@ class EspalierCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]  #
             self._batch = {name: value for name, value in kwargs.items() if name != "num_items_in_batch"}
 
     def _hear(self, model: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
-        if not self._training(model) or not isinstance(output, Mapping) or output.get("loss") is None:
+        if not self._training(model) or not isinstance(output, MutableMapping) or output.get("loss") is None:
             return None
         # the Trainer divides the loss by the number of micro-batches, unless the model divides by the items of all
         share = self._share if kwargs.get("num_items_in_batch") is not None else 1.0
