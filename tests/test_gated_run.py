@@ -102,6 +102,7 @@ def test_a_schedule_that_falls_once() -> None:
     schedule = flat_then(0.75, 0.1)
     assert [schedule(at / 4) for at in range(5)] == [1.0, 1.0, 1.0, 0.1, 0.1]
     assert [flat_then_cosine(0.5)(at / 4) for at in range(5)] == pytest.approx([1.0, 1.0, 1.0, 0.5, 0.0])
+    assert [flat_then_cosine(0.5, 6.0)(at / 4) for at in range(5)] == pytest.approx([1.0, 1.0, 6.0, 3.0, 0.0])
 
 
 def test_a_preset_is_for_its_own_network() -> None:

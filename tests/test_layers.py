@@ -30,6 +30,7 @@ LAYERS = [
     "train",
     "evolve",
     "bench",
+    "suite",
     "cli",
     "__main__",
 ]

@@ -6,7 +6,8 @@ were judged have parameters, flops (per sample), loss and accuracy (held-out), a
     start    the fresh network; total: training FLOPs of the whole search
     trained  the network after a piece of training without rivals: steps, total_spent
     cycle    cycle, proposals (how many), total_spent; then, for each rung, a record of kind
-    rung     cycle, rung, names (of the branches), steps (of the control and of each branch), total_spent before it
+    rung     cycle, rung, names and edits (of the branches), steps (of the control and of each branch), total_spent
+             before it
     branch   cycle, rung, name, parent (how many edits were accepted before), edit, what, why, predicted; and either
              failed or gain, error, price, accepted, total_spent
     control  cycle, rung, total_spent
@@ -154,7 +155,7 @@ def _end(records: Sequence[Record]) -> Record | None:
 
 
 def _cycles(records: Sequence[Record]) -> tuple[Cycle, ...]:
-    found = []
+    found: list[Cycle] = []
     for begin in (one for one in records if one["kind"] == "cycle"):
         mine = [one for one in records if one.get("cycle") == begin.get("cycle")]
         branches: dict[str, list[Record]] = {}

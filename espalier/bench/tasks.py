@@ -47,9 +47,9 @@ def flat_then(until: float, factor: float) -> Schedule:
     return lambda progress: factor if progress >= until else 1.0
 
 
-def flat_then_cosine(until: float) -> Schedule:
-    """1 for a fraction ``until`` of the training, then half a cosine to 0."""
-    return lambda progress: cosine((progress - until) / (1 - until)) if progress > until else 1.0
+def flat_then_cosine(until: float, height: float = 1.0) -> Schedule:
+    """1 for a fraction ``until`` of the training, then half a cosine from ``height`` to 0."""
+    return lambda progress: height * cosine((progress - until) / (1 - until)) if progress >= until else 1.0
 
 
 @dataclass(frozen=True)

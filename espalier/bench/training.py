@@ -105,8 +105,12 @@ class Training:
         model: nn.Module,
         checkpoint: Checkpoint | None = None,
         masks: Masks = NO_MASKS,
+        follows: Training | None = None,
     ) -> None:
         """Train `model`, freshly built, under masks if there are any; or go on from what `state` and `write` kept.
+
+        With `follows` it goes on where that training stopped, with the optimizer's state of all parameters that are
+        still the same: for networks that others have changed.
 
         Raises:
             CheckpointError: the checkpoint is damaged or belongs to another network.
@@ -117,6 +121,9 @@ class Training:
         self._example_size = len(example)
         optimizer = assignment.task.make_optimizer(model)
         self._optimizer = optimizer
+        if follows is not None:
+            there = set(model.parameters())
+            optimizer.state.update({one: state for one, state in follows._optimizer.state.items() if one in there})
         self._order = torch.Generator().manual_seed(assignment.seed)
         self._epoch_order = self._order.get_state()
         self._tally = torch.zeros(3, device=device)  # sum of losses, correct, samples: of the epoch so far
@@ -124,6 +131,10 @@ class Training:
         self._seconds, self._since = 0.0, time.monotonic()
         self.loss = torch.full((), math.nan, device=device)
         """Of the last step, penalties included: a scalar."""
+        if follows is not None:
+            self.step, self.epoch, self._batch = follows.step, follows.epoch, follows._batch
+            self.training_flops, self._seconds = follows.training_flops, follows.seconds
+            self._epoch_order, self._tally = follows._epoch_order, follows._tally
         self._scheduler = assignment.task.make_scheduler(optimizer, lambda _: self.done)
         self._on_event: Callable[[Record], None] = _ignore
         if checkpoint is None:

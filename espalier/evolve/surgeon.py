@@ -221,6 +221,7 @@ class Search:
                 jobs.append(self._branch(nodes[name], plan, count, surgeon.averaged))
             self._on_record({
                 "kind": "rung", "cycle": cycle, "rung": rung, "names": names, "steps": steps, "total_spent": self.spent,
+                "edits": [alive[name].get("what", alive[name]["kind"]) for name in names],
             })  # fmt: skip
             results = self._do(jobs)
             self.spent += sum(int(one.get("spent", 0)) for one in results)

@@ -128,7 +128,8 @@ def npn_growing(
         stages: k over the training.
         penalty: on the probabilities; None for none.
         awake: name or pattern of axes -> how many units are awake at first; the others fall asleep after
-            the first step. None for all.
+            the first step. None for all. Where the largest size is not to be allocated even for that step, build the
+            network small instead, and leave `fresh` as it is.
         waking: when units wake, and which.
         fill: k times the logit of a unit that wakes.
         fresh: whether new units come where none sleep.
