@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from espalier.compiled import unwrapped
+from espalier.compiled import uncompiled
 from espalier.edit.apply import copy_of
 from espalier.edit.changes import Limits, find_axis
 from espalier.edit.interrupt import uninterrupted
@@ -19,6 +19,7 @@ from espalier.graph.capture import tensor_table
 from espalier.graph.cells import named_cells
 from espalier.graph.solver import Reason
 from espalier.graph.topology import Topology, infer
+from espalier.parallel.wrapped import unwrapped
 from espalier.structure import Structure
 
 LimitLike = Limits | tuple[int | None, int | None]
@@ -38,7 +39,8 @@ def attach(
     """Read the structure of a model. Changes nothing.
 
     Args:
-        model: any module that runs on the example inputs, or what `torch.compile` made of one.
+        model: any module that runs on the example inputs, or what `torch.compile` made of one; or a
+            DistributedDataParallel around one, which is made anew after every edit, on all ranks.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments. Only shapes, types and devices
             count.
         optimizer: the optimizer that trains the model; its state will follow every edit.
@@ -53,9 +55,11 @@ def attach(
     Raises:
         CaptureError: the model's forward failed.
         OptimizerError: the optimizer holds none of the model's parameters.
-        PlanError: a wrapper is given instead of the model, or a name in `keep` or `limits` is unknown.
+        PlanError: another wrapper is given instead of the model, or a name in `keep` or `limits` is unknown.
+        ParallelError: the wrapper does what could not be done again after an edit.
     """
-    wrapper, model = model, unwrapped(model)
+    wrapper, model = model, uncompiled(model)
+    model, peers = unwrapped(model, optimizer)
     check_model(model)
     if type(undo_limit) is not int or undo_limit < 0:
         raise PlanError(f"undo_limit: expected a number of edits of at least 0, found {undo_limit!r}.")
@@ -63,10 +67,12 @@ def attach(
         check_optimizer(optimizer, model.named_parameters())
     with uninterrupted():
         topology = infer(model, example_inputs)
-    return attached(
+    structure = attached(
         model, example_inputs, topology, optimizer=optimizer, keep=keep, limits=limits, follow=follow,
         undo_limit=undo_limit, cells=cells, wrapper=wrapper,
     )  # fmt: skip
+    structure.surgery.peers = peers
+    return structure
 
 
 def attached(
@@ -88,7 +94,7 @@ def attached(
     for name in bounds:
         find_axis(topology, name)
     table = tensor_table(model)
-    copies = [unwrapped(module) for module in follow]
+    copies = [uncompiled(module) for module in follow]
     for module in copies:
         copy_of(table, module)
     named_cells(table.modules, cells)
@@ -119,8 +125,9 @@ def check_model(model: nn.Module) -> None:
             )
         if isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
             raise PlanError(
-                f"{found} a {type(module).__name__} wrapper; attach to the model inside (wrapper.module): replicas "
-                "would go on unsynchronised after an edit inside a live wrapper."
+                f"{found} a {type(module).__name__} wrapper; attach to the model inside (wrapper.module), or to a "
+                "DistributedDataParallel that is the outermost module: replicas would go on unsynchronised after an "
+                "edit inside another wrapper."
             )
         if isinstance(module, torch.jit.ScriptModule):
             raise PlanError(

@@ -18,7 +18,7 @@ from torch import nn
 from espalier.errors import EspalierWarning
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
+def uncompiled(model: nn.Module) -> nn.Module:
     """The module in the wrapper that `torch.compile` made; any other module itself."""
     if "torch._dynamo" in sys.modules and isinstance(model, torch._dynamo.OptimizedModule):
         inner = model._orig_mod
@@ -29,7 +29,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def is_compiled(model: nn.Module) -> bool:
     """Whether this is a wrapper of `torch.compile`, or any of its modules was compiled in place."""
-    if unwrapped(model) is not model:
+    if uncompiled(model) is not model:
         return True
     return any(module._compiled_call_impl is not None for module in model.modules())
 
@@ -52,7 +52,7 @@ class CompiledCode:
         """
         if "torch._dynamo" not in sys.modules:
             return
-        from torch._dynamo.eval_frame import _debug_get_cache_entry_list, reset_code
+        from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list, reset_code
 
         for code in _compiled_functions():
             versions = len(_debug_get_cache_entry_list(code))
@@ -96,4 +96,4 @@ def _times_given_up() -> int:
     return sum(times for what, times in counted if "limit" in what.partition("\n")[0])
 
 
-__all__ = ["CompiledCode", "is_compiled", "unwrapped"]
+__all__ = ["CompiledCode", "is_compiled", "uncompiled"]

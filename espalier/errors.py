@@ -40,5 +40,9 @@ class MethodError(EspalierError):
     """A method, its schedule or its budget does not fit the network, or its scores are no numbers."""
 
 
+class ParallelError(EspalierError):
+    """The processes of one training do not mean the same edit, or their wrapper cannot follow one."""
+
+
 class EspalierWarning(UserWarning):
     """Training goes on, but something that was asked for was not done; the message says what and why."""

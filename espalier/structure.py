@@ -32,6 +32,7 @@ from espalier.graph.visits import Place
 from espalier.measure.cost import Cost, cost_of
 from espalier.measure.sparse import SparseCopy, sparse_copy
 from espalier.measure.sparse_forms import Form
+from espalier.peers import Peers
 from espalier.record import Edit, Preview
 from espalier.surgery import Surgery
 from espalier.table import text_table
@@ -161,6 +162,11 @@ class Structure:
         goes by its first name.
         """
         return self.surgery.known.masks
+
+    @property
+    def peers(self) -> Peers:
+        """The processes that train the network together."""
+        return self.surgery.peers
 
     @property
     def undoable(self) -> int:

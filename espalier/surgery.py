@@ -40,6 +40,7 @@ from espalier.graph.capture import TensorTable, tensor_table
 from espalier.graph.eager import eagerly
 from espalier.graph.topology import Topology
 from espalier.measure.cost import cost_of
+from espalier.peers import Alone, Peers
 from espalier.record import Edit, Preview
 
 
@@ -53,6 +54,8 @@ class Surgery:
         self.optimizer = optimizer
         self.known = known
         self.follow = tuple(follow)
+        self.peers: Peers = Alone(model)
+        """The processes that train it together."""
         self.enforcer = Enforcer(optimizer)
         self.youth = Youth(optimizer)
         self.youth.look()
@@ -152,13 +155,20 @@ class Surgery:
         Raises:
             PlanError: the plan does not fit the structure as it is now.
             SurgeryError: the changed model would not run as predicted, or the commit failed; nothing was changed.
+            ParallelError: other processes would do another edit, or the model's wrapper cannot follow one.
         """
         with uninterrupted():
             return self._apply(plan)
 
     def _apply(self, plan: Plan) -> Edit:
-        journal, known, edit = self._carried_out(plan)
+        self.peers.meet("an edit", plan, self._sizes())
         try:
+            journal, known, edit = self._carried_out(plan)
+        except Exception as error:
+            self.peers.settle("an edit", error)
+            raise
+        try:
+            self.peers.settle("an edit", None)
             self._enforce(known.masks)
             self.youth.look()
             self._undo.push(journal)
@@ -173,6 +183,7 @@ class Surgery:
         self.known = known
         self.history.append(edit)
         self._renew_compiled(edit)
+        self.peers.rebind()
         return edit
 
     def _enforce(self, masks: Masks) -> None:
@@ -254,9 +265,16 @@ class Surgery:
 
         Raises:
             SurgeryError: there is nothing to undo, or something else changed the tensors since.
+            ParallelError: other processes do not undo it.
         """
         with uninterrupted():
-            self._undo.undo()
+            self.peers.meet("undo", None, self._sizes())
+            try:
+                self._undo.undo()
+            except Exception as error:
+                self.peers.settle("undo", error)
+                raise
+            self.peers.settle("undo", None)
             for module in (self.model, *self.follow):
                 drop_caches(module.modules())
             self.known = self._undone.pop()
@@ -264,11 +282,16 @@ class Surgery:
             self.youth.look()
             edit = self.history.pop()
             self._renew_compiled(edit)
+            self.peers.rebind()
             return edit
 
     def _renew_compiled(self, edit: Edit) -> None:
         if edit.plan.depth or edit.sizes:
             self.compiled.renew(layers=bool(edit.plan.depth))
+
+    def _sizes(self) -> dict[str, int]:
+        topology = self.known.topology
+        return {record.name: topology.sizes[number] for number, record in topology.axes.items()}
 
     def subject(self) -> Subject:
         table = tensor_table(self.model)

@@ -351,7 +351,7 @@ def test_what_is_no_module(model):
 
 
 def test_wrappers_are_named_with_what_is_inside():
-    attach_refused(PlanError, torch.compile(Network(), backend="eager"), X, "compiled", "_orig_mod")
+    attach_refused(PlanError, nn.Sequential(torch.compile(Network(), backend="eager")), X, "compiled", "in place")
     attach_refused(PlanError, nn.DataParallel(Network()), X, "DataParallel", ".module")
 
 
@@ -365,12 +365,11 @@ def test_compiled_in_place_is_no_obstacle_or_named():
     assert model.body.weight.shape[0] == 9
 
 
-def test_a_distributed_wrapper_is_named_with_what_is_inside(tmp_path):
+def test_a_distributed_wrapper_further_inside_is_named(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         wrapped = nn.parallel.DistributedDataParallel(Network())
-        with pytest.raises(PlanError, match=r"DistributedDataParallel.*\.module"):
-            attach(wrapped, X)
+        attach_refused(PlanError, nn.Sequential(wrapped), X, "DistributedDataParallel", "outermost")
     finally:
         torch.distributed.destroy_process_group()
 

@@ -1,4 +1,4 @@
-"""Runs what follows without `torch.compile`'s code, where Espalier looks at a network or has tensors of its own in it."""
+"""Runs code without what `torch.compile` made, where Espalier looks at a network or has tensors of its own in it."""
 
 from __future__ import annotations
 

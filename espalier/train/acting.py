@@ -67,7 +67,8 @@ class Acting:
             return one.axes
         scores = partial(self._scores, one, clock)
         view = View(self.context(one), clock, metrics, None, one.fired, one.acted, scores)
-        axes, stopped = one.watch.look(view)
+        heard = self.structure.peers.mean("the training loss", one.watch.mean())
+        axes, stopped = self.structure.peers.agreed("whether to act", one.watch.look(view, heard))
         if stopped:
             one.over = True
             self._record(one, "stopped", None, None, None, f"{schedule.stop!r} holds", started)
@@ -85,7 +86,7 @@ class Acting:
         method, context = one.method, self.context(one)
         loss, held_out = self._measured(context), 0.0
         if loss is not None and math.isfinite(loss) and method.accept is not None:
-            held_out = probe_loss(context)
+            held_out = self._held_out(context)
         if loss is not None and not math.isfinite(loss + held_out):
             why = f"the loss is {loss + held_out}, so nothing can be judged by it"
             warn(f"{method.name} skipped its event at step {clock.step}: {why}.")
@@ -98,7 +99,7 @@ class Acting:
             return False
         one.acted = Last(clock.step, clock.epoch)
         restore = self._calibrate(one, edit, context)
-        if method.accept is not None and not method.accept.allows(held_out, after := probe_loss(context)):
+        if method.accept is not None and not method.accept.allows(held_out, after := self._held_out(context)):
             restore()
             self.structure.undo()
             self.memories.catch_up()
@@ -134,7 +135,8 @@ class Acting:
         problem: EspalierError | None = None
         for _ in range(len(one.axes) + 1):  # every further round goes without an axis
             goal = self.controller.goal(one, clock, axes)
-            plan = one.method.propose(self.context(one), goal) if _anything_to_do(goal) else None
+            found = one.method.propose(self.context(one), goal) if _anything_to_do(goal) else None
+            plan = self.structure.peers.agreed("the plan of an event", found)
             if not plan:
                 return None
             try:
@@ -208,7 +210,11 @@ class Acting:
 
     def _measured(self, context: Context) -> float | None:
         batch = context.batch if context.batch is not None else next(iter(context.probe), None)
-        return None if batch is None else eval_loss(self.structure.model, partial(context.loss, batch))
+        found = None if batch is None else eval_loss(self.structure.model, partial(context.loss, batch))
+        return self.structure.peers.agreed("the loss at an event", found)
+
+    def _held_out(self, context: Context) -> float:
+        return self.structure.peers.agreed("the held-out loss", probe_loss(context))
 
     def _record_failure(self, one: Running, what: str, why: str, loss: float | None, started: float) -> None:
         warn(f"{one.method.name} goes on without {what} from step {self.structure.step} on: {why}")

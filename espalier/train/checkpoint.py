@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from espalier.attach import LimitLike, attach, attached, check_model
-from espalier.compiled import unwrapped
+from espalier.compiled import uncompiled
 from espalier.edit.apply import copy_of
 from espalier.edit.attributes import AttributeChange
 from espalier.edit.changes import Changes
@@ -42,6 +42,7 @@ from espalier.graph.capture import TensorTable, tensor_table
 from espalier.graph.dims import NEW
 from espalier.graph.topology import INTERFACE, Topology, infer
 from espalier.measure.cost import cost_of
+from espalier.parallel.wrapped import unwrapped
 from espalier.record import Edit
 from espalier.structure import Structure
 from espalier.train import checkpoint_files as files
@@ -64,7 +65,8 @@ def save(structure: Structure, folder: str | Path, *, session: Session | None = 
     With a session its state too, for `Session.load`.
 
     All parameters and buffers are saved, those that are not persistent too, and the optimizer's state and options.
-    Gradients, random state, schedulers and train or eval mode are not. An interrupted save leaves the folder with the
+    Gradients, random state, schedulers and train or eval mode are not. Of several processes rank 0 alone writes, and
+    nobody waits for it. An interrupted save leaves the folder with the
     earlier checkpoint or with the new one, whole. Other files in the folder are left alone.
 
     Raises:
@@ -72,6 +74,8 @@ def save(structure: Structure, folder: str | Path, *, session: Session | None = 
             session is one of another structure.
         SurgeryError: the model's tensors were resized by something else than this structure.
     """
+    if not structure.peers.leads:
+        return
     model, optimizer = structure.model, structure.optimizer
     if session is not None and session.structure is not structure:
         raise CheckpointError("session: expected the session of this structure, found one of another.")
@@ -121,7 +125,8 @@ def load(
 
     Args:
         folder: what `save` was given.
-        model: built by the same code as the saved one, at the sizes that it had before all edits.
+        model: built by the same code as the saved one, at the sizes that it had before all edits; or a
+            DistributedDataParallel around it, as for `attach`, on any number of ranks.
         example_inputs: as for `attach`, at the original size of the interface.
         optimizer: of the saved type and built from this model's parameters in the same groups; None to leave it out.
         keep: modules or axes that have to stay as they are, besides those that were kept when it was saved.
@@ -133,10 +138,31 @@ def load(
             Nothing was changed.
         CaptureError, OptimizerError, PlanError: as `attach`.
     """
-    paths = files.read(Path(folder))
+    model, peers = unwrapped(model, optimizer)
+    try:
+        structure = _loaded(Path(folder), model, example_inputs, optimizer, keep, limits, follow)
+    except Exception as error:
+        peers.settle("loading a checkpoint", error)
+        raise
+    peers.settle("loading a checkpoint", None)
+    structure.surgery.peers = peers
+    peers.rebind()
+    return structure
+
+
+def _loaded(
+    folder: Path,
+    model: nn.Module,
+    example_inputs: Any,
+    optimizer: Optimizer | None,
+    keep: Iterable[str],
+    limits: Mapping[str, LimitLike] | None,
+    follow: Sequence[nn.Module],
+) -> Structure:
+    paths = files.read(folder)
     network = SavedNetwork.parsed(files.read_json(paths["network.json"]))
-    wrapper, model = model, unwrapped(model)
-    follow = [unwrapped(module) for module in follow]
+    wrapper, model = model, uncompiled(model)
+    follow = [uncompiled(module) for module in follow]
     check_model(model)
     if optimizer is not None:
         check_optimizer(optimizer, model.named_parameters())
@@ -203,7 +229,7 @@ def _described_by(
         after = _resized(structure.topology, network)
         _verify(structure, after, attributes)
         return structure, after, network.with_findings(after)
-    model, shapes = unwrapped(wrapper), {name: one.shape for name, one in network.tensors.items()}
+    model, shapes = uncompiled(wrapper), {name: one.shape for name, one in network.tensors.items()}
     with attributes_set(model, attributes):
         try:
             after = infer(model, network.resized(example), shapes=shapes)

@@ -17,16 +17,19 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+from espalier.compiled import is_compiled
 from espalier.errors import CheckpointError, MethodError
+from espalier.graph.eager import eagerly
 from espalier.method import Method
 from espalier.parts.budget import Latency
 from espalier.parts.clock import Clock
@@ -43,6 +46,7 @@ from espalier.train.memories import Follower, Memories
 from espalier.train.slowing import Slowing
 from espalier.train.state import State
 from espalier.train.state_tensors import apart, from_text, to_text, together
+from espalier.train.taken import Taken
 from espalier.train.warning import warn
 
 Batch: TypeAlias = Any
@@ -67,6 +71,7 @@ class Session:
         total_steps: int,
         seed: int = 0,
         on_event: Callable[[Event], None] | None = None,
+        scaler: GradScaler | None = None,
     ) -> None:
         """Start a session at step 0.
 
@@ -81,10 +86,15 @@ class Session:
             total_steps: optimizer steps of the whole training; schedules count in fractions of it.
             seed: seeds all that methods draw.
             on_event: called with every event, after it.
+            scaler: the gradient scaler of mixed precision (`torch.amp.GradScaler`), if there is one: steps of the
+                optimizer that it leaves out are no steps, whoever calls `step` after them. Train until `steps_done` is
+                `total_steps`.
 
         Raises:
             MethodError: the structure has no optimizer, no axis may change, an axis or a pattern is unknown, a budget
-                cannot be reached, or a method needs held-out batches and there are none.
+                cannot be reached, or a method needs held-out batches and there are none; a method has gates, and there
+                are several processes, since each would draw its own.
+            ParallelError: another process has another session, or other held-out batches.
             CaptureError: a trigger looks at activations that no weights read.
         """
         if structure.optimizer is None:
@@ -98,10 +108,21 @@ class Session:
         self._batch: Batch = None
         self._events: list[Event] = []
         self._metrics: list[Metric] = []
+        self._taken = Taken(structure.optimizer) if scaler is not None and scaler.is_enabled() else None
         self._controller = Controller(structure, methods)
         self._slowing = Slowing(structure)
         for one in self._controller.running:
             self._check_provided(one)
+        structure.peers.same(
+            "the session",
+            {
+                "methods": methods,
+                "seed": seed,
+                "total_steps": total_steps,
+                "probe": self._probe,
+                "network": self._sizes(),
+            },
+        )
         self._gated: Running | None = None
         self._due: list[int | None] = []
         self._wake = _NEVER
@@ -109,8 +130,8 @@ class Session:
 
     @property
     def model(self) -> nn.Module:
-        """The live model."""
-        return self.structure.model
+        """The live model: what `attach` was given, a DistributedDataParallel if it was one."""
+        return self.structure.peers.live(self.structure.model)
 
     @property
     def optimizer(self) -> Optimizer:
@@ -157,7 +178,7 @@ class Session:
         one = self._gated
         if one is None or one.method.gating is None:
             return nullcontext()
-        return _both(eagerly(), one.method.gating.decided(self._context(one)))
+        return _in_eager_mode(one.method.gating.decided(self._context(one)))
 
     def gates(self) -> GateState | None:
         """Stage of the search, and the probabilities of all gates, as they are now; None without a method with gates.
@@ -182,7 +203,7 @@ class Session:
 
     def _as_decided(self, batch: Batch) -> Tensor:
         with self.decided():
-            return self._loss(self.model, batch)
+            return self._loss(self.structure.model, batch)
 
     def step(self, done: float | None = None) -> None:
         """To be called after every optimizer step. Events happen here.
@@ -196,6 +217,8 @@ class Session:
         Raises:
             MethodError: `done` is no part or has fallen, or a method gave scores that are no numbers or do not fit.
         """
+        if self._taken is not None and not self._taken.since():
+            return
         self._step = self._step + 1 if done is None else self._clock_at(done)
         self.structure.step = self._step
         self._memories.catch_up()
@@ -203,20 +226,23 @@ class Session:
             assert one.memory is not None
             one.memory.after_step(self._context(one))
         if self._step >= self._wake:
-            self._act()
+            with eagerly():
+                self._act()
+            self.structure.surgery.compiled.warn_if_given_up()
 
     def epoch_end(self, metric: float | None = None, mode: Literal["min", "max"] = "max") -> None:
         """To be called after every epoch; events that are due by epochs happen at the next `step`.
 
         Args:
-            metric: how good the network is, for methods that ask.
+            metric: how good the network is, for methods that ask. Of several processes the mean of those that give one.
             mode: whether a good metric is large (``max``) or small (``min``).
         """
         if mode not in ("min", "max"):
             raise MethodError(f"mode: expected 'min' or 'max', found {mode!r}.")
+        found = self.structure.peers.mean("epoch_end", None if metric is None else float(metric))
         self._epoch += 1
         self._boundary = self._step
-        self._metrics.append(Metric(self._epoch, None if metric is None else finite(float(metric)), mode))
+        self._metrics.append(Metric(self._epoch, None if found is None else finite(found), mode))
         self._look_ahead()
 
     def state_dict(self) -> dict[str, Any]:
@@ -293,6 +319,16 @@ class Session:
             names = " and ".join(one.method.name for one in gated)
             raise MethodError(f"{names} both evaluate the loss in a way of their own; give one of them.")
         self._gated = next(iter(gated), None)
+        if self._gated is not None and self.structure.peers.size > 1:
+            raise MethodError(
+                f"{self._gated.method.name} evaluates the loss under gates that each process would draw and train on "
+                "its own; train it in one process, or take a method without gates."
+            )
+        if self._gated is not None and is_compiled(self.structure.runs):
+            warn(
+                f"{self._gated.method.name} puts gates in place of parameters while the loss is evaluated, which "
+                "compiled code does not know: session.loss runs in eager mode. The result can be compiled afterwards."
+            )
         self._listening = [one for one in running if "loss" in one.watch.needs]
         self._remembering = [one for one in running if one.memory is not None]
         followers: list[Follower] = [one.memory for one in running if one.memory is not None]
@@ -344,6 +380,17 @@ class Session:
         self._wake = min((one for one in moments if one is not None), default=_NEVER)
 
     def _act(self) -> None:
+        """The events that are due, in which all processes do the same, or stop."""
+        peers = self.structure.peers
+        try:
+            self._batch = peers.joined(self._batch)
+            self._happen()
+        except Exception as error:
+            peers.settle("an event", error)
+            raise
+        peers.settle("an event", None)
+
+    def _happen(self) -> None:
         self._slowing.refresh()
         if self._batch is None:
             self._warn_unheard()
@@ -382,7 +429,7 @@ class Session:
             self._epoch,
             self._step / self._total_steps,
             derived_seed(self._seed, index, one.method.name, self._step),
-            partial(self._loss, self.model) if self._gated is None else self._as_decided,
+            partial(self._loss, self.structure.model) if self._gated is None else self._as_decided,
             self._batch,
             self._probe,
             self._total_steps,
@@ -394,6 +441,12 @@ class Session:
         self._events.append(event)
         if self._on_event is not None:
             self._on_event(event)
+
+
+@contextmanager
+def _in_eager_mode(context: AbstractContextManager[None]) -> Iterator[None]:
+    with eagerly(), context:
+        yield
 
 
 def _turn(one: Running) -> int:

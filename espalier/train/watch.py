@@ -37,12 +37,19 @@ class Watch:
         if len(self._recent) >= _HELD_BACK:
             self._add_up()
 
-    def look(self, view: View) -> tuple[frozenset[str], bool]:
-        """The axes in which an event may happen now, and whether there are to be none any more."""
+    def mean(self) -> float | None:
+        """The mean of the losses heard since the last call; None if there are none, or if it is no number."""
         self._add_up()
         mean = self._sum / self._count if self._count else math.nan
         self._sum, self._count = 0.0, 0
-        view = replace(view, loss=mean if math.isfinite(mean) else None)
+        return mean if math.isfinite(mean) else None
+
+    def look(self, view: View, loss: float | None) -> tuple[frozenset[str], bool]:
+        """The axes in which an event may happen now, and whether there are to be none any more.
+
+        `loss` is the mean training loss since the last look, None if unknown.
+        """
+        view = replace(view, loss=loss)
         axes, stopped = view.axes, False
         for number, trigger in enumerate(self._triggers):
             found, self._states[number] = trigger.look(view, self._states[number])

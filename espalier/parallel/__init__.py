@@ -1,0 +1,1 @@
+"""Training in several processes: replicas of a network, and shards of one."""
