@@ -174,7 +174,8 @@ def steps_under_equal_gradients(name: str, zero_state: bool) -> list[float]:
 
     The gradients are real ones: of the surviving network on its own. With its true gradients a new unit with zero
     outgoing weights is slower, since those of its incoming weights start at zero, whatever the state is. Before, the
-    network is trained until gradients no longer grow, which takes RAdam longer: old entries are divided by what they were.
+    network is trained until gradients no longer grow, which takes RAdam longer: old entries are divided by what theirs
+    were.
     """
     model = network(torch.float32)
     optimizer = PER_ELEMENT[name](model.parameters())

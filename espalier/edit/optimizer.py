@@ -1,9 +1,9 @@
 """Optimizer state under an edit: every tensor of it follows the index map of its parameter, or the edit is refused.
 
-New entries start with first moments of zero. Their second moments are made of their own gradients over their first steps
-(`espalier.edit.young`), and until then are the mean of their neighbours in the same tensor: `step` counts per tensor, so
-that zero late in training would make the first hundred steps of Adam 3 to 6.5 times too large (no bias correction is left
-to make up for it).
+New entries start with first moments of zero. Their second moments are made of their own gradients over their first
+steps (`espalier.edit.young`), and until then are the mean of their neighbours in the same tensor: `step` counts per
+tensor, so that zero late in training would make the first hundred steps of Adam 3 to 6.5 times too large (no bias
+correction is left to make up for it).
 """
 
 from __future__ import annotations

@@ -1,25 +1,28 @@
-"""Second moments of new entries at their own age, by a hook before the optimizer's step that is idle without such entries.
+"""Second moments of new entries at their own age, by a hook before the optimizer's step.
 
-An optimizer divides steps by a mean of squared gradients, v. New entries have no past: zero would make their steps too
-large, since nothing corrects the bias of one entry late in training; the mean of their neighbours starves them, since what
-reads new units starts at zero, and their gradients with it (on MNIST, a network doubled at step 500 gained a tenth of
-what it gained after all state was cleared). So v of an entry that is `YOUTH` steps old or younger is made from its own
-gradients alone: with
+An optimizer divides steps by a mean of squared gradients, v. New entries have no past: zero would make their steps
+too large, since nothing corrects the bias of one entry late in training; the mean of their neighbours starves them,
+since what reads new units starts at zero, and their gradients with it (on MNIST, a network doubled at step 500 gained
+a tenth of what it gained after all state was cleared). So v of an entry that is `YOUTH` steps old or younger is made
+from its own gradients alone: with
 
     v <- d v + e g^2    and    N_T,   by which the optimizer divides v at its step T
 
 (Adam: d = beta2, e = 1 - beta2, N_T = 1 - beta2^T; RMSprop and Adadelta: d = their decay, e = 1 - d, N = 1; Adagrad:
 d = e = 1, N_T = T), v / N_T of an entry at its k-th step is
 
-    m_k = m_(k-1) + w (g^2 - m_(k-1)),    w = max(1 / k, e / N_T),
+    m_k = m_(k-1) + w (s g^2 - m_(k-1)),    w = max(1 / k, e / N_T),
 
-the mean of its own squares until the optimizer's own decay forgets faster. That needs no memory but the age, which lies in
-the optimizer's state, where it follows edits, is saved, and vanishes when all entries are grown up.
+the mean of its own squares until the optimizer's own decay forgets faster. Old entries are divided by what they
+remember, which may be much more than what they see now; s is the mean of v / N over the grown-up entries of the
+parameter over that of their squares at this step. So a new entry moves as if it had always been there, with gradients
+in their present proportion to those of its neighbours. That needs no memory but the age, which lies in the
+optimizer's state, where it follows edits, is saved, and vanishes when all entries are grown up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, Final
 
 import torch
@@ -44,6 +47,12 @@ def ages(optimizer: Optimizer, parameter: Tensor) -> Tensor | None:
     return torch.full_like(state[key], YOUTH)
 
 
+def forget_if_grown_up(state: MutableMapping[str, Any]) -> None:
+    """Drop the ages from the state of a parameter if all of them are `YOUTH`."""
+    if AGE in state and bool((state[AGE] >= YOUTH).all()):
+        del state[AGE]
+
+
 class Youth:
     """Keeps v of the young entries of an optimizer."""
 
@@ -63,13 +72,30 @@ class Youth:
                 if AGE in state:
                     self._young.append((group, parameter))
         if self._young and self._hook is None:
-            self._hook = self._optimizer.register_step_pre_hook(lambda *_: self.before_step())
+            self._hook = self._optimizer.register_step_pre_hook(self._hooked)
         elif not self._young and self._hook is not None:
             self._hook.remove()
             self._hook = None
 
+    def _hooked(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Run before the step, or within it after the closure that makes its gradients."""
+        given = {"closure": args[1], **kwargs} if len(args) > 1 else kwargs
+        closure: Callable[[], Any] | None = given.get("closure")
+        if closure is None:
+            self.before_step()
+            return None
+
+        def evaluated() -> Any:
+            loss = closure()
+            self.before_step()
+            return loss
+
+        return (*args[:1], *args[2:]), {**given, "closure": evaluated}
+
     def before_step(self) -> None:
-        """Set v so that the step to come leaves it as it should be."""
+        """Set v so that the step to come leaves it as it should be; gradients are those of that step."""
         if not self._young or self._optimizer is None:
             return
         scale, overflow = (getattr(self._optimizer, name, None) for name in ("grad_scale", "found_inf"))
@@ -86,8 +112,8 @@ class Youth:
                 assert law is not None
                 self._set(state, gradient.to(state[AGE].dtype).square(), *law)
                 state[AGE].add_(1).clamp_(max=YOUTH)
-                if bool((state[AGE] >= YOUTH).all()):
-                    del state[AGE]
+                forget_if_grown_up(state)
+                if AGE not in state:
                     grown.append(parameter)
         self._young = [one for one in self._young if not any(one[1] is parameter for parameter in grown)]
 
@@ -103,10 +129,16 @@ class Youth:
             v = state[key]
             past = torch.where(age > 0, v / before, 0.0)
             weight = (1 / (age + 1)).clamp(min=e / now)
-            wanted = now * (past + weight * (square - past))
+            wanted = now * (past + weight * (stale(v / before, square, young) * square - past))
             v.copy_(torch.where(young, ((wanted - e * square) / d).clamp_(min=0), v))
         if "max_exp_avg_sq" in state:  # amsgrad: the largest of their own
             state["max_exp_avg_sq"].masked_fill_(young, 0)
+
+
+def stale(mean: Tensor, square: Tensor, young: Tensor) -> Tensor:
+    """By how much what the optimizer remembers of grown-up entries is larger than the squares of this step; else 1."""
+    remembered, seen = torch.where(young, 0.0, mean).sum(), torch.where(young, 0.0, square).sum()
+    return torch.where((remembered > 0) & (seen > 0), remembered / seen, 1.0)
 
 
 def _law(
@@ -128,4 +160,4 @@ def _law(
     return None
 
 
-__all__ = ["AGE", "YOUTH", "Youth", "ages"]
+__all__ = ["AGE", "YOUTH", "Youth", "ages", "forget_if_grown_up"]

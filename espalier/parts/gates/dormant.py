@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from espalier.edit.optimizer import dims_of_state
-from espalier.edit.young import AGE, YOUTH
+from espalier.edit.young import AGE, YOUTH, forget_if_grown_up
 from espalier.graph.capture import tensor_table
 from espalier.graph.dims import IntArray, axes_of, labels
 from espalier.graph.topology import Topology
@@ -181,6 +181,7 @@ def give_state_back(structure: Structure, sleepers: Sequence[Sleeper], ids: Ids)
                 _put(present[key], entries, places.of(one))
         if AGE in present and AGE not in one.state:
             _put(present[AGE], one.values.all_at(YOUTH), places.of(one))
+            forget_if_grown_up(present)
     structure.surgery.youth.look()
 
 
