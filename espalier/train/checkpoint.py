@@ -485,6 +485,7 @@ def _take_over(
         settled=True,
     )
     structure.surgery.enforcer.enforce(masks, tensor_table(structure.model).tensors)
+    structure.surgery.youth.look()
 
 
 def _names(table: TensorTable) -> dict[int, str]:
