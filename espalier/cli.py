@@ -21,7 +21,7 @@ from espalier.bench.folder import next_free
 from espalier.bench.inspection import as_json, inspect
 from espalier.bench.listing import methods_text
 from espalier.bench.models import MODELS
-from espalier.bench.options import resolve
+from espalier.bench.options import check_device, resolve
 from espalier.bench.progress import progress_on
 from espalier.bench.report import write_report
 from espalier.bench.report_search import write_search_report
@@ -116,6 +116,7 @@ def _bench(options: argparse.Namespace, words: list[str]) -> int:
     if options.methods_from is not None:
         load_methods(options.methods_from)
     suite = find_suite(options.suite)
+    check_device(options.device)
     only: dict[str, list[str]] = {}
     for one in options.only:
         field, equals, value = one.partition("=")

@@ -22,11 +22,12 @@ from espalier.methods.snip import snip as SNIP
 from espalier.methods.synflow import synflow as SynFlow
 from espalier.methods.taylor import taylor as Taylor
 from espalier.methods.wanda import wanda as Wanda
+from espalier.methods.wanda_units import wanda_units as WandaUnits
 from espalier.methods.weights_magnitude import weights_magnitude as WeightsMagnitude
 from espalier.methods.weights_random import weights_random as WeightsRandom
 
 __all__ = [
     "L0", "L1", "LAMP", "NPN", "SNIP", "Dropout", "FilterL1", "LayerScales", "LayerTaylor", "LayersRandom", "Magnitude",
     "Movement", "NPNLayers", "NPNWeights", "Polarization", "Random", "RotatedSVD", "ShortGPT", "Slimming", "SynFlow",
-    "Taylor", "Wanda", "WeightsMagnitude", "WeightsRandom",
+    "Taylor", "Wanda", "WandaUnits", "WeightsMagnitude", "WeightsRandom",
 ]  # fmt: skip

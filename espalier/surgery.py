@@ -27,6 +27,8 @@ from espalier.edit.interrupt import uninterrupted
 from espalier.edit.journal import Journal, UndoStack
 from espalier.edit.known import Known, regrown
 from espalier.edit.masks import Enforcer, Masking, Masks, masking_of
+from espalier.edit.optimizer import check as check_optimizer
+from espalier.edit.optimizer import check_shapes
 from espalier.edit.plan import Plan
 from espalier.edit.refresh import verified
 from espalier.edit.repair import UnrepairedError
@@ -61,6 +63,7 @@ class Surgery:
         """The edits that hold, oldest first."""
         self.step = 0
         """Optimizer steps that are done: the birth of units that come now."""
+        self._undo_limit = undo_limit
         self._undo = UndoStack([optimizer] if optimizer is not None else [], undo_limit)
         self._undone: deque[Known] = deque(maxlen=undo_limit)
         self._learnt: set[tuple[type, tuple[str, ...]]] = set()
@@ -93,6 +96,17 @@ class Surgery:
     @topology.setter
     def topology(self, topology: Topology) -> None:
         self.known = replace(self.known, topology=topology, settled=True)
+
+    def train_with(self, optimizer: Optimizer) -> None:
+        """See `Structure.train_with`."""
+        table = tensor_table(self.model)
+        check_optimizer(optimizer, self.model.named_parameters())
+        check_shapes(optimizer, list(table.tensors.items()))
+        self._enforce({})  # the hook of the optimizer before goes
+        self.optimizer, self.enforcer = optimizer, Enforcer(optimizer)
+        self._undo = UndoStack([optimizer], self._undo_limit)
+        self._undone.clear()
+        self._enforce(self.known.masks)
 
     def check(self, plan: Plan) -> tuple[Contract, tuple[AttributeChange, ...]]:
         """What applying a plan would promise and which attributes would follow; changes nothing.

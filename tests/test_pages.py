@@ -51,6 +51,24 @@ def test_recommend() -> None:
     assert len(found) >= 1  # type: ignore[arg-type]
 
 
+def test_huggingface(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("transformers")
+    run_blocks(DOCS / "huggingface.md")
+    said = capsys.readouterr().out
+    assert "model.layers.1.mlp.gate_proj: the model has weight (23, 12) for (24, 12)" in said
+    assert "wanda-units (prune)" in said
+
+
+@pytest.mark.filterwarnings("ignore")  # of the trainers themselves
+def test_trainers(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lightning")
+    pytest.importorskip("accelerate")
+    monkeypatch.setattr(warnings, "simplefilter", lambda _: None)
+    scope = run_blocks(DOCS / "trainers.md")
+    assert {"grow", "prune"} <= {event.action for event in scope["growing"].session.events}  # type: ignore[attr-defined]
+    assert "espalier/widths" in capsys.readouterr().out
+
+
 def test_the_site_shows_every_page() -> None:
     def pages(entries: list[object]) -> list[str]:
         inner = [one if isinstance(one, str) else next(iter(one.values())) for one in entries]  # type: ignore[attr-defined]

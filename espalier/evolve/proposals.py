@@ -199,11 +199,8 @@ def joined(plans: Sequence[Plan]) -> Plan | None:
     deep = [plan for plan in plans if plan.depth]
     gone = all(isinstance(one, Remove) for plan in deep for one in plan.depth)
     same = len({(plan.interface, plan.hold_norms) for plan in plans}) == 1
-    if (
-        not same
-        or (len(deep) > 1 and not gone)
-        or any(len(set(one)) < len(one) for one in (axes, masks, values, deltas))
-    ):
+    twice = any(len(set(one)) < len(one) for one in (axes, masks, values, deltas))
+    if not same or twice or (len(deep) > 1 and not gone):
         return None
     return Plan(
         tuple(edit for plan in plans for edit in plan.edits),
@@ -214,9 +211,7 @@ def joined(plans: Sequence[Plan]) -> Plan | None:
         deltas=_merged([plan.deltas for plan in plans]),
         masks=tuple(one for plan in plans for one in plan.masks),
         depth=tuple(one for plan in plans for one in plan.depth),
-        starts=deep[0].starts
-        if len(deep) == 1
-        else {},  # by the number of the edit, which stays, as the others have none
+        starts=deep[0].starts if len(deep) == 1 else {},  # by the number of the edit; removals have none
     )
 
 

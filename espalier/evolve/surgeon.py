@@ -31,7 +31,7 @@ from espalier.evolve.store import Store
 Record = Mapping[str, Any]
 _PIECE = 0.05
 """Part of the budget that is trained between two checkpoints at most."""
-_LOOKING = 0.25
+_LOOKING = 0.5
 """What proposals may cost, as a part of what the branches of a cycle may."""
 _UNJUDGED = 0.8
 """Part of the time before the first point of the curve whose weights do not belong to it."""

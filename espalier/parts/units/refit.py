@@ -95,7 +95,8 @@ class _Moments:
         self._products: Tensor | None = None
 
     def add(self, rows: Tensor) -> None:
-        total, products = rows.double().sum(0), (rows.T @ rows).double()
+        wide = rows.float() if rows.dtype.itemsize < 4 else rows  # sums of products do not fit into half precision
+        total, products = wide.double().sum(0), (wide.T @ wide).double()
         self.count += len(rows)
         self._sum = total if self._sum is None else self._sum + total
         self._products = products if self._products is None else self._products + products
