@@ -98,3 +98,10 @@ def test_files_that_the_pages_name_exist() -> None:
     for page in sorted(DOCS.rglob("*.md")):
         for target in re.findall(r"\]\(([^)#:]+\.\w+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_shrink() -> None:
+    scope = run_blocks(DOCS / "shrink.md")
+    found = scope["found"]
+    assert found.outcome == "reached"  # type: ignore[attr-defined]
+    assert found.rounds[-1].parameters <= 0.5 * found.rounds[0].parameters  # type: ignore[attr-defined]
