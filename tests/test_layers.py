@@ -33,6 +33,7 @@ LAYERS = [
     "adapters",
     "evolve",
     "bench",
+    "oneshot",
     "suite",
     "cli",
     "__main__",
