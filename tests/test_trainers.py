@@ -206,10 +206,13 @@ def lightning_run(folder: Path, checkpoint: Path | None = None) -> tuple[Any, An
     class Module(LightningModule):
         def __init__(self) -> None:
             super().__init__()
+            self.other = nn.Parameter(
+                torch.ones(2)
+            )  # a parameter that is no part of what changes, before those that are
             self.net = network()
 
         def training_step(self, batch: Any, index: int) -> Tensor:
-            found = loss(self.net, batch)
+            found = loss(self.net, batch) + self.other.square().sum()
             self.log("loss", found)
             return found
 

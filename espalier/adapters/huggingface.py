@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -75,10 +75,9 @@ class EspalierCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]  #
     def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Sizes have to be right before the Trainer loads its checkpoint."""
         if self._resume is not None:
-            kwargs[
-                "model"
-            ].config.use_cache = args.use_cache  # as the Trainer does next: the model is read as it trains
-            self._driver.reshape(kwargs["model"], read_outline(Path(self._resume) / _FOLDER))
+            model: Any = kwargs["model"]
+            model.config.use_cache = args.use_cache  # as the Trainer does next: the model is read as it trains
+            self._driver.reshape(model, read_outline(Path(self._resume) / _FOLDER))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The optimizer holds its state by now."""
@@ -128,7 +127,7 @@ class EspalierCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]  #
             self._batch = {name: value for name, value in kwargs.items() if name != "num_items_in_batch"}
 
     def _hear(self, model: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
-        if not self._training(model) or not isinstance(output, MutableMapping) or output.get("loss") is None:
+        if not self._training(model) or not isinstance(output, dict) or output.get("loss") is None:
             return None
         # the Trainer divides the loss by the number of micro-batches, unless the model divides by the items of all
         share = self._share if kwargs.get("num_items_in_batch") is not None else 1.0

@@ -25,6 +25,8 @@ from espalier.train.checkpoint import contents_of, loaded
 from espalier.train.checkpoint_network import SavedNetwork
 from espalier.train.session import Session
 
+_OTHER = ""
+"""In place of the names of parameters that are not the model's, whose order among each other stays."""
 Outline: TypeAlias = Mapping[str, Any]
 """Name of a file of a checkpoint -> JSON as text, or tensors by name; so that any loader of tensors reads it."""
 
@@ -40,7 +42,10 @@ def outline_of(session: Session) -> dict[str, Any]:
         raise CheckpointError("copies that follow the model are in no outline; save with espalier.save.")
     contents = contents_of(structure, session)
     groups = contents.pop("optimizer.json")["groups"]
-    contents["optimizer.json"] = {"order": [group["params"] for group in groups]}
+    known = tensor_table(structure.model).tensors
+    contents["optimizer.json"] = {
+        "order": [[name if name in known else _OTHER for name in group["params"]] for group in groups]
+    }
     contents["optimizer.safetensors"] = {}
     kept_by_trainers = structure.model.state_dict().keys()
     tensors = contents["network.safetensors"]
@@ -101,18 +106,20 @@ def put_in_order(outline: Outline, model: nn.Module, optimizer: Optimizer) -> No
         CheckpointError: the optimizer holds other parameters than the saved one, or in other groups.
     """
     saved: Sequence[Sequence[str]] = _parsed("optimizer.json", outline["optimizer.json"])["order"]
-    names = {id(tensor): name for name, tensor in tensor_table(model).tensors.items()}
-    present = [[names.get(id(one), "") for one in group["params"]] for group in optimizer.param_groups]
+    tensors = tensor_table(model).tensors
+    names = {id(tensor): name for name, tensor in tensors.items()}
+    present = [[names.get(id(one), _OTHER) for one in group["params"]] for group in optimizer.param_groups]
     if [sorted(group) for group in present] != [sorted(group) for group in saved]:
         raise CheckpointError(
             "the optimizer holds other parameters than the saved one, or in other groups; build it in the same way."
         )
-    tensors = tensor_table(model).tensors
-    for now, then in zip(present, saved, strict=True):
-        states = [optimizer.state.pop(tensors[name], None) for name in now]
+    for group, then in zip(optimizer.param_groups, saved, strict=True):
+        others = iter([one for one in group["params"] if id(one) not in names])
+        states = [optimizer.state.pop(one, None) for one in group["params"]]
         for name, state in zip(then, states, strict=True):
+            owner = next(others) if name == _OTHER else tensors[name]
             if state is not None:
-                optimizer.state[tensors[name]] = state
+                optimizer.state[owner] = state
 
 
 def continued(outline: Outline, session: Session) -> None:
