@@ -200,7 +200,7 @@ def _branch_row(cycle: int, branch: Branch, won: bool) -> str:
     cells = [
         as_text(branch.predicted, lambda value: f"{value:+.4f}"),
         gain_text(judged),
-        as_text(judged.get("price"), lambda value: f"{value:+.4f}"),
+        as_text(judged.get("price"), lambda value: f"{value + 0.0:+.4f}"),
         as_text(judged.get("parameters")),
         as_text(judged.get("accuracy"), accuracy_text),
     ]
