@@ -17,8 +17,8 @@ epochs, with the network it began with as the teacher (0.9 of the loss, temperat
 The training that a tool costs is counted in FLOPs, three forward passes for a step, those of teacher and of scoring
 included, as a part of what training the network took. Scores are accuracies on the 10,000 test images, which no tool
 sees; `esp.shrink` evaluates on 5,000 validation images. One line of JSON per model, seed and tool goes to
-`benchmarks/results/shrink_latency.jsonl`; what is there is not run again. Trained
-networks, and the rounds of `esp.shrink`, are kept in WEIGHTS.
+`docs/results/shrink_latency.jsonl`; what is there is not run again. Trained networks, and the rounds of `esp.shrink`,
+are kept in WEIGHTS.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from espalier.bench.models import build
 from espalier.bench.tasks import cosine
 from espalier.measure.repeated import Reading, repeated
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent.parent / "docs/results"
 PIXELS, EPOCHS, TUNED, BATCH, TIMED = 16, 10, 2, 128, 64
 RATES = {"resnet20": (0.1, 0.02), "vit": (2e-3, 5e-4)}
 """Learning rates of training and of tuning."""

@@ -35,6 +35,7 @@ from espalier.edit.repair import UnrepairedError
 from espalier.edit.scales import Constant
 from espalier.edit.stage import Staged, settled, stage, with_refusal
 from espalier.edit.verify import Subject, Verification, resized_example, verify
+from espalier.edit.young import Youth
 from espalier.errors import PlanError, SurgeryError
 from espalier.graph.caches import drop_caches
 from espalier.graph.capture import TensorTable, tensor_table
@@ -58,6 +59,8 @@ class Surgery:
         self.peers: Peers = Alone(model)
         """The processes that train it together."""
         self.enforcer = Enforcer(optimizer)
+        self.youth = Youth(optimizer)
+        self.youth.look()
         self.compiled = CompiledCode()
         self.history: list[Edit] = []
         """The edits that hold, oldest first."""
@@ -181,10 +184,12 @@ class Surgery:
         try:
             self.peers.settle("an edit", None)
             self._enforce(known.masks)
+            self.youth.look()
             self._undo.push(journal)
         except BaseException:
             journal.rollback()
             self._enforce(self.known.masks)
+            self.youth.look()
             raise
         while self._undone and len(self._undone) >= len(self._undo):  # an optimizer step ended what was kept before
             self._undone.popleft()
@@ -288,6 +293,7 @@ class Surgery:
                 drop_caches(module.modules())
             self.known = self._undone.pop()
             self._enforce(self.known.masks)
+            self.youth.look()
             edit = self.history.pop()
             self._renew_compiled(edit)
             self.peers.rebind()

@@ -254,7 +254,7 @@ def test_a_branch_that_needs_too_much_memory_or_meets_a_bug_is_the_only_loss(tmp
     with nullcontext(InProcess()) if runner == "here" else Processes(1) as where:
         records = searched(tmp_path, where, Spirals(trouble=trouble), surgeon)
     failed = [one for one in records if "failed" in one]
-    assert [one["why"] for one in failed] == ["widen 0"]
+    assert [one["what"] for one in failed] == ["widen 0"]
     assert why in failed[0]["failed"]
     assert records[-1]["kind"] == "end"
 

@@ -45,6 +45,19 @@ def test_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(structure.history) == 11  # type: ignore[attr-defined]
 
 
+def test_compile() -> None:
+    scope = run_blocks(DOCS / "compile.md")
+    assert scope["session"].steps_done == 20  # type: ignore[attr-defined]
+    torch.compiler.reset()
+
+
+def test_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_blocks(DOCS / "export.md")
+    assert "pruned and grown" in capsys.readouterr().out
+    assert {"exported", "network.pt2"} <= {one.name for one in tmp_path.iterdir()}
+
+
 def test_recommend() -> None:
     scope = run_blocks(DOCS / "recommend.md")
     found = scope["found"]
@@ -85,3 +98,10 @@ def test_files_that_the_pages_name_exist() -> None:
     for page in sorted(DOCS.rglob("*.md")):
         for target in re.findall(r"\]\(([^)#:]+\.\w+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_shrink() -> None:
+    scope = run_blocks(DOCS / "shrink.md")
+    found = scope["found"]
+    assert found.outcome == "reached"  # type: ignore[attr-defined]
+    assert found.rounds[-1].parameters <= 0.5 * found.rounds[0].parameters  # type: ignore[attr-defined]

@@ -202,6 +202,11 @@ def test_lines_say_what_was_decided():
     assert max(map(len, said.splitlines())) < 120
 
 
+@pytest.mark.parametrize(("count", "said"), [(0, "no edit is tried"), (1, "1 edit is tried"), (2, "2 edits are tried")])
+def test_how_many_edits_are_tried(count, said):
+    assert line({"kind": "cycle", "cycle": 1, "proposals": count, "total_spent": 5}, 10) == f" 50%  cycle 2: {said}"
+
+
 def test_a_price_of_nothing_is_not_shown():
     assert "price" not in str(line({**branch(0, 0, "0.0", "widen", 5, 0.1), "price": 0.0}, 10))
 

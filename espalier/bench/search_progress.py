@@ -219,7 +219,8 @@ def line(record: Record, total: int) -> str | None:
         return f"{spent}  start: {whole(record['parameters'])} parameters, {si(record['flops'])} FLOPs"
     if record["kind"] == "cycle":
         count = record["proposals"]
-        return f"{spent}  cycle {record['cycle'] + 1}: {count} {'edit is' if count == 1 else 'edits are'} tried"
+        edits = {0: "no edit is", 1: "1 edit is"}.get(count, f"{count} edits are")
+        return f"{spent}  cycle {record['cycle'] + 1}: {edits} tried"
     if record["kind"] == "branch" and "failed" in record:
         return f"        {record['name']:<5} {what_of(record)} is lost: {record['failed']}"
     if record["kind"] == "branch":

@@ -263,6 +263,14 @@ class _Replacement:
     new: Tensor
 
 
+def described(structure: Structure) -> SavedNetwork:
+    """All but the values that a checkpoint says of a network. Raises CheckpointError or SurgeryError, as `save`."""
+    table = tensor_table(structure.model)
+    structure.surgery.check_untouched(table)
+    _check_extra_state(structure.model)
+    return _described(structure, table, [])
+
+
 def _described(structure: Structure, table: TensorTable, followers: Sequence[Mapping[str, Tensor]]) -> SavedNetwork:
     topology = structure.topology
     known, sizes = structure.surgery.known, {one.name: topology.sizes[n] for n, one in topology.axes.items()}
@@ -477,10 +485,11 @@ def _take_over(
         settled=True,
     )
     structure.surgery.enforcer.enforce(masks, tensor_table(structure.model).tensors)
+    structure.surgery.youth.look()
 
 
 def _names(table: TensorTable) -> dict[int, str]:
     return {id(tensor): name for name, tensor in table.tensors.items()}
 
 
-__all__ = ["contents_of", "load", "loaded", "save"]
+__all__ = ["contents_of", "described", "load", "loaded", "save"]
