@@ -8,6 +8,8 @@ from espalier.attach import attach as attach
 from espalier.edit.changes import Limits as Limits
 from espalier.errors import EspalierError as EspalierError
 from espalier.errors import EspalierWarning as EspalierWarning
+from espalier.export.code import export_code as export_code
+from espalier.export.onnx import export_onnx as export_onnx
 from espalier.method import Method as Method
 from espalier.method import register as register
 from espalier.oneshot.expand import Expanded as Expanded

@@ -47,6 +47,10 @@ class ShrinkError(EspalierError):
     """The `espalier.Shrunk` that was reached before one of the user's functions failed."""
 
 
+class ExportError(EspalierError):
+    """A network cannot be handed on in the form that is asked for, or what was written does not compute the same."""
+
+
 class ParallelError(EspalierError):
     """The processes of one training do not mean the same edit, or their wrapper cannot follow one."""
 

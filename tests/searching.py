@@ -24,7 +24,7 @@ class Spirals:
     width: int = 4
     seed: int = 0
     trouble: str = ""
-    """``kill`` or ``hang``: what becomes of the worker that trains a network of more than `width` units."""
+    """``kill``, ``hang``, ``memory`` or ``bug``: what becomes of who trains a network of more than `width` units."""
     once: str = ""
     """A file that is there when the trouble is over; it is made before."""
 
@@ -55,6 +55,10 @@ class Spirals:
             if Path(self.once).exists():
                 return
             Path(self.once).touch()
+        if self.trouble == "memory":
+            torch.empty(1 << 58)
+        if self.trouble == "bug":
+            raise KeyError("forgotten")
         if self.trouble == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(1000)

@@ -8,10 +8,12 @@ import math
 import multiprocessing
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -25,6 +27,7 @@ from espalier.edit.depth_edits import Remove, Replace
 from espalier.edit.plan import Plan, Resize
 from espalier.edit.recipes.kinds import Skip
 from espalier.errors import RunError
+from espalier.evolve import ledger
 from espalier.evolve import store as storing
 from espalier.evolve.averaging import Mean
 from espalier.evolve.horizon import Point, price, slope
@@ -159,6 +162,14 @@ def test_latency_is_measured_where_networks_are_judged_and_has_a_price(tmp_path)
 
 
 @dataclass(frozen=True)
+class Broken(Spirals):
+    """A problem with a bug."""
+
+    def workbench(self):
+        return replace(super().workbench(), examples=1 // 0)
+
+
+@dataclass(frozen=True)
 class Timed(Spirals):
     """Spirals on a machine that takes a millisecond per parameter."""
 
@@ -230,6 +241,29 @@ def test_a_branch_with_a_loss_that_is_no_number_is_the_only_loss(tmp_path, plain
     assert records[-1]["kind"] == "end"
 
 
+@pytest.mark.parametrize(
+    ("trouble", "runner", "why"),
+    [
+        ("memory", "here", "allocate"),
+        ("bug", "here", r"KeyError: 'forgotten' (_come_to_grief, searching.py:"),
+        pytest.param("memory", "processes", "allocate", marks=pytest.mark.slow),
+    ],
+)
+def test_a_branch_that_needs_too_much_memory_or_meets_a_bug_is_the_only_loss(tmp_path, trouble, runner, why):
+    surgeon = Surgeon(Wider(), cycles=1, candidates=2, rungs=(1.0,))
+    with nullcontext(InProcess()) if runner == "here" else Processes(1) as where:
+        records = searched(tmp_path, where, Spirals(trouble=trouble), surgeon)
+    failed = [one for one in records if "failed" in one]
+    assert [one["what"] for one in failed] == ["widen 0"]
+    assert why in failed[0]["failed"]
+    assert records[-1]["kind"] == "end"
+
+
+def test_a_problem_that_cannot_be_trained_says_where_it_fails(tmp_path):
+    with pytest.raises(RunError, match=r"ZeroDivisionError: .*\(workbench, test_evolve.py:\d+\)"):
+        searched(tmp_path, problem=Broken(), surgeon=Surgeon(cycles=0))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("trouble", ["kill", "hang"])
 def test_a_worker_that_dies_or_hangs_loses_its_branch_and_not_the_search(tmp_path, trouble):
@@ -285,6 +319,21 @@ def test_a_full_disk_stops_the_search_which_then_goes_on(tmp_path, plain, monkey
     with pytest.raises(StoreFull, match="make room"):
         searched(tmp_path)
     assert not list((tmp_path / "store").glob("unfinished-*"))
+    assert searched(tmp_path) == plain
+
+
+def test_a_ledger_that_cannot_be_written_stops_the_search_which_then_goes_on(tmp_path, plain, monkeypatch):
+    connect, calls = ledger.sqlite3.connect, []
+
+    def full(path):
+        calls.append(path)
+        if len(calls) == 12:
+            raise sqlite3.OperationalError("database or disk is full")
+        return connect(path)
+
+    monkeypatch.setattr(ledger.sqlite3, "connect", full)
+    with pytest.raises(RunError, match="disk is full"):
+        searched(tmp_path)
     assert searched(tmp_path) == plain
 
 
@@ -543,9 +592,6 @@ def test_a_move_that_is_unknown_says_so():
 
 
 def _finished_jobs(ledger):
-    import sqlite3
-    from contextlib import closing
-
     try:
         with closing(sqlite3.connect(ledger)) as found:
             return int(found.execute("SELECT COUNT(*) FROM results").fetchone()[0])

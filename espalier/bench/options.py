@@ -226,10 +226,11 @@ def _check(options: Options) -> None:
         check_alone(free, options.setting, options.names, options.size)
     elif options.size is None:
         raise RunError(f"size: the methods of the setting '{options.setting}' need one; found none")
-    _check_device(options.device)
+    check_device(options.device)
 
 
-def _check_device(name: str) -> None:
+def check_device(name: str) -> None:
+    """Raise RunError for a device that is not there."""
     try:
         torch.zeros(1, device=torch.device(name)).add_(1)
     # torch raises AssertionError where it was built without CUDA

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import math
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,7 +61,8 @@ def key_of(job: Job) -> str:
 def carried_out(job: Job, folder: Path, threads: int) -> dict[str, Any]:
     """Do a job in this process, whose random state and number of threads are as before afterwards.
 
-    A branch that cannot go on (a loss that is no number, an edit that is refused, no memory left) gives ``failed``.
+    A branch that cannot go on (a loss that is no number, an edit that is refused, no memory left, an error in the
+    problem's own code) gives ``failed``.
 
     Raises:
         StoreFull: there is no space left.
@@ -77,6 +79,9 @@ def carried_out(job: Job, folder: Path, threads: int) -> dict[str, Any]:
         result = {"failed": str(error)}
     except (MemoryError, torch.OutOfMemoryError) as error:
         result = {"failed": f"out of memory: {error}"}
+    except Exception as error:  # in the problem's own code, say: wherever it runs, its branch is lost
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        result = {"failed": f"{type(error).__name__}: {error} ({at.name}, {Path(at.filename).name}:{at.lineno})"}
     finally:
         torch.set_num_threads(before)
     return {**result, "seconds": time.perf_counter() - began}

@@ -76,6 +76,16 @@ def save(structure: Structure, folder: str | Path, *, session: Session | None = 
     """
     if not structure.peers.leads:
         return
+    contents = contents_of(structure, session)
+    files.write(Path(folder), {name: files.writer(name, one) for name, one in contents.items()})
+
+
+def contents_of(structure: Structure, session: Session | None = None) -> dict[str, Any]:
+    """What `save` writes: name of a file -> what JSON can hold, or tensors by name. Tensors are the live ones.
+
+    Raises:
+        CheckpointError, SurgeryError: as `save`.
+    """
     model, optimizer = structure.model, structure.optimizer
     if session is not None and session.structure is not structure:
         raise CheckpointError("session: expected the session of this structure, found one of another.")
@@ -84,25 +94,21 @@ def save(structure: Structure, folder: str | Path, *, session: Session | None = 
     _check_extra_state(model)
     followers = [tensor_table(module).tensors for module in structure.surgery.follow]
     network = _described(structure, table, followers)
-    writers = {
-        "network.json": files.json_writer(network.to_json()),
-        "network.safetensors": files.tensors_writer(table.tensors),
-    }
+    contents: dict[str, Any] = {"network.json": network.to_json(), "network.safetensors": table.tensors}
     if structure.masks:
-        packed = {name: torch.from_numpy(np.packbits(mask.cpu().numpy())) for name, mask in structure.masks.items()}
-        writers["masks.safetensors"] = files.tensors_writer(packed)
+        contents["masks.safetensors"] = {
+            name: torch.from_numpy(np.packbits(mask.cpu().numpy())) for name, mask in structure.masks.items()
+        }
     if followers:
-        tensors = {f"{number}:{name}": one for number, found in enumerate(followers) for name, one in found.items()}
-        writers["followers.safetensors"] = files.tensors_writer(tensors)
+        contents["followers.safetensors"] = {
+            f"{number}:{name}": one for number, found in enumerate(followers) for name, one in found.items()
+        }
     if optimizer is not None:
-        described, tensors = checkpoint_optimizer.described(optimizer, _names(table))
-        writers["optimizer.json"] = files.json_writer(described)
-        writers["optimizer.safetensors"] = files.tensors_writer(tensors)
+        described = checkpoint_optimizer.described(optimizer, _names(table))
+        contents["optimizer.json"], contents["optimizer.safetensors"] = described
     if session is not None:
-        state, tensors = session.state_parts()
-        writers["session.json"] = files.json_writer(state)
-        writers["session.safetensors"] = files.tensors_writer(tensors)
-    files.write(Path(folder), writers)
+        contents["session.json"], contents["session.safetensors"] = session.state_parts()
+    return contents
 
 
 def load(
@@ -140,7 +146,9 @@ def load(
     """
     model, peers = unwrapped(model, optimizer)
     try:
-        structure = _loaded(Path(folder), model, example_inputs, optimizer, keep, limits, follow)
+        structure = loaded(
+            files.Stored(files.read(Path(folder))), model, example_inputs, optimizer, keep, limits, follow
+        )
     except Exception as error:
         peers.settle("loading a checkpoint", error)
         raise
@@ -150,8 +158,8 @@ def load(
     return structure
 
 
-def _loaded(
-    folder: Path,
+def loaded(
+    contents: Mapping[str, Any],
     model: nn.Module,
     example_inputs: Any,
     optimizer: Optimizer | None,
@@ -159,8 +167,8 @@ def _loaded(
     limits: Mapping[str, LimitLike] | None,
     follow: Sequence[nn.Module],
 ) -> Structure:
-    paths = files.read(folder)
-    network = SavedNetwork.parsed(files.read_json(paths["network.json"]))
+    """As `load` in one process, from what `contents_of` gave."""
+    network = SavedNetwork.parsed(contents["network.json"])
     wrapper, model = model, uncompiled(model)
     follow = [uncompiled(module) for module in follow]
     check_model(model)
@@ -172,8 +180,8 @@ def _loaded(
             replay(journal, model, network.depth, [optimizer] if optimizer is not None else [], _roots(model, follow))
             table = tensor_table(model)
             network.check_tensors(table)
-            values = _checked(files.read_tensors(paths["network.safetensors"]), network.tensors)
-            masks = _masks(paths, network.tensors, table)
+            values = _checked(contents["network.safetensors"], network.tensors)
+            masks = _masks(contents.get("masks.safetensors", {}), network.tensors, table)
             attributes = network.attribute_changes(model)
             structure, after, found = _described_by(
                 network, attributes, wrapper, example_inputs,
@@ -186,12 +194,12 @@ def _loaded(
                     f"follow: {len(network.followers)} copies were saved, found {len(follow)}; pass all or none."
                 )
             for number, module in enumerate(follow):
-                replacements += _follower_replacements(number, module, network, values, paths)
+                replacements += _follower_replacements(number, module, network, values, contents)
                 path = _prefix(module, network).removesuffix(".")
                 settings += [
                     (module, replace(one, module=".".join(filter(None, (path, one.module))))) for one in attributes
                 ]
-            restored = _restored(optimizer, table, paths)
+            restored = _restored(optimizer, table, contents)
             before = after if network.depth else structure.topology
             _commit(journal, replacements, settings, optimizer, restored, _changes(before, after))
             _take_over(structure, after, found, attributes, network, masks)
@@ -255,6 +263,14 @@ class _Replacement:
     new: Tensor
 
 
+def described(structure: Structure) -> SavedNetwork:
+    """All but the values that a checkpoint says of a network. Raises CheckpointError or SurgeryError, as `save`."""
+    table = tensor_table(structure.model)
+    structure.surgery.check_untouched(table)
+    _check_extra_state(structure.model)
+    return _described(structure, table, [])
+
+
 def _described(structure: Structure, table: TensorTable, followers: Sequence[Mapping[str, Tensor]]) -> SavedNetwork:
     topology = structure.topology
     known, sizes = structure.surgery.known, {one.name: topology.sizes[n] for n, one in topology.axes.items()}
@@ -280,7 +296,7 @@ def _check_extra_state(model: nn.Module) -> None:
             )
 
 
-def _checked(values: dict[str, Tensor], saved: Mapping[str, SavedTensor], prefix: str = "") -> dict[str, Tensor]:
+def _checked(values: Mapping[str, Tensor], saved: Mapping[str, SavedTensor], prefix: str = "") -> dict[str, Tensor]:
     """The values of the tensors in `saved`, whose file must hold just these shapes and types."""
     for name, one in saved.items():
         value = values.get(prefix + name)
@@ -290,10 +306,9 @@ def _checked(values: dict[str, Tensor], saved: Mapping[str, SavedTensor], prefix
     return {name: values[prefix + name] for name in saved}
 
 
-def _masks(paths: Mapping[str, Path], saved: Mapping[str, SavedTensor], table: TensorTable) -> dict[str, Tensor]:
+def _masks(packed: Mapping[str, Tensor], saved: Mapping[str, SavedTensor], table: TensorTable) -> dict[str, Tensor]:
     """The masks, which are saved as one bit per weight."""
     masks: dict[str, Tensor] = {}
-    packed = files.read_tensors(paths["masks.safetensors"]) if "masks.safetensors" in paths else {}
     for name, bits in packed.items():
         one, count = saved.get(name), 0 if name not in saved else math.prod(saved[name].shape)
         if one is None or bits.dtype != torch.uint8 or tuple(bits.shape) != (-(-count // 8),):
@@ -353,7 +368,7 @@ def _follower_replacements(
     module: nn.Module,
     network: SavedNetwork,
     values: Mapping[str, Tensor],
-    paths: Mapping[str, Path],
+    contents: Mapping[str, Any],
 ) -> list[_Replacement]:
     """What a copy of the model will hold: what it held when it was saved, or else the values of the model."""
     tensors, prefix = tensor_table(module).tensors, _prefix(module, network)
@@ -375,7 +390,7 @@ def _follower_replacements(
                 f"follow: {name} of copy {number}: expected {saved[name].dtype} of shape {fresh}, found {one.dtype} of "
                 f"shape {tuple(one.shape)}; pass a copy of the freshly built model."
             )
-    found = _checked(files.read_tensors(paths["followers.safetensors"]), saved, f"{number}:")
+    found = _checked(contents["followers.safetensors"], saved, f"{number}:")
     return _replacements(tensors, found, saved)
 
 
@@ -385,10 +400,10 @@ def _prefix(module: nn.Module, network: SavedNetwork) -> str:
     return "" if all(name in names for name in network.tensors) else "module."
 
 
-def _restored(optimizer: Optimizer | None, table: TensorTable, paths: Mapping[str, Path]) -> RestoredOptimizer | None:
-    if optimizer is None or "optimizer.json" not in paths:
+def _restored(optimizer: Optimizer | None, table: TensorTable, contents: Mapping[str, Any]) -> RestoredOptimizer | None:
+    if optimizer is None or "optimizer.json" not in contents:
         return None
-    data, tensors = files.read_json(paths["optimizer.json"]), files.read_tensors(paths["optimizer.safetensors"])
+    data, tensors = contents["optimizer.json"], contents["optimizer.safetensors"]
     return checkpoint_optimizer.restored(optimizer, _names(table), data, tensors)
 
 
@@ -470,10 +485,11 @@ def _take_over(
         settled=True,
     )
     structure.surgery.enforcer.enforce(masks, tensor_table(structure.model).tensors)
+    structure.surgery.youth.look()
 
 
 def _names(table: TensorTable) -> dict[int, str]:
     return {id(tensor): name for name, tensor in table.tensors.items()}
 
 
-__all__ = ["load", "save"]
+__all__ = ["contents_of", "described", "load", "loaded", "save"]
