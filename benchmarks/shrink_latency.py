@@ -3,11 +3,12 @@
     python benchmarks/shrink_latency.py DATA.npz WEIGHTS [--models resnet20 vit] [--tools NAME ...] [--seeds 3]
     python benchmarks/shrink_latency.py --table
 
-A ResNet-20, one of twice its width and a small ViT (`espalier.bench.models`) are trained for 10 epochs on images of 16x16
-pixels (averaged from 32x32). A third of the time of the narrow one is spent on no work at all but on calling operators,
-so that half of the time is a quarter of the work. Every tool gets the trained network and has to halve the time of a forward pass of 64 images, eager, on one
-thread, by the processor time of the process, which other work on the machine hardly touches. Then it trains for two
-epochs, with the network it began with as the teacher (0.9 of the loss, temperature 4).
+A ResNet-20, one of twice its width and a small ViT (`espalier.bench.models`) are trained for 10 epochs on images of
+16x16 pixels (averaged from 32x32). A third of the time of the narrow one is spent on no work at all but on calling
+operators, so that half of the time is a quarter of the work. Every tool gets the trained network and has to halve the
+time of a forward pass of 64 images, eager, on one thread, by the processor time of the process, which other work on the
+machine hardly touches. Then it trains for two epochs, with the network it began with as the teacher (0.9 of the loss,
+temperature 4).
 
 - `espalier`: `esp.shrink` with target=Latency(0.5, of="initial"), two rounds.
 - `torch-pruning`: group norms (`GroupMagnitudeImportance`), global, at once; the pruning ratio is the smallest, by
