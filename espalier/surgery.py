@@ -188,6 +188,7 @@ class Surgery:
             self.peers.settle("an edit", None)
             self._enforce(known.masks)
             self.youth.look()
+            self._renew_compiled(edit)
             self._undo.push(journal)
         except BaseException:
             journal.rollback()
@@ -199,7 +200,6 @@ class Surgery:
         self._undone.append(self.known)
         self.known = known
         self.history.append(edit)
-        self._renew_compiled(edit)
         self.peers.rebind()
         return edit
 

@@ -336,6 +336,7 @@ class Session:
         self.structure.step = found.step
         self._slowing.close()
         self._slowing = Slowing(self.structure, found.stages)
+        self.structure.surgery.youth.look()  # the optimizer's state may have been loaded
         self._begin()
 
     def _begin(self) -> None:
