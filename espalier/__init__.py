@@ -9,6 +9,7 @@ from espalier.errors import EspalierError as EspalierError
 from espalier.errors import EspalierWarning as EspalierWarning
 from espalier.method import Method as Method
 from espalier.method import register as register
+from espalier.parallel.fully_shard import FullyShard as FullyShard
 from espalier.parts.budget import FLOPs as FLOPs
 from espalier.parts.budget import Latency as Latency
 from espalier.parts.budget import Parameters as Parameters

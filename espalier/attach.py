@@ -18,14 +18,14 @@ from espalier.graph.capture import tensor_table
 from espalier.graph.cells import named_cells
 from espalier.graph.solver import Reason
 from espalier.graph.topology import Topology, infer
-from espalier.parallel.wrapped import unwrapped
+from espalier.parallel.wrapped import Model, unwrapped
 from espalier.structure import Structure
 
 LimitLike = Limits | tuple[int | None, int | None]
 
 
 def attach(
-    model: nn.Module,
+    model: Model,
     example_inputs: Any,
     *,
     optimizer: Optimizer | None = None,
@@ -39,7 +39,7 @@ def attach(
 
     Args:
         model: any module that runs on the example inputs; or a DistributedDataParallel around one, which is made anew
-            after every edit, on all ranks.
+            after every edit, on all ranks; or an `espalier.FullyShard`.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments. Only shapes, types and devices
             count.
         optimizer: the optimizer that trains the model; its state will follow every edit.
@@ -57,20 +57,20 @@ def attach(
         PlanError: another wrapper is given instead of the model, or a name in `keep` or `limits` is unknown.
         ParallelError: the wrapper does what could not be done again after an edit.
     """
-    model, peers = unwrapped(model, optimizer)
+    inside = unwrapped(model, optimizer, follow)
+    model, live = inside.model, inside.peers.live(inside.model)
     check_model(model)
     if type(undo_limit) is not int or undo_limit < 0:
         raise PlanError(f"undo_limit: expected a number of edits of at least 0, found {undo_limit!r}.")
     if optimizer is not None:
-        check_optimizer(optimizer, model.named_parameters())
+        check_optimizer(optimizer, live.named_parameters())
     with uninterrupted():
         topology = infer(model, example_inputs)
     structure = attached(
         model, example_inputs, topology, optimizer=optimizer, keep=keep, limits=limits, follow=follow,
         undo_limit=undo_limit, cells=cells,
     )  # fmt: skip
-    structure.surgery.peers = peers
-    return structure
+    return inside.bind(structure)
 
 
 def attached(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, TypeVar
 
 import torch.distributed
@@ -31,6 +32,10 @@ class Peers(Protocol):
     def leads(self) -> bool:
         """Whether the word of this process counts; it also writes the files."""
 
+    @property
+    def whole(self) -> bool:
+        """Whether all tensors of the model are here between events too."""
+
     def live(self, model: nn.Module) -> nn.Module:
         """What a training step calls in place of the model."""
 
@@ -42,6 +47,9 @@ class Peers(Protocol):
 
     def rebind(self) -> None:
         """After the tensors have changed: have gradients synchronised again."""
+
+    def looking(self) -> AbstractContextManager[None]:
+        """While it lasts all tensors of the model are here."""
 
     def agreed(self, what: str, value: T) -> T:
         """What the process that leads has found: a plan, numbers, names."""
@@ -61,6 +69,7 @@ class Alone:
 
     size = 1
     leads = True
+    whole = True
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
@@ -78,6 +87,10 @@ class Alone:
 
     def rebind(self) -> None:
         """There is nothing to bind."""
+
+    def looking(self) -> AbstractContextManager[None]:
+        """They always are."""
+        return nullcontext()
 
     def agreed(self, what: str, value: T) -> T:
         """The value."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -37,6 +38,8 @@ _HOOKS = (
 class Replicas:
     """One replica per process; see `espalier.peers.Peers`."""
 
+    whole = True
+
     def __init__(self, wrapper: DistributedDataParallel) -> None:
         """Raises ParallelError if the wrapper does what could not be done again after an edit."""
         check_wrapper(wrapper)
@@ -63,10 +66,7 @@ class Replicas:
         """Raise ParallelError unless all are about to do the same, and the wrapper can be made anew."""
         check_wrapper(self._wrapper)
         refuse_wrapped(self._wrapper.module, self._wrapper)
-        shown = what if plan is None else str(plan).replace("\n", "; ")
-        found = {"edit": plan if plan is not None else what, "network": dict(sizes)}
-        advice = "Make the same edit on every rank, or let an espalier.Session decide for all of them."
-        self._ranks.same("an edit", found, shown, advice)
+        self._ranks.meet(what, plan, sizes)
 
     def settle(self, what: str, error: Exception | None) -> None:
         """Raise ParallelError if the others could do what this process could not, or the other way round."""
@@ -83,6 +83,10 @@ class Replicas:
         kept = {name: old[name] for name in (*_HOOKS, "training") if name in old}
         old.clear()
         old.update(vars(fresh), **kept)
+
+    def looking(self) -> AbstractContextManager[None]:
+        """All tensors are here."""
+        return nullcontext()
 
     def agreed(self, what: str, value: T) -> T:
         """What the first process has found."""

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from espalier.attach import LimitLike, attach, attached, check_model
+from espalier.attach import LimitLike, attached, check_model
 from espalier.edit.apply import copy_of
 from espalier.edit.attributes import AttributeChange
 from espalier.edit.changes import Changes
@@ -41,7 +41,8 @@ from espalier.graph.capture import TensorTable, tensor_table
 from espalier.graph.dims import NEW
 from espalier.graph.topology import INTERFACE, Topology, infer
 from espalier.measure.cost import cost_of
-from espalier.parallel.wrapped import unwrapped
+from espalier.parallel.fully_shard import FullyShard, empty
+from espalier.parallel.wrapped import Model, Unwrapped, unwrapped
 from espalier.record import Edit
 from espalier.structure import Structure
 from espalier.train import checkpoint_files as files
@@ -64,8 +65,9 @@ def save(structure: Structure, folder: str | Path, *, session: Session | None = 
     With a session its state too, for `Session.load`.
 
     All parameters and buffers are saved, those that are not persistent too, and the optimizer's state and options.
-    Gradients, random state, schedulers and train or eval mode are not. Of several processes rank 0 alone writes, and
-    nobody waits for it. An interrupted save leaves the folder with the
+    Gradients, random state, schedulers and train or eval mode are not. Of replicas rank 0 alone writes, and nobody
+    waits for it; of a network that is sharded every rank writes its part, all of them have to call this, and whatever
+    number of ranks, or one process, can load it. An interrupted save leaves the folder with the
     earlier checkpoint or with the new one, whole. Other files in the folder are left alone.
 
     Raises:
@@ -73,7 +75,8 @@ def save(structure: Structure, folder: str | Path, *, session: Session | None = 
             session is one of another structure.
         SurgeryError: the model's tensors were resized by something else than this structure.
     """
-    if not structure.peers.leads:
+    fully = _shared_out(structure)
+    if fully is None and not structure.peers.leads:
         return
     model, optimizer = structure.model, structure.optimizer
     if session is not None and session.structure is not structure:
@@ -85,7 +88,7 @@ def save(structure: Structure, folder: str | Path, *, session: Session | None = 
     network = _described(structure, table, followers)
     writers = {
         "network.json": files.json_writer(network.to_json()),
-        "network.safetensors": files.tensors_writer(table.tensors),
+        "network.safetensors": files.tensors_writer(table.tensors if fully is None else _buffers(table)),
     }
     if structure.masks:
         packed = {name: torch.from_numpy(np.packbits(mask.cpu().numpy())) for name, mask in structure.masks.items()}
@@ -93,7 +96,7 @@ def save(structure: Structure, folder: str | Path, *, session: Session | None = 
     if followers:
         tensors = {f"{number}:{name}": one for number, found in enumerate(followers) for name, one in found.items()}
         writers["followers.safetensors"] = files.tensors_writer(tensors)
-    if optimizer is not None:
+    if optimizer is not None and fully is None:
         described, tensors = checkpoint_optimizer.described(optimizer, _names(table))
         writers["optimizer.json"] = files.json_writer(described)
         writers["optimizer.safetensors"] = files.tensors_writer(tensors)
@@ -101,12 +104,17 @@ def save(structure: Structure, folder: str | Path, *, session: Session | None = 
         state, tensors = session.state_parts()
         writers["session.json"] = files.json_writer(state)
         writers["session.safetensors"] = files.tensors_writer(tensors)
-    files.write(Path(folder), writers)
+    if fully is None:
+        files.write(Path(folder), writers)
+    else:
+        from espalier.train.checkpoint_shards import save_shards  # slow to import
+
+        save_shards(fully, structure.peers, optimizer, Path(folder), writers)
 
 
 def load(
     folder: str | Path,
-    model: nn.Module,
+    model: Model,
     example_inputs: Any,
     *,
     optimizer: Optimizer | None = None,
@@ -125,7 +133,8 @@ def load(
     Args:
         folder: what `save` was given.
         model: built by the same code as the saved one, at the sizes that it had before all edits; or a
-            DistributedDataParallel around it, as for `attach`, on any number of ranks.
+            DistributedDataParallel around it or an `espalier.FullyShard` of it, as for `attach`, on any number of
+            ranks.
         example_inputs: as for `attach`, at the original size of the interface.
         optimizer: of the saved type and built from this model's parameters in the same groups; None to leave it out.
         keep: modules or axes that have to stay as they are, besides those that were kept when it was saved.
@@ -137,21 +146,25 @@ def load(
             Nothing was changed.
         CaptureError, OptimizerError, PlanError: as `attach`.
     """
-    model, peers = unwrapped(model, optimizer)
+    inside = unwrapped(model, optimizer, follow)
+    peers = inside.peers
     try:
-        structure = _loaded(Path(folder), model, example_inputs, optimizer, keep, limits, follow)
+        structure = _loaded(Path(folder), inside, example_inputs, optimizer, keep, limits, follow)
+        if inside.fully is not None:
+            from espalier.train.checkpoint_shards import fill
+
+            fill(files.read(Path(folder)), inside.fully, optimizer)
     except Exception as error:
         peers.settle("loading a checkpoint", error)
         raise
     peers.settle("loading a checkpoint", None)
-    structure.surgery.peers = peers
     peers.rebind()
-    return structure
+    return inside.bind(structure)
 
 
 def _loaded(
     folder: Path,
-    model: nn.Module,
+    inside: Unwrapped,
     example_inputs: Any,
     optimizer: Optimizer | None,
     keep: Iterable[str],
@@ -160,16 +173,20 @@ def _loaded(
 ) -> Structure:
     paths = files.read(folder)
     network = SavedNetwork.parsed(files.read_json(paths["network.json"]))
+    model, hollow = inside.model, not inside.peers.whole
     check_model(model)
     if optimizer is not None:
-        check_optimizer(optimizer, model.named_parameters())
+        check_optimizer(optimizer, inside.peers.live(model).named_parameters())
+    if hollow and network.depth:
+        raise CheckpointError("layers came or went in the saved network; load it without FullyShard.")
+    here = None if hollow else optimizer
     journal = Journal()
     try:
         with uninterrupted():
             replay(journal, model, network.depth, [optimizer] if optimizer is not None else [], _roots(model, follow))
             table = tensor_table(model)
             network.check_tensors(table)
-            values = _checked(files.read_tensors(paths["network.safetensors"]), network.tensors)
+            values = _checked(_values(paths, table, network, hollow), network.tensors)
             masks = _masks(paths, network.tensors, table)
             attributes = network.attribute_changes(model)
             structure, after, found = _described_by(
@@ -187,14 +204,24 @@ def _loaded(
                 settings += [
                     (module, replace(one, module=".".join(filter(None, (path, one.module))))) for one in attributes
                 ]
-            restored = _restored(optimizer, table, paths)
+            restored = _restored(here, table, paths)
             before = after if network.depth else structure.topology
-            _commit(journal, replacements, settings, optimizer, restored, _changes(before, after))
+            _commit(journal, replacements, settings, here, restored, _changes(before, after))
             _take_over(structure, after, found, attributes, network, masks)
     except BaseException:
         journal.rollback()
         raise
     return structure
+
+
+def _shared_out(structure: Structure) -> FullyShard | None:
+    """The network as it is shared out among processes; None if it is not."""
+    if structure.peers.whole:
+        return None
+    from espalier.parallel.shards import ShardStore  # slow to import
+
+    assert isinstance(structure.surgery.store, ShardStore)
+    return structure.surgery.store.fully
 
 
 def _roots(model: nn.Module, follow: Sequence[nn.Module]) -> list[nn.Module]:
@@ -219,7 +246,8 @@ def _described_by(
     built, what is left of it need not fit together.
     """
     if not network.depth:
-        structure = attach(model, example, optimizer=optimizer, keep=keep, limits=limits, follow=follow)
+        topology = infer(model, example)
+        structure = attached(model, example, topology, optimizer=optimizer, keep=keep, limits=limits, follow=follow)
         network.check_axes(structure.initial_sizes)
         after = _resized(structure.topology, network)
         _verify(structure, after, attributes)
@@ -335,11 +363,42 @@ def _replacements(
 ) -> list[_Replacement]:
     try:
         return [
-            _Replacement(name, tensor, laid_out(values[name], saved[name].order, tensor.device))
+            _Replacement(name, tensor, _laid_out(values[name], saved[name].order, tensor.device))
             for name, tensor in tensors.items()
         ]
     except ValueError as error:
         raise CheckpointError(f"network.json is damaged: {error}.") from error
+
+
+def _laid_out(value: Tensor, order: Sequence[int], device: torch.device) -> Tensor:
+    """See `laid_out`; what holds no values takes no memory either."""
+    return value if 0 in value.stride() else laid_out(value, order, device)
+
+
+def _values(paths: Mapping[str, Path], table: TensorTable, network: SavedNetwork, hollow: bool) -> dict[str, Tensor]:
+    """The saved tensors; without the values of parameters, for a model that is to have none."""
+    found = files.read_tensors(paths["network.safetensors"])
+    if not hollow:
+        return _with_shards(paths, found, "parameter:")
+    known = {name: one for name, one in table.tensors.items() if name in network.tensors}
+    return {
+        name: empty(one, network.tensors[name].shape) if isinstance(one, nn.Parameter) else found[name]
+        for name, one in known.items()
+    }
+
+
+def _with_shards(paths: Mapping[str, Path], found: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
+    """The tensors of a file, with those of this kind that were saved as shards, put together."""
+    if "shards.json" not in paths:
+        return found
+    from espalier.train.checkpoint_shards import put_together  # slow to import
+
+    return {**found, **put_together(paths, kind)}
+
+
+def _buffers(table: TensorTable) -> dict[str, Tensor]:
+    """What of a plain model has values, where its parameters are sharded."""
+    return {name: one for name, one in table.tensors.items() if not isinstance(one, nn.Parameter)}
 
 
 def _follower_replacements(
@@ -382,7 +441,8 @@ def _prefix(module: nn.Module, network: SavedNetwork) -> str:
 def _restored(optimizer: Optimizer | None, table: TensorTable, paths: Mapping[str, Path]) -> RestoredOptimizer | None:
     if optimizer is None or "optimizer.json" not in paths:
         return None
-    data, tensors = files.read_json(paths["optimizer.json"]), files.read_tensors(paths["optimizer.safetensors"])
+    data, found = files.read_json(paths["optimizer.json"]), files.read_tensors(paths["optimizer.safetensors"])
+    tensors = _with_shards(paths, found, "state:")
     return checkpoint_optimizer.restored(optimizer, _names(table), data, tensors)
 
 

@@ -32,6 +32,7 @@ FILES: Final = (
     "optimizer.safetensors",
     "session.json",
     "session.safetensors",
+    "shards.json",
 )
 """Every file that a checkpoint can have, apart from its manifest; other files of the folder are left alone."""
 
