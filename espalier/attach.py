@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -128,13 +129,28 @@ def check_model(model: nn.Module) -> None:
             raise PlanError(
                 f"{found} a TorchScript module, whose code cannot follow an edit; attach to the Python model."
             )
+        if _is_one(module, "torch.distributed.fsdp", "FullyShardedDataParallel"):
+            raise PlanError(
+                f"{found} a FullyShardedDataParallel wrapper, whose flat parameters cannot be edited; give "
+                "espalier.attach an espalier.FullyShard, which uses fully_shard (FSDP2)."
+            )
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if _is_one(tensor, "torch.distributed.tensor", "DTensor"):
+            raise PlanError(
+                f"{name} is sharded already; give espalier.attach an espalier.FullyShard of the plain model and of the "
+                "function that shards it."
+            )
         if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
             raise PlanError(f"{name} has no shape yet; run the model once on real inputs before attach.")
         if tensor.is_inference():
             raise PlanError(
                 f"{name} was made under torch.inference_mode(), so it cannot be trained; build the model outside."
             )
+
+
+def _is_one(value: object, module: str, name: str) -> bool:
+    """Whether a value is of a class in a module that is slow to import; nothing is before somebody has imported it."""
+    return module in sys.modules and isinstance(value, getattr(sys.modules[module], name))
 
 
 def _kept(model: nn.Module, topology: Topology, keep: Iterable[str]) -> dict[int, Reason]:

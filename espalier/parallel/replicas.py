@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 from torch import nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
@@ -74,7 +75,9 @@ class Replicas:
 
     def rebind(self) -> None:
         """Make the wrapper anew."""
-        with warnings.catch_warnings():
+        parameters = tuple(self._wrapper.module.parameters())
+        # making it sends the values of rank 0 to all, which are what they have already: no change that ends an undo
+        with warnings.catch_warnings(), _unsafe_preserve_version_counter(parameters):
             warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 has another name for broadcast_buffers
             fresh = DistributedDataParallel(self._wrapper.module, **_settings(self._wrapper))
         for hook, state in _comm_hooks(self._wrapper):
@@ -121,7 +124,7 @@ def check_wrapper(wrapper: DistributedDataParallel) -> None:
             )
     if wrapper._join_config.enable:
         raise ParallelError(
-            "the DistributedDataParallel wrapper is inside of join(): ranks that have run out of batches do not come "
+            "the DistributedDataParallel wrapper was given to join(): ranks that have run out of batches do not come "
             "to edits. Give every rank the same number of batches (DistributedSampler with drop_last=True, for one)."
         )
     for hook, state in _comm_hooks(wrapper):
