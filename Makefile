@@ -1,12 +1,13 @@
 # `make demo` runs the main job, `make test` checks everything, `make slow` what is left out there, `make zoo` tries the
-# architectures of other packages (in an environment of its own); each creates the environment if it is missing.
+# architectures of other packages (in an environment of its own), `make docs` builds the documentation into build/site; each
+# creates the environment if it is missing.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 ZOO := .venv-zoo/bin
 ZOO_STAMP := .venv-zoo/.installed
 
-.PHONY: demo test slow zoo setup clean
+.PHONY: demo test slow zoo docs setup clean
 
 demo: $(STAMP)
 	$(BIN)/espalier run digits --out runs/demo
@@ -24,10 +25,14 @@ slow: $(STAMP)
 zoo: $(ZOO_STAMP)
 	$(ZOO)/python benchmarks/zoo.py
 
+docs: $(STAMP)
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 setup: $(STAMP)
 
 clean:
-	rm -rf .venv .venv-zoo runs dist .data .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-zoo runs dist build .data .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # the constraints name torch's version, so that one call installs the build that was tested and nothing replaces it
 $(STAMP): pyproject.toml constraints.txt

@@ -23,8 +23,8 @@ SGD with Nesterov momentum 0.9, the learning rate falls along a cosine to 0 over
 flips. The test set is seen once, after the last step. Differences are paired by seed. Learning rate and times of growth
 were chosen on the validation images of the seeds from 100 on, which are in no table.
 
-One line of JSON per seed and way goes to `benchmarks/results/depth_growth.jsonl`, and what is there is not run again.
-`--table` writes the table to `benchmarks/results/depth_growth.md`.
+One line of JSON per seed and way goes to `docs/results/depth_growth.jsonl`, and what is there is not run again.
+`--table` writes the table to `docs/results/depth_growth.md`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ from espalier.edit.recipes.kinds import CopyOf
 from espalier.graph.topology import Topology
 from espalier.measure.stats import without_a_trace
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent.parent / "docs/results"
 SCRATCH, SHALLOW = "scratch", "one block"
 WAYS = (SCRATCH, "copy, silent", "copy", "fresh, silent", "fresh", SHALLOW)
 STAGES, BLOCKS, WIDTH, PIXELS = ("layer1", "layer2", "layer3"), 3, 0.5, 16

@@ -19,8 +19,8 @@ at random loses on average, and the rank of a method's choice among all sets (1 
 With `--retrain 2 4`, what is left of the network after the removal of that many blocks is trained on for 100 steps, for
 the sets of all methods and for five that are drawn at random; these go to `depth_removal-retrained.jsonl`.
 
-One line of JSON per trained network and number of blocks goes to `benchmarks/results/depth_removal.jsonl`; what is
-there is not run again. `--table` writes the table to `benchmarks/results/depth_removal.md`.
+One line of JSON per trained network and number of blocks goes to `docs/results/depth_removal.jsonl`; what is
+there is not run again. `--table` writes the table to `docs/results/depth_removal.md`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from espalier.bench.tasks import cosine
 from espalier.edit.depth_edits import Remove
 from espalier.edit.plan import Plan
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent.parent / "docs/results"
 BLOCKS, SIZE, HEADS, CONTEXT = 8, 96, 4, 64
 STEPS, BATCH, LEARNING_RATE, WEIGHT_DECAY, WARM_UP = 2400, 24, 2e-3, 0.1, 100
 MOST = BLOCKS - 2

@@ -18,8 +18,8 @@ Two rows are no methods: `no growth` is the control, and `no growth, 1e-6` the c
 1 + 1e-6 N(0, 1) instead of growth: how far two trainings part that differ by nothing but rounding. `live` is the part
 of the new units that get a gradient in the last step.
 
-One line of JSON per seed and method goes to `benchmarks/results/growth_under_bn-MODEL-PIXELS.jsonl`; what is there is
-not run again, unless `--again` names it. `--table` writes all tables to `benchmarks/results/growth_under_bn.md`.
+One line of JSON per seed and method goes to `docs/results/growth_under_bn-MODEL-PIXELS.jsonl`; what is there is
+not run again, unless `--again` names it. `--table` writes all tables to `docs/results/growth_under_bn.md`.
 `--pixels 16` makes images of that size by averaging, for a quarter of the time.
 """
 
@@ -50,7 +50,7 @@ from espalier.bench.tasks import cosine
 from espalier.measure.stats import without_a_trace
 from espalier.method import Method, find, methods
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent.parent / "docs/results"
 WIDTH, GROWN_TO = 0.25, 1.5
 PRETRAINING, STEPS, MEASURED_AT = 300, 100, (1, 5, 20, 100)
 BATCH, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 128, 0.05, 0.9, 5e-4

@@ -11,7 +11,8 @@ tenth of it after 60, 120 and 180, cropped and mirrored images, batches of 128. 
 blocks and, with --streams, on the three residual streams, coupled through all layers that write and read them. The
 paper (CIFAR-10): pruned 93.2 to 93.0% at 76.1M multiply-adds and 0.33M parameters; expanded 92.7% at 100.5M and 0.55M.
 
-`--part 0.1 --epochs 4 --width 0.25` is a reduced run for a CPU, and its line says so.
+`--setting plain` trains without gates, for comparison. `--model resnet20 --width 0.5 --pool 2 --part 0.25 --epochs 20`
+is a reduced run for a CPU, on images of half the side, and its line says so.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from espalier.parts.gates.expected import ExpectedCost
 from espalier.parts.gates.stages import Stages
 
 EPOCHS, BATCH, AWAKE = 220, 128, 0.2
-FALLS = (60, 120, 180)
+FALLS, IMAGES = (60, 120, 180), ("x_train", "x_val", "x_test")
 INNER, STREAMS = "layer*.conv1", ("conv1", "layer2.0.conv2", "layer3.0.conv2")
 
 
@@ -46,12 +47,15 @@ class Settings:
 
     setting: str
     data: str
+    model: str
     seed: int
     epochs: int
+    pool: int
+    """Pixels along each side of a square that are averaged; 1 leaves images as they are."""
     part: float
     """Of the training images; 1 for all."""
     width: float
-    """Factor on the units of ResNet56."""
+    """Factor on the units of the network."""
     strength: float
     of: str
     k: float
@@ -65,8 +69,10 @@ class Settings:
     streams: bool
     bf16: bool
 
-    def method(self, structure: esp.Structure) -> Method:
-        """Stages are fractions of the training; k rises from `k` to `k * rise` in the search."""
+    def method(self, structure: esp.Structure) -> Method | None:
+        """None without gates. Stages are fractions of the training; k rises from `k` to `k * rise` in the search."""
+        if self.setting == "plain":
+            return None
         stages = Stages(self.k, self.start, self.until, rise=self.rise)
         penalty = ExpectedCost(self.strength, "flops" if self.of == "flops" else "parameters")
         axes = [INNER, *(STREAMS if self.streams else ())]
@@ -96,7 +102,7 @@ def assignment(settings: Settings, data: Dataset) -> Assignment:
             yield augment(data.x_train[chosen], generator), data.y_train[chosen]
 
     def fresh() -> nn.Module:
-        model = build("resnet56", data.input_shape, data.classes, width=settings.width, seed=settings.seed)
+        model = build(settings.model, data.input_shape, data.classes, width=settings.width, seed=settings.seed)
         return model.to(device)
 
     def sgd(model: nn.Module) -> torch.optim.Optimizer:
@@ -118,7 +124,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("results", type=Path)
-    parser.add_argument("--setting", choices=("growing", "shrinking"), required=True)
+    parser.add_argument("--setting", choices=("growing", "shrinking", "plain"), required=True)
+    parser.add_argument("--model", choices=("resnet20", "resnet56"), default="resnet56")
+    parser.add_argument("--pool", type=int, default=1, help="average squares of so many pixels a side")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--part", type=float, default=1.0)
@@ -145,13 +153,18 @@ def main() -> None:
     if finished(options.results, asdict(settings), options.test):
         return
     data = load(options.data.resolve(), seed=settings.seed).to(options.device)
+    if settings.pool > 1:
+        pooled = {name: nn.functional.avg_pool2d(getattr(data, name), settings.pool) for name in IMAGES}
+        data = replace(data, **pooled)
     one = Run(assignment(settings, data), folder_of(options.keep, asdict(settings)))
     if not one.go_on(options.keep_every, 60 * options.minutes):
         print(f"{one.session.epochs_done} of {settings.epochs} epochs are done; the same command goes on", flush=True)
         return
     _, parameters, multiply_adds = one.curve[-1][2:]
     append(options.results, {
-        **asdict(settings), "reduced": settings.part < 1 or settings.width < 1 or settings.epochs < EPOCHS,
+        **asdict(settings),
+        "reduced": (settings.model, settings.part, settings.width, settings.pool, settings.epochs)
+        != ("resnet56", 1, 1, 1, EPOCHS),
         "validation": one.curve[-1][1],
         "test": one.judged(in_batches((data.x_test, data.y_test)))[0] if options.test else None,
         "parameters": parameters, "multiply_adds": multiply_adds, "first": one.curve[0][3:],

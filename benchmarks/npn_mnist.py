@@ -56,6 +56,8 @@ class Settings:
     low: float
     patience: int
     lr: float
+    finish: float
+    """Learning rate at the beginning of the last stage; `lr` holds until then."""
     decay: str
     weight_decay: float
 
@@ -75,8 +77,8 @@ class Settings:
         if progress < self.until:
             return self.lr
         if self.decay == "tenth":
-            return self.lr * (0.1 if progress >= 0.8 else 1.0)
-        return self.lr * (1 + math.cos(math.pi * (progress - self.until) / (1 - self.until))) / 2
+            return self.finish * (0.1 if progress >= 0.8 else 1.0)
+        return self.finish * (1 + math.cos(math.pi * (progress - self.until) / (1 - self.until))) / 2
 
 
 def images(folder: Path) -> tuple[Pair, Pair, Pair]:
@@ -121,7 +123,7 @@ def assignment(settings: Settings, train: Pair, held_out: Pair) -> Assignment:
             yield x[chosen], y[chosen]
 
     return Assignment(
-        model=lambda: build("lenet5", (1, 28, 28), 10, seed=settings.seed),
+        model=lambda: build("lenet5", (1, 28, 28), 10, seed=settings.seed).to(memory_format=torch.channels_last),
         optimizer=lambda model: torch.optim.AdamW(
             model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
         ),
@@ -158,7 +160,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so long; the next call goes on")
     for name, value in (
         ("strength", 0.0), ("k", 1.0), ("rise", 50.0), ("start", 0.05), ("until", 0.7), ("rate", 5e-3),
-        ("begin", 0.73), ("fill", 1.0), ("low", 0.1), ("lr", 1e-3), ("weight_decay", 0.0),
+        ("begin", 0.73), ("fill", 1.0), ("low", 0.1), ("lr", 1e-3), ("finish", 3e-3), ("weight_decay", 0.1),
     ):  # fmt: skip
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=value)
     parser.add_argument(

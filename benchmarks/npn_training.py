@@ -27,7 +27,8 @@ class Assignment:
     model: Callable[[], nn.Module]
     """Builds it at its original size."""
     optimizer: Callable[[nn.Module], torch.optim.Optimizer]
-    method: Method
+    method: Method | None
+    """None trains the network as it is."""
     example: Tensor
     loss: Callable[[nn.Module, Pair], Tensor]
     batches: Callable[[torch.Generator], Iterator[Pair]]
@@ -55,8 +56,8 @@ class Run:
         else:
             structure = esp.load(folder / kept["network"], model, assignment.example, optimizer=self.optimizer)
         self.session = esp.Session(
-            structure, [assignment.method], loss=assignment.loss, probe=assignment.held_out,
-            total_steps=assignment.epochs * assignment.per_epoch, seed=assignment.seed,
+            structure, [] if assignment.method is None else [assignment.method], loss=assignment.loss,
+            probe=assignment.held_out, total_steps=assignment.epochs * assignment.per_epoch, seed=assignment.seed,
         )  # fmt: skip
         self.seconds, self.curve = 0.0, []
         if kept is not None:

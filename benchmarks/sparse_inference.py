@@ -5,7 +5,7 @@
 On a CPU weights that are zero at random, in compressed rows; on a GPU two of every four (half precision), as its
 kernels know them. Every number is how many times faster `Structure.sparse_copy` found a square linear layer to be;
 below 1 it is slower, and `sparse_copy` leaves it dense. Sizes that torch refuses are given with its reason. With
-``--write`` the table of the device goes to benchmarks/results/sparse_inference-DEVICE.md.
+``--write`` the table of the device goes to docs/results/sparse_inference-DEVICE.md.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import espalier as esp
 from espalier.table import text_table
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent.parent / "docs/results"
 WIDTHS = {"cpu": (256, 512, 1024, 2048), "cuda": (1024, 2048, 4096, 8192)}
 INPUTS = {"cpu": (1, 16, 128), "cuda": (16, 256, 4096)}
 SPARSITIES = (0.5, 0.8, 0.9, 0.95, 0.99)

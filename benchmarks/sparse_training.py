@@ -19,7 +19,7 @@ evaluates the loss, its events included: forward f, backward 2 f, with f for liv
 the gradient by the weights is that of all of them. So `static` is the least; SET and RigL cost a little more, and
 magnitude pruning several times as much, since it starts dense.
 
-One line of JSON per seed and method goes to `OUT/sparse_training-DATA.jsonl` (`OUT` is `benchmarks/results` by default)
+One line of JSON per seed and method goes to `OUT/sparse_training-DATA.jsonl` (`OUT` is `docs/results` by default)
 as soon as it is there, and what is there is not run again. All tables of the folder go to `OUT/sparse_training.md`.
 Data are looked for as `NAME.npz` in the folder that the environment variable ESPALIER_DATA names, then as
 `espalier.bench.data` does.
@@ -52,7 +52,7 @@ from espalier.bench.tasks import cosine, sgd_momentum
 from espalier.method import Method
 from espalier.train.settings import sparse_training
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent.parent / "docs/results"
 SPARSITY, UNTIL = 0.9, 0.75
 METHODS = ("dense", "static", "set", "rigl", "magnitude")
 PAIRS = (

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from espalier.compiled import uncompiled
 from espalier.edit.apply import copy_of
 from espalier.edit.changes import Limits, find_axis
 from espalier.edit.interrupt import uninterrupted
@@ -39,8 +40,9 @@ def attach(
     """Read the structure of a model. Changes nothing.
 
     Args:
-        model: any module that runs on the example inputs; or a DistributedDataParallel around one, which is made anew
-            after every edit, on all ranks; or an `espalier.FullyShard`.
+        model: any module that runs on the example inputs, or what `torch.compile` made of one; or a
+            DistributedDataParallel around one, which is made anew after every edit, on all ranks; or an
+            `espalier.FullyShard`.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments. Only shapes, types and devices
             count.
         optimizer: the optimizer that trains the model; its state will follow every edit.
@@ -69,7 +71,7 @@ def attach(
         topology = infer(model, example_inputs)
     structure = attached(
         model, example_inputs, topology, optimizer=optimizer, keep=keep, limits=limits, follow=follow,
-        undo_limit=undo_limit, cells=cells,
+        undo_limit=undo_limit, cells=cells, wrapper=inside.compiled,
     )  # fmt: skip
     return inside.bind(structure)
 
@@ -85,6 +87,7 @@ def attached(
     follow: Sequence[nn.Module],
     undo_limit: int = 100,
     cells: Sequence[str] = (),
+    wrapper: nn.Module | None = None,
 ) -> Structure:
     """The structure of a model of which the topology is known; otherwise as `attach`."""
     topology = topology.frozen(_kept(model, topology, keep))
@@ -92,10 +95,11 @@ def attached(
     for name in bounds:
         find_axis(topology, name)
     table = tensor_table(model)
-    for module in follow:
+    copies = [uncompiled(module) for module in follow]
+    for module in copies:
         copy_of(table, module)
     named_cells(table.modules, cells)
-    return Structure(model, example_inputs, topology, optimizer, bounds, follow, undo_limit, cells)
+    return Structure(model, example_inputs, topology, optimizer, bounds, copies, undo_limit, cells, wrapper)
 
 
 def _limits(name: str, bounds: LimitLike) -> Limits:
@@ -117,7 +121,8 @@ def check_model(model: nn.Module) -> None:
         found = f"{path} is" if path else "this is"
         if isinstance(module, torch._dynamo.OptimizedModule):
             raise PlanError(
-                f"{found} a compiled module; attach to the model itself (compiled._orig_mod), then compile."
+                f"{found} a compiled wrapper; compile modules inside of a model in place (module.compile()), so that "
+                "their names stay, or the model as a whole."
             )
         if isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
             raise PlanError(

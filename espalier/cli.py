@@ -11,6 +11,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,19 @@ from espalier.bench.models import MODELS
 from espalier.bench.options import resolve
 from espalier.bench.progress import progress_on
 from espalier.bench.report import write_report
+from espalier.bench.report_search import write_search_report
 from espalier.bench.run import resume, start
+from espalier.bench.search_progress import search_progress_on
+from espalier.bench.search_records import is_search
 from espalier.errors import EspalierError, RunError
 from espalier.method import load_methods
 from espalier.parts.recommend.advising import recommend
 from espalier.parts.recommend.criteria import CRITERIA
+from espalier.suite.comparing import Results
+from espalier.suite.declared import find_suite, shipped
+from espalier.suite.pages import write_pages
+from espalier.suite.running import Place, Plan, status
+from espalier.suite.running import run as run_suite
 
 _METHODS_FROM = "a Python file that registers methods of your own"
 WRONG_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 1
@@ -93,11 +102,44 @@ def _evolve(options: argparse.Namespace, words: list[str]) -> int:
     asked = chosen(given)
     out: Path = options.out or next_free(Path("runs"), f"evolve-{Path(asked.problem.source).stem}")
     try:
-        print(evolve(asked, out, lambda text: print(text, flush=True), options.workers))
+        with search_progress_on(sys.stdout) as progress:
+            outcome = evolve(asked, out, progress, options.workers)
     except KeyboardInterrupt:
         again = words if options.out is not None else [*words, "--out", str(out)]
         print(f"espalier: interrupted; go on with: {shlex.join(['espalier', *again])}", file=sys.stderr)
         return INTERRUPTED
+    print(outcome)
+    return 0
+
+
+def _bench(options: argparse.Namespace, words: list[str]) -> int:
+    if options.methods_from is not None:
+        load_methods(options.methods_from)
+    suite = find_suite(options.suite)
+    only: dict[str, list[str]] = {}
+    for one in options.only:
+        field, equals, value = one.partition("=")
+        if not equals:
+            raise RunError(f"--only: expected FIELD=VALUE, found {one!r}")
+        only.setdefault(field, []).append(value)
+    place = Place(
+        options.out or Path("runs") / f"bench-{suite.name}",
+        options.device,
+        None if options.methods_from is None else str(options.methods_from.resolve()),
+        tuple(options.records),
+    )
+    plan = Plan(suite, place, only)
+    if options.what == "status":
+        print(status(plan, place.kept()))
+    elif options.what == "report":
+        print(*write_pages(Results(plan, place.kept()), place.out, ["espalier", *words]), sep="\n")
+    else:
+        say = partial(print, flush=True)
+        try:
+            print(run_suite(plan, place, say, processes=options.processes, minutes=options.minutes))
+        except KeyboardInterrupt:
+            print(f"espalier: interrupted; go on with: {shlex.join(['espalier', *words])}", file=sys.stderr)
+            return INTERRUPTED
     return 0
 
 
@@ -109,7 +151,8 @@ def _methods(options: argparse.Namespace, words: list[str]) -> int:
 
 
 def _report(options: argparse.Namespace, words: list[str]) -> int:
-    print(write_report(options.folder))
+    write = write_search_report if is_search(options.folder) else write_report
+    print(write(options.folder))
     return 0
 
 
@@ -161,6 +204,16 @@ def _parser() -> argparse.ArgumentParser:
     _add_evolve_arguments(command)
 
     command = commands.add_parser(
+        "bench",
+        allow_abbrev=False,
+        help="run a suite of the common benchmark, and compare methods",
+        description="Run what is missing of a suite, say how far it is, or write its results. Cells are kept by their "
+        "content, so the same command goes on where it was interrupted.",
+    )
+    command.set_defaults(call=_bench)
+    _add_bench_arguments(command)
+
+    command = commands.add_parser(
         "inspect",
         allow_abbrev=False,
         help="show which parts of a network can grow and shrink",
@@ -196,10 +249,10 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "report",
         allow_abbrev=False,
-        help="write the report of a run again",
-        description="Write report.html in the folder of a run again, from its records.",
+        help="write the report of a run or a search again",
+        description="Write report.html in the folder of a run or a search again, also while it goes on.",
     )
-    command.add_argument("folder", metavar="DIR", type=Path, help="the folder of the run")
+    command.add_argument("folder", metavar="DIR", type=Path, help="its folder")
     command.set_defaults(call=_report)
     return parser
 
@@ -228,6 +281,32 @@ def _add_evolve_arguments(command: argparse.ArgumentParser) -> None:
     add("--no-baseline", dest="baseline", action="store_false", help="leave out the start trained alone")
     add("--out", type=Path, metavar="DIR", help="folder of the search; default: a new one in runs/")
     command.add_argument("--workers", type=int, metavar="N", default=1, help="processes that train branches; default 1")
+
+
+def _add_bench_arguments(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("what", metavar="WHAT", choices=("run", "status", "report"), help="run, status or report")
+    add("suite", metavar="SUITE", help=f"{', '.join(shipped())}, or the path of a .toml file")
+    add("--out", type=Path, metavar="DIR", help="folder of records and pages; default: runs/bench-SUITE")
+    add("--processes", type=int, metavar="N", default=1, help="that run cells side by side; default 1")
+    add("--minutes", type=float, metavar="M", help="begin no cell after so many minutes")
+    add(
+        "--only",
+        metavar="FIELD=VALUE",
+        action="append",
+        default=[],
+        help="cells of this task, contender, track, point, seed, budget, ...; may be given again",
+    )
+    add("--device", metavar="NAME", default="cpu", help="cpu (default), cuda, cuda:1")
+    add("--methods-from", type=Path, metavar="FILE.py", help=_METHODS_FROM)
+    add(
+        "--records",
+        type=Path,
+        metavar="FILE.jsonl",
+        action="append",
+        default=[],
+        help="records that were published with the suite, so that their cells need not be run; may be given again",
+    )
 
 
 def _add_recommend_arguments(command: argparse.ArgumentParser) -> None:

@@ -76,14 +76,21 @@ class Structure:
         follow: Sequence[nn.Module],
         undo_limit: int,
         cells: Sequence[str] = (),
+        wrapper: nn.Module | None = None,
     ) -> None:
         self.surgery = Surgery(model, optimizer, Known.first(topology, example, limits), follow, undo_limit)
         self._cells = tuple(cells)
+        self._compiled = wrapper
 
     @property
     def model(self) -> nn.Module:
         """The live model."""
         return self.surgery.model
+
+    @property
+    def runs(self) -> nn.Module:
+        """What training runs: what `attach` was given, the live model or what wraps it."""
+        return self.peers.live(self.model) if self._compiled is None else self._compiled
 
     @property
     def optimizer(self) -> Optimizer | None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from espalier.compiled import CompiledCode
 from espalier.edit.apply import NewTensors, check_values, compensating_attributes, copy_of, masked
 from espalier.edit.attributes import AttributeChange
 from espalier.edit.births import followed
@@ -36,6 +37,7 @@ from espalier.edit.verify import Subject, Verification, resized_example, verify
 from espalier.errors import PlanError, SurgeryError
 from espalier.graph.caches import drop_caches
 from espalier.graph.capture import TensorTable, tensor_table
+from espalier.graph.eager import eagerly
 from espalier.graph.topology import Topology
 from espalier.measure.cost import cost_of
 from espalier.peers import Alone, Peers
@@ -57,6 +59,7 @@ class Surgery:
         self.store: Store = Here()
         """Where the entries of its tensors are."""
         self.enforcer = Enforcer(optimizer)
+        self.compiled = CompiledCode()
         self.history: list[Edit] = []
         """The edits that hold, oldest first."""
         self.step = 0
@@ -118,7 +121,8 @@ class Surgery:
         with uninterrupted():
             journal, _, edit = self._carried_out(plan)
         try:
-            yield edit
+            with eagerly():
+                yield edit
         finally:
             journal.rollback()
 
@@ -176,6 +180,7 @@ class Surgery:
         self._undone.append(self.known)
         self.known = known
         self.history.append(edit)
+        self._renew_compiled(edit)
         self.peers.rebind()
         return edit
 
@@ -273,8 +278,14 @@ class Surgery:
                 drop_caches(module.modules())
             self.known = self._undone.pop()
             self._enforce(self.known.masks)
+            edit = self.history.pop()
+            self._renew_compiled(edit)
             self.peers.rebind()
-            return self.history.pop()
+            return edit
+
+    def _renew_compiled(self, edit: Edit) -> None:
+        if edit.plan.depth or edit.sizes:
+            self.compiled.renew(layers=bool(edit.plan.depth))
 
     def _sizes(self) -> dict[str, int]:
         topology = self.known.topology

@@ -351,7 +351,7 @@ def test_what_is_no_module(model):
 
 
 def test_wrappers_are_named_with_what_is_inside():
-    attach_refused(PlanError, torch.compile(Network(), backend="eager"), X, "compiled", "_orig_mod")
+    attach_refused(PlanError, nn.Sequential(torch.compile(Network(), backend="eager")), X, "compiled", "in place")
     attach_refused(PlanError, nn.DataParallel(Network()), X, "DataParallel", ".module")
 
 

@@ -12,7 +12,9 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -25,6 +27,7 @@ from espalier.evolve import store as storing
 from espalier.evolve.averaging import Mean
 from espalier.evolve.job import Branch, carried_out, key_of, packed, unpacked
 from espalier.evolve.judge import Objective
+from espalier.evolve.pareto import Front, Judged
 from espalier.evolve.processes import Processes
 from espalier.evolve.proposals import LAYER_MOVES, RANDOM_MOVES, UNIT_MOVES, Material, Move, RandomMoves, joined
 from espalier.evolve.recommended import Recommended
@@ -46,9 +49,20 @@ def searched(folder, runner=None, problem=None, surgeon=SURGEON):
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory):
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("plain")
+
+
+@pytest.fixture(scope="module")
+def plain(folder):
     """What the search gives when nothing happens."""
-    return searched(tmp_path_factory.mktemp("plain"))
+    return searched(folder)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """What plain training gives."""
+    return searched(tmp_path_factory.mktemp("alone"), surgeon=Surgeon(cycles=0))
 
 
 def test_a_search_spends_its_budget_and_charges_every_branch(plain):
@@ -83,14 +97,79 @@ def test_a_winner_is_gone_on_with_and_its_edit_is_what_was_proposed(plain):
     assert after["sizes"] == winner["sizes"]
 
 
-def test_plain_training_is_a_search_without_cycles(tmp_path):
-    records = searched(tmp_path, surgeon=Surgeon(cycles=0))
-    assert {one["kind"] for one in records} == {"start", "trained", "end"}
+def test_the_front_is_that_of_all_networks_that_were_judged_and_its_checkpoints_stay(folder, plain):
+    points = [
+        (one["accuracy"], -one["loss"], -one["parameters"], -one["flops"])
+        for one in plain
+        if one["kind"] in ("start", "branch", "control", "end")
+    ]
+    best = {one for one in points if not any(_beats(other, one) for other in points)}
+    front = plain[-1]["front"]
+    assert {(one["accuracy"], -one["loss"], -one["parameters"], -one["flops"]) for one in front} == best
+    assert 1 < len(front) < len(set(points))
+    for one in front:
+        bench = Spirals().workbench()
+        structure = esp.load(folder / "store" / one["network"], bench.model, bench.example)
+        assert structure.cost().parameters == one["parameters"]
+
+
+def _beats(one, other):
+    """With accuracy and loss as one quantity, of which the accuracy counts first."""
+    quality = (one[:2] > other[:2]) - (one[:2] < other[:2])
+    signs = [quality, *((a > b) - (a < b) for a, b in zip(one[2:], other[2:], strict=True))]
+    return min(signs) >= 0 and max(signs) > 0
+
+
+def test_a_front_is_what_brute_force_finds_in_any_order():
+    drawn = Random(0)
+    for _ in range(30):
+        judged = [
+            Judged(str(at), drawn.randint(0, 4) / 4, drawn.randint(0, 2), tuple(drawn.randint(0, 3) for _ in range(3)))
+            for at in range(25)
+        ]
+        front = Front()
+        for one in judged:
+            front.add(one)
+        points = [(one.accuracy, -one.loss, *(-cost for cost in one.costs)) for one in judged]
+        expected = {one for one in points if not any(_beats(other, one) for other in points)}
+        found = [(one.accuracy, -one.loss, *(-cost for cost in one.costs)) for one in front.members()]
+        assert len(found) == len(set(found))
+        assert set(found) == expected
+
+
+def test_what_is_watched_makes_a_curve_and_changes_nothing(tmp_path, alone):
+    records = searched(tmp_path, surgeon=Surgeon(cycles=0, watched=True))
+    curve = [(one.pop("accuracy"), one.pop("loss")) for one in records if one["kind"] == "trained"]
+    assert len(curve) >= 20
+    assert curve[-1][1] < curve[0][1]
+    assert records == alone
+
+
+def test_latency_is_measured_where_networks_are_judged_and_has_a_price(tmp_path):
+    surgeon = replace(SURGEON, objective=Objective(latency=-0.1, confidence=0.6), cycles=1)
+    records = searched(tmp_path, problem=Timed(), surgeon=surgeon)
+    judged = [one for one in records if one["kind"] in ("start", "branch", "control", "end")]
+    assert all(one["latency"] == one["parameters"] / 1000 for one in judged)
+    branch = next(one for one in records if one["kind"] == "branch")
+    assert branch["price"] == pytest.approx(-0.1 * math.log(branch["parameters"] / records[0]["parameters"]))
+    assert {"latency", "parameters", "flops"} <= set(records[-1]["front"][0])
+
+
+@dataclass(frozen=True)
+class Timed(Spirals):
+    """Spirals on a machine that takes a millisecond per parameter."""
+
+    def workbench(self):
+        return replace(super().workbench(), latency=lambda model: sum(one.numel() for one in model.parameters()) / 1000)
+
+
+def test_plain_training_is_a_search_without_cycles(alone):
+    assert {one["kind"] for one in alone} == {"start", "trained", "end"}
     problem = Spirals()
     bench = problem.workbench()
     structure = esp.attach(bench.model, bench.example, optimizer=bench.optimizer)
     flops, step = 3 * 40 * structure.cost().flops // 2, 0
-    spent = records[0]["flops"] * 80  # the fresh network is judged
+    spent = alone[0]["flops"] * 80  # the fresh network is judged
     while spent + flops <= TOTAL:
         for group in bench.optimizer.param_groups:
             group["lr"] = 1e-2 * (1 - 0.9 * spent / TOTAL)
@@ -100,8 +179,8 @@ def test_plain_training_is_a_search_without_cycles(tmp_path):
         spent, step = spent + flops, step + 1
     with torch.no_grad():
         losses = bench.losses(bench.model.eval(), bench.test[0])
-    assert step == records[-1]["steps"]
-    assert float(losses.mean()) == pytest.approx(records[-1]["test_loss"], rel=1e-5)
+    assert step == alone[-1]["steps"]
+    assert float(losses.mean()) == pytest.approx(alone[-1]["test_loss"], rel=1e-5)
 
 
 def test_a_job_is_known_by_its_content():
@@ -280,16 +359,22 @@ def test_a_verdict_is_the_paired_test_that_it_says():
     drawn = torch.Generator().manual_seed(0)
     control, branch = torch.rand(500, generator=drawn), torch.rand(500, generator=drawn)
     results = [
-        {"losses": packed(one.double()), "parameters": count, "flops": 10}
+        {"losses": packed(one.double()), "parameters": count, "flops": 10, "latency": count * 1e-3}
         for one, count in ((branch, 200), (control, 100))
     ]
-    found = Objective(parameters=0.5).verdict(*results, 4)
+    found = Objective(parameters=0.25, latency=0.25).verdict(*results, 4)
     difference = (branch - control).double()
     assert found.gain == pytest.approx(-float(difference.mean()), abs=1e-7)
     assert found.error == pytest.approx(float(difference.std()) / math.sqrt(500), rel=1e-6)
     assert found.price == pytest.approx(0.5 * math.log(2))
     assert found.score == found.price - found.gain
     assert not found.accepted
+
+
+def test_a_price_on_what_was_not_measured_is_refused():
+    result = {"losses": packed(torch.ones(3)), "parameters": 1, "flops": 1}
+    with pytest.raises(RunError, match="latency of a branch"):
+        Objective(latency=0.1).verdict(result, result, 1)
 
 
 def test_branches_that_are_no_better_are_accepted_as_rarely_as_the_confidence_says():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import espalier as esp
-from espalier.bench.evolve import chosen, line
+from espalier.bench.evolve import chosen
 from espalier.bench.models import build, example_inputs
 from espalier.cli import main
 from espalier.errors import RunError
@@ -62,14 +62,3 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):
     assert main([*COMMAND, "--out", str(tmp_path)]) == 2
     assert "not empty" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
-
-
-def test_records_in_words():
-    branch = {
-        "kind": "branch", "name": "0.1", "rung": 0, "gain": 0.02, "error": 0.01, "price": 0.0, "why": "wider",
-        "total_spent": 25,
-    }  # fmt: skip
-    assert line(branch, 100) == " 25%    0.1    rung 1  loss -0.0200 ± 0.0100, price +0.0000  wider"
-    assert line({"kind": "won", "name": None, "total_spent": 30}, 100) == " 30%  the control wins"
-    assert "no number" in str(line({"kind": "branch", "name": "0.1", "why": "wider", "failed": "no number"}, 100))
-    assert line({"kind": "trained", "total_spent": 1}, 100) is None

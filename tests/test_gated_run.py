@@ -12,9 +12,11 @@ import torch
 from test_run import InterruptAfter, assert_same_outcome, records
 
 import espalier as esp
+from espalier.bench.gate_history import gates_of
 from espalier.bench.options import NONE, Options, resolve
 from espalier.bench.presets import PRESETS
 from espalier.bench.progress import Silent
+from espalier.bench.records import read_run
 from espalier.bench.run import resume, start
 from espalier.bench.tasks import flat_then, flat_then_cosine, task
 from espalier.cli import main
@@ -100,6 +102,7 @@ def test_a_schedule_that_falls_once() -> None:
     schedule = flat_then(0.75, 0.1)
     assert [schedule(at / 4) for at in range(5)] == [1.0, 1.0, 1.0, 0.1, 0.1]
     assert [flat_then_cosine(0.5)(at / 4) for at in range(5)] == pytest.approx([1.0, 1.0, 1.0, 0.5, 0.0])
+    assert [flat_then_cosine(0.5, 6.0)(at / 4) for at in range(5)] == pytest.approx([1.0, 1.0, 6.0, 3.0, 0.0])
 
 
 def test_a_preset_is_for_its_own_network() -> None:
@@ -144,6 +147,19 @@ def test_maps_are_made_of_a_plane_and_points_are_kept(grown: Path) -> None:
     assert float(last[:10].mean()) > 0.5 > float(last[30:].mean())
 
 
+def test_a_run_begins_with_the_gates_and_the_plane_before_the_first_step(grown: Path) -> None:
+    (begin,) = records(grown, "start")
+    assert (begin["gates"]["stage"], begin["gates"]["k"]) == (0, 5000.0)
+    assert {axis: (counts[0], sum(counts)) for axis, counts in begin["gates"]["axes"].items()} == {
+        "embed": (97, 100),
+        "hidden": (77, 80),
+    }
+    assert torch.tensor(begin["map"]["values"]).shape == (40, 40)
+    assert begin["map"] != records(grown, "epoch")[0]["map"]
+    first = gates_of(read_run(grown)).epochs[0]
+    assert (first.epoch, first.open("hidden")) == (0, 3)
+
+
 def test_the_network_that_is_left_is_what_was_tested(grown: Path) -> None:
     (end,) = records(grown, "end")
     assert end["axes"] == records(grown, "epoch")[-1]["axes"]
@@ -179,6 +195,27 @@ def test_points_of_a_file_are_pruned_on_the_command_line(tmp_path: Path, capsys:
     assert "test accuracy" in capsys.readouterr().out
     config = json.loads((out / "config.json").read_text())
     assert (config["grow"], config["prune"], config["size"], config["lr"]) == (NONE, "npn", None, 1e-3)
+
+
+@pytest.mark.parametrize(("method", "model"), [("npn-weights", "mlp"), ("npn-layers", "resnet20")])
+def test_weights_and_layers_have_gates_on_the_command_line(tmp_path: Path, method: str, model: str) -> None:
+    generator = np.random.default_rng(0)
+    images = {f"x_{part}": generator.normal(size=(60, 1, 8, 8)).astype(np.float32) for part in ("train", "test")}
+    np.savez(tmp_path / "images.npz", **images, y_train=np.arange(60) % 2, y_test=np.arange(60) % 2)
+    words = ["run", "--data", str(tmp_path / "images.npz"), "--model", model, "--width", "0.25", "--method", method]
+    out = tmp_path / "run"
+    assert main([*words, "--setting", "shrinking", "--epochs", "2", "--no-static", "--out", str(out)]) == 0
+    ((begin,), epochs, (end,)) = (records(out, kind) for kind in ("start", "epoch", "end"))
+    axes = begin["gates"]["axes"]
+    if method == "npn-weights":
+        assert {key: sum(counts) for key, counts in axes.items()}["fc1.weight"] == 64 * 32
+    else:
+        assert "layer1.1" in axes
+        assert begin["depth"] == end["depth"] == {"layer1": 3, "layer2": 3, "layer3": 3}
+    assert all(record["gates"]["axes"].keys() == axes.keys() for record in epochs)
+    assert [record["gates"]["stage"] for record in epochs] == [1, 2]
+    assert end["parameters"] == begin["parameters"], "the penalty is too weak for anything to leave in six steps"
+    assert (out / "report.html").read_text().count("Gates over time") == 1
 
 
 def test_gates_are_seen_through_the_session() -> None:

@@ -14,6 +14,7 @@ LAYERS = [
     "table",
     "graph",
     "edit",
+    "compiled",
     "measure",
     "layers",
     "axis",
@@ -31,6 +32,7 @@ LAYERS = [
     "train",
     "evolve",
     "bench",
+    "suite",
     "cli",
     "__main__",
 ]

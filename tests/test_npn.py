@@ -271,6 +271,22 @@ def test_edits_of_others_are_followed_and_undone():
     assert not any(run.memory.sleepers.asleep.values())
 
 
+@pytest.mark.parametrize("trying", [esp.grow.GradMax, esp.grow.Firefly])
+def test_methods_that_try_units_out_work_beside_open_gates_and_are_refused_beside_shut_ones(trying):
+    for shut in (0, 2):
+        run = Plain(None)
+        methods = [esp.prune.NPN(ALWAYS, None, patience=99), trying(every=esp.steps(2), start=0.0, until=0.1)]
+        run.session = esp.Session(run.structure, methods, loss=run.loss, total_steps=40)
+        run.train(1)
+        run.memory.logits["0"][:shut] = -5.0
+        if shut:
+            with pytest.raises(MethodError, match=r"should have shape .* gates act: another method tries new units"):
+                run.train(2)
+            assert run.sizes() == [6, 5]
+        else:
+            assert sum(run.train(2).sizes()) > 11
+
+
 # --- Expansion -------------------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -58,7 +59,19 @@ def test_recommend() -> None:
     assert len(found) >= 1  # type: ignore[arg-type]
 
 
+def test_the_site_shows_every_page() -> None:
+    def pages(entries: list[object]) -> list[str]:
+        inner = [one if isinstance(one, str) else next(iter(one.values())) for one in entries]  # type: ignore[attr-defined]
+        return [page for one in inner for page in (pages(one) if isinstance(one, list) else [one])]
+
+    shown = pages(yaml.safe_load((DOCS.parent / "mkdocs.yml").read_text())["nav"])
+    made = {"index.md", "changelog.md"}
+    there = {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")} | made
+    assert set(shown) == there
+    assert len(shown) == len(set(shown))
+
+
 def test_files_that_the_pages_name_exist() -> None:
-    for page in sorted(DOCS.glob("*.md")):
+    for page in sorted(DOCS.rglob("*.md")):
         for target in re.findall(r"\]\(([^)#:]+\.\w+)(?:#[^)]*)?\)", page.read_text()):
-            assert (DOCS / target).exists(), f"{page.name}: {target}"
+            assert (page.parent / target).exists(), f"{page.name}: {target}"

@@ -157,12 +157,12 @@ def line_chart(
     cut, ys = len(late) < len(ys), late
     xs += [marker.x for marker in markers if marker.x is not None]
     log = may_be_log and min(ys) > 0 and max(ys) / min(ys) > 30
-    x_scale = Scale(*_span(min(xs), max(xs), 0.5 if x_whole else None), LEFT + 6, WIDTH - RIGHT)
+    x_scale = Scale(*span(min(xs), max(xs), 0.5 if x_whole else None), LEFT + 6, WIDTH - RIGHT)
     if log:
-        y_scale = Scale(*_span(min(ys), max(ys)), HEIGHT - BOTTOM, TOP, log=True)
-        y_ticks = _log_ticks(y_scale.low, y_scale.high)
+        y_scale = Scale(*span(min(ys), max(ys)), HEIGHT - BOTTOM, TOP, log=True)
+        y_ticks = log_ticks(y_scale.low, y_scale.high)
     else:
-        low, high = _span(min(0.0, *ys) if from_zero else min(ys), max(ys))
+        low, high = span(min(0.0, *ys) if from_zero else min(ys), max(ys))
         low, high = (low, min(high, most)) if low < most else (low, high)
         step = tick_step(low, high, 5, y_whole)
         low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
@@ -263,7 +263,7 @@ def _late(points: Sequence[tuple[float, float]]) -> list[float]:
     return late if enough and max(late) - min(late) < 0.5 * (max(ys) - min(ys)) else ys
 
 
-def _span(low: float, high: float, pad: float | None = None) -> tuple[float, float]:
+def span(low: float, high: float, pad: float | None = None) -> tuple[float, float]:
     """The range, widened where it is empty or too narrow for floating point."""
     if high - low > 1e-9 * max(abs(low), abs(high), 1e-90):
         return low, high
@@ -286,7 +286,8 @@ def ticks(low: float, high: float, step: float) -> list[float]:
     return [index * step for index in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
-def _log_ticks(low: float, high: float) -> list[float]:
+def log_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten, or these alone, from `low` to `high`: eight at most."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     factors = (1, 2, 5) if len(decades) <= 4 else (1,)
     values = [factor * 10.0**decade for decade in decades for factor in factors]

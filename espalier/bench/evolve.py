@@ -6,6 +6,7 @@
     surgeon/         ledger and checkpoints, from which an interrupted search goes on
     baseline/        likewise
     network/         the network that was found, as `espalier.save` writes it
+    report.html      the page, also of a search that was interrupted
 
 The command given again goes on where it was interrupted; nothing is computed twice.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,9 @@ from typing import Any
 from espalier.attach import attach
 from espalier.bench.charts import si, whole
 from espalier.bench.models import MODELS
+from espalier.bench.report_search import write_search_report
+from espalier.bench.search_progress import SearchProgress
+from espalier.bench.search_records import BASELINE, SURGEON
 from espalier.bench.task_problem import TaskProblem
 from espalier.bench.tasks import task
 from espalier.errors import RunError
@@ -94,69 +98,67 @@ def chosen(given: Mapping[str, Any]) -> EvolveOptions:
         Objective(parameters=asked.get("price", 0.0)),
         cycles=asked.get("cycles", 5),
         candidates=asked.get("candidates", 6),
+        watched=True,
     )
     return EvolveOptions(problem, asked.get("epochs", row.epochs), surgeon, asked.get("baseline", True))
 
 
-def evolve(options: EvolveOptions, out: Path, say: Callable[[str], None], workers: int = 1) -> str:
+def evolve(options: EvolveOptions, out: Path, progress: SearchProgress, workers: int = 1) -> str:
     """Search, train the baseline, and say how they compare. Goes on with what is in the folder.
 
     Raises:
         RunError: the folder holds another search or something else, or the search cannot go on.
-        KeyboardInterrupt: Ctrl-C; what was finished is kept.
+        KeyboardInterrupt: Ctrl-C; what was finished is kept, and the report shows it.
     """
     _claim(out, {"options": asdict(options), "text": repr(options)})
     total = options.total
-    say(f"{total:.3g} training FLOPs, as many as {options.epochs} epochs of the start take")
-    context: AbstractContextManager[Runner] = nullcontext(InProcess()) if workers == 1 else Processes(workers)
-    with context as runner:
-        found = _searched(options.problem, options.surgeon, total, out, "surgeon", runner, say)
-        alone = None
-        if options.baseline:
-            say("the start alone, for as many training FLOPs")
-            alone = _searched(options.problem, Surgeon(cycles=0), total, out, "baseline", runner, say)
+    progress.say(f"{si(total)} training FLOPs, as many as {options.epochs} epochs of the start take")
+    try:
+        found, alone = _both(options, total, out, progress, workers)
+    finally:
+        if (out / SURGEON).exists() and (out / SURGEON).stat().st_size:
+            write_search_report(out)
     kept = out / "surgeon" / "store" / str(found["network"])
     shutil.copytree(kept, out / "network", dirs_exist_ok=True)
     lines = [f"found:  {_outcome(found)}"]
     if alone is not None:
         lines.append(f"start:  {_outcome(alone)}")
-    return "\n".join([*lines, f"the network is in {out / 'network'}"])
+    return "\n".join([*lines, f"report: {out / 'report.html'}", f"the network is in {out / 'network'}"])
+
+
+def _both(
+    options: EvolveOptions, total: int, out: Path, progress: SearchProgress, workers: int
+) -> tuple[Record, Record | None]:
+    """What the search ends with, and what the start trained alone does, if that is wanted."""
+    context: AbstractContextManager[Runner] = nullcontext(InProcess()) if workers == 1 else Processes(workers)
+    with context as runner:
+        progress.begin("the search", total)
+        found = _searched(options.problem, options.surgeon, total, out, SURGEON, runner, progress)
+        if not options.baseline:
+            return found, None
+        progress.begin("the start alone", total)
+        alone = Surgeon(cycles=0, watched=True)
+        return found, _searched(options.problem, alone, total, out, BASELINE, runner, progress)
 
 
 def _searched(
-    problem: TaskProblem, surgeon: Surgeon, total: int, out: Path, name: str, runner: Runner, say: Callable[[str], None]
+    problem: TaskProblem, surgeon: Surgeon, total: int, out: Path, name: str, runner: Runner, progress: SearchProgress
 ) -> Record:
-    with (out / f"{name}.jsonl").open("w", encoding="utf-8") as file:
+    with (out / name).open("w", encoding="utf-8") as file:
 
         def on_record(record: Record) -> None:
             file.write(json.dumps(record) + "\n")
             file.flush()
-            text = line(record, total)
-            if text is not None:
-                say(text)
+            progress.record(record)
 
-        return Search(problem, surgeon, total, out / name, runner, on_record).run()
-
-
-def line(record: Record, total: int) -> str | None:
-    """A record in words; None where nothing worth a line happened."""
-    spent = f"{record['total_spent'] / total:>4.0%}" if "total_spent" in record else "    "
-    if record["kind"] == "cycle":
-        return f"{spent}  cycle {record['cycle'] + 1}: {record['proposals']} edits are tried"
-    if record["kind"] == "branch" and "failed" in record:
-        return f"        {record['name']:<6} {record['why']}: {record['failed']}"
-    if record["kind"] == "branch":
-        better = f"loss {-record['gain']:+.4f} ± {record['error']:.4f}, price {record['price']:+.4f}"
-        return f"{spent}    {record['name']:<6} rung {record['rung'] + 1}  {better}  {record['why']}"
-    if record["kind"] == "won":
-        return f"{spent}  the control wins" if record["name"] is None else f"{spent}  {record['name']} wins"
-    return None
+        folder = out / Path(name).stem
+        return Search(problem, surgeon, total, folder, runner, on_record, lambda job, result: progress.result()).run()
 
 
 def _outcome(end: Record) -> str:
     return (
         f"{end['test_accuracy']:.2%} on the test data, {whole(end['parameters'])} parameters, "
-        f"{si(end['flops'])} FLOPs, {end['total_spent']:.3g} training FLOPs"
+        f"{si(end['flops'])} FLOPs, {si(end['total_spent'])} training FLOPs"
     )
 
 

@@ -5,7 +5,8 @@ with a `kind`:
 
     start         parameters, flops (per sample), axes {name: size}, weights {parameter that has a mask: [live, all]},
                   depth {stage: number of layers or cells} if a method changes it, architecture [{module, type, shape,
-                  parameters}], points {inputs, labels} if a method has gates and inputs are points of a plane
+                  parameters}], gates if a method has any, and map and points {inputs, labels} if inputs are points
+                  of a plane then
     epoch         epoch, step, train_loss, train_accuracy, val_loss, val_accuracy, learning_rate, parameters, flops,
                   axes, weights, depth, training_flops, seconds; gates if a method has any; map at a few epochs
     event         step, epoch, method, action (grow or prune), axes {name: [before, after]}, masks {parameter: [live
@@ -26,7 +27,7 @@ Everything in the folder is data from others: nothing is executed, what cannot b
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,19 +59,8 @@ def read_run(folder: Path) -> Run:
     Raises:
         DataError: `config.json` or `metrics.jsonl` is missing or holds nothing that can be read.
     """
-    try:
-        config = json.loads(_read_text(folder / "config.json"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"{folder / 'config.json'}: expected one JSON object with the run's configuration, found something that is "
-            f"not JSON ({error}); restore the file or run again"
-        ) from error
-    if not isinstance(config, dict):
-        raise DataError(
-            f"{folder / 'config.json'}: expected a JSON object with the run's configuration, found "
-            f"{type(config).__name__}; restore the file or run again"
-        )
-    records, notices = _read_records(folder / "metrics.jsonl")
+    config = read_config(folder)
+    records, notices = read_records(folder / "metrics.jsonl", KINDS)
     by_kind = {kind: tuple(record for record in records if record["kind"] == kind) for kind in KINDS}
     end = by_kind["end"][-1] if by_kind["end"] else None
     if end is None:
@@ -87,6 +77,27 @@ def read_run(folder: Path) -> Run:
     )
 
 
+def read_config(folder: Path) -> Record:
+    """The object in `config.json`.
+
+    Raises:
+        DataError: it is missing or cannot be read.
+    """
+    try:
+        config = json.loads(_read_text(folder / "config.json"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{folder / 'config.json'}: expected one JSON object with the run's configuration, found something that is "
+            f"not JSON ({error}); restore the file or run again"
+        ) from error
+    if not isinstance(config, dict):
+        raise DataError(
+            f"{folder / 'config.json'}: expected a JSON object with the run's configuration, found "
+            f"{type(config).__name__}; restore the file or run again"
+        )
+    return config
+
+
 def _read_text(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8", "replace")
@@ -97,8 +108,12 @@ def _read_text(path: Path) -> str:
         ) from error
 
 
-def _read_records(path: Path) -> tuple[list[Record], list[str]]:
-    """The readable records, and a sentence for the reader about each kind of line that was left out."""
+def read_records(path: Path, kinds: Collection[str]) -> tuple[list[Record], list[str]]:
+    """The readable records of these kinds, and a sentence for the reader about each sort of line that was left out.
+
+    Raises:
+        DataError: the file is missing, or holds none.
+    """
     # Not splitlines(): JSON text may hold U+2028 and other characters that it would split at.
     lines = [(at, line) for at, line in enumerate(_read_text(path).split("\n"), start=1) if line.strip()]
     records: list[Record] = []
@@ -110,21 +125,21 @@ def _read_records(path: Path) -> tuple[list[Record], list[str]]:
             record = None
         if not isinstance(record, dict):
             broken.append(at)
-        elif record.get("kind") in KINDS:
+        elif record.get("kind") in kinds:
             records.append(record)
         else:
             unknown += 1
     if not records:
         raise DataError(
-            f"{path}: expected one JSON object per line with a kind among {', '.join(KINDS)}, found {len(lines)} lines "
+            f"{path}: expected one JSON object per line with a kind among {', '.join(kinds)}, found {len(lines)} lines "
             f"and none of these; the run wrote nothing yet, or this is another file"
         )
     notices = []
     if broken and broken[-1] == lines[-1][0]:
         broken.pop()
-        notices.append("The last line of metrics.jsonl was cut short (an interrupted run) and is left out.")
+        notices.append(f"The last line of {path.name} was cut short (an interrupted run) and is left out.")
     if broken:
-        notices.append(f"Lines of metrics.jsonl that cannot be read and are left out: {', '.join(map(str, broken))}.")
+        notices.append(f"Lines of {path.name} that cannot be read and are left out: {', '.join(map(str, broken))}.")
     if unknown:
         notices.append(f"{unknown} records of a kind that this version does not know are left out.")
     return records, notices

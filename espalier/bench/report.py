@@ -1,38 +1,18 @@
-"""The page of a run: reads `config.json` and `metrics.jsonl`, writes one self-contained `report.html`.
-
-Everything in the folder is data from others: names are escaped, and the page carries a content security policy under
-which nothing loads from a network and no script runs but its own.
-"""
+"""The page of a run: reads `config.json` and `metrics.jsonl`, writes one self-contained `report.html`."""
 
 from __future__ import annotations
 
-from base64 import b64encode
-from collections.abc import Iterable
-from hashlib import sha256
-from html import escape
 from pathlib import Path
 
-from espalier.bench import charts, gate_pictures, heat, stepper
 from espalier.bench.charts import si, whole
-from espalier.bench.page_style import LOGO, PAGE_STYLE
+from espalier.bench.page import document, header, hero, score, tile, tiles
 from espalier.bench.records import Record, Run, as_mapping, as_number, count_of, latest, read_run
 from espalier.bench.report_depth import depth
 from espalier.bench.report_gates import gates
 from espalier.bench.report_plots import cost, learning, widths
 from espalier.bench.report_sparsity import held_text, sparsity
 from espalier.bench.report_tables import architecture, configuration, event_table
-from espalier.bench.wording import (
-    accuracy_text,
-    as_text,
-    duration_text,
-    flops_text,
-    loss_text,
-    relative_text,
-    times_text,
-)
-
-STYLE = "".join([charts.STYLE, heat.STYLE, gate_pictures.STYLE, stepper.STYLE, PAGE_STYLE])
-SCRIPT = charts.SCRIPT + stepper.SCRIPT
+from espalier.bench.wording import as_text, duration_text, flops_text, loss_text, relative_text, times_text
 
 
 def write_report(folder: Path) -> Path:
@@ -49,37 +29,15 @@ def write_report(folder: Path) -> Path:
 def _page(run: Run) -> str:
     names = dict.fromkeys(str(run.config[key]) for key in ("task", "model") if run.config.get(key))
     title = " · ".join(names) or "Run"
-    digest = b64encode(sha256(SCRIPT.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    sections = (_tiles, learning, cost, gates, depth, sparsity, widths, architecture, event_table, configuration)
-    return "\n".join(
-        [
-            '<!doctype html><html lang="en"><head><meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{escape(title)} · Espalier</title><style>{STYLE}</style></head><body><main>",
-            _header(run, title),
-            *(section(run) for section in sections),
-            f"</main><script>{SCRIPT}</script></body></html>",
-        ]
-    )
+    sections = (_tiles, learning, cost, gates, depth, sparsity, widths, architecture, event_table)
+    parts = [_header(run, title), *(section(run) for section in sections), configuration(run.config)]
+    return document(title, parts)
 
 
 def _header(run: Run, title: str) -> str:
-    ended = run.end is not None
-    badge = f'<span class="badge{"" if ended else " open"}">{"finished" if ended else "not ended"}</span>'
     facts = (("growing", "grow"), ("pruning", "prune"), ("setting", "setting"), ("seed", "seed"), ("device", "device"))
-    shown = [
-        f"<span>{word} <b>{as_text(run.config[key])}</b></span>"
-        for word, key in facts
-        if run.config.get(key) not in (None, "none")
-    ]
-    notices = "".join(f'<p class="warn">{escape(notice)}</p>' for notice in run.notices)
-    return (
-        f'<header><div class="brand">{LOGO}<span>Espalier run report</span>{badge}</div><h1>{escape(title)}</h1>'
-        f'<p class="lead">{_summary(run)}</p><div class="facts">{"".join(shown)}</div>'
-        f"{notices}</header>"
-    )
+    shown = [(word, run.config[key]) for word, key in facts if run.config.get(key) not in (None, "none")]
+    return header("run report", title, run.end is not None, _summary(run), shown, run.notices)
 
 
 def _summary(run: Run) -> str:
@@ -104,7 +62,7 @@ def _summary(run: Run) -> str:
 def _tiles(run: Run) -> str:
     masked = f", {held_text(run)} masked" if held_text(run) else ""
     costs = [
-        _tile(
+        tile(
             name,
             f"{as_text(run.start.get(key), si)} <small>→</small> {as_text(latest(run, key), si)}",
             relative_text(run.start.get(key), latest(run, key)) + more,
@@ -116,19 +74,14 @@ def _tiles(run: Run) -> str:
     events = f"{grown} grow, {pruned} prune{f', {others} other' if others else ''}"
     training = latest(run, "training_flops")
     compute = "" if training is None else f"{as_text(training, flops_text)} of training"
-    return "".join(
+    return tiles(
         [
-            f'<section class="tiles" aria-label="Results">{_hero(run)}',
+            _hero(run),
             *costs,
-            _tile("Events", str(len(run.events)), events),
-            _tile("Time", as_text(latest(run, "seconds"), duration_text), compute),
-            "</section>",
+            tile("Events", str(len(run.events)), events),
+            tile("Time", as_text(latest(run, "seconds"), duration_text), compute),
         ]
     )
-
-
-def _tile(name: str, value: str, detail: str) -> str:
-    return f'<div class="card tile"><p>{name}</p><b>{value}</b><p>{detail}</p></div>'
 
 
 def _hero(run: Run) -> str:
@@ -136,14 +89,15 @@ def _hero(run: Run) -> str:
     if run.end is None:
         last = run.epochs[-1] if run.epochs else {}
         done = [("epoch", f"{as_text(last.get('epoch'))} of {as_text(run.config.get('epochs'))}")]
-        columns = _score("ours", "Validation accuracy so far", last.get("val_accuracy"), done)
+        columns = [score("ours", "Validation accuracy so far", last.get("val_accuracy"), done)]
         note = "The test set is looked at once, when the run ends."
     else:
         twin = as_mapping(run.end.get("static"))
-        columns = _score("ours", "Test accuracy", run.end.get("test_accuracy"), _result(run.end))
-        columns += _score("theirs", "Static network", twin.get("test_accuracy"), _result(twin)) if twin else ""
+        columns = [score("ours", "Test accuracy", run.end.get("test_accuracy"), _result(run.end))]
+        if twin:
+            columns.append(score("theirs", "Static network", twin.get("test_accuracy"), _result(twin)))
         note = _comparison(run.end, twin) if twin else "No static network was trained beside this one."
-    return f'<div class="card tile hero"><div class="pair">{columns}</div><p>{note}</p></div>'
+    return hero(columns, note)
 
 
 def _result(result: Record) -> list[tuple[str, str]]:
@@ -153,11 +107,6 @@ def _result(result: Record) -> list[tuple[str, str]]:
         ("training", "training_flops", flops_text),
     )
     return [(word, as_text(result[key], form)) for word, key, form in rows if key in result]
-
-
-def _score(css: str, name: str, accuracy: object, details: Iterable[tuple[str, str]]) -> str:
-    lines = "".join(f"<p>{word} <strong>{value}</strong></p>" for word, value in details)
-    return f'<div class="{css}"><p>{name}</p><b>{as_text(accuracy, accuracy_text)}</b>{lines}</div>'
 
 
 def _comparison(ours: Record, twin: Record) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 
 from espalier.bench.charts import event_icon, si, whole
@@ -33,7 +33,7 @@ def architecture(run: Run) -> str:
         '<th class="bars"><span class="legend"><span class="key before"><i></i>before</span>'
         '<span class="key after"><i></i>after</span></span></th></tr>'
     )
-    return section("Architecture", about, _table(head, rows))
+    return section("Architecture", about, table(head, rows))
 
 
 def _modules(record: Record) -> dict[str, Record]:
@@ -75,8 +75,14 @@ def _module_row(name: str, before: Record | None, after: Record | None, largest:
     )
 
 
-def _table(head: str, rows: Sequence[str]) -> str:
+def table(head: str, rows: Sequence[str]) -> str:
+    """A card with a table that scrolls: a row of headings and the others, as HTML."""
     return f'<div class="card scroll"><table><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def numbers(cells: Iterable[str]) -> str:
+    """Cells of a row that hold numbers, one below the other."""
+    return "".join(f'<td class="n">{cell}</td>' for cell in cells)
 
 
 def event_table(run: Run) -> str:
@@ -89,7 +95,7 @@ def event_table(run: Run) -> str:
         return section("Events", "No grow or prune event has happened.", "")
     about = "What changed, what it cost, and the loss on the same batch right before and after."
     about += f" Scroll for all {len(run.events)}." if len(run.events) > MANY_ROWS else ""
-    return section("Events", about, _table(head, [_event_row(event) for event in run.events]))
+    return section("Events", about, table(head, [_event_row(event) for event in run.events]))
 
 
 def _event_row(event: Record) -> str:
@@ -136,14 +142,14 @@ def _listed(items: Sequence[str]) -> str:
     return f"{shown}<details><summary>and {len(items) - NAMED_AXES} more</summary>{rest}</details>"
 
 
-def configuration(run: Run) -> str:
+def configuration(config: Record) -> str:
     """The command and the options."""
-    command = run.config.get("command")
+    command = config.get("command")
     words = shlex.join(map(str, command)) if isinstance(command, list) else command
     pre = "" if words is None else f"<h3>Command</h3><pre>{escape(str(words))}</pre>"
     items = "".join(
         f"<div><dt>{escape(str(key)).replace('_', ' ')}</dt><dd>{_value(value)}</dd></div>"
-        for key, value in run.config.items()
+        for key, value in config.items()
         if key != "command"
     )
     about = "What it takes to run this again."

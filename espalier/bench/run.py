@@ -67,8 +67,9 @@ def start(
         threads = torch.get_num_threads()
         if training.cost()["flops"] * options.batch_size < FEW_FLOPS:
             threads = 1
+        begin = {"kind": "start", **_described(training), **training.beginning()}
         folder = RunFolder.create(out, _config(options, command, threads))
-        folder.append({"kind": "start", **_described(training), **training.points()})
+        folder.append(begin)
         with _threads(threads):
             return run.to_the_end(folder, training)
 
@@ -104,7 +105,7 @@ def resume(out: Path, given: _Json, progress: Progress, *, checkpoint_seconds: f
         kept = folder.read_checkpoint()
         if kept is None:
             training = run.network(None)
-            folder.append({"kind": "start", **_described(training), **training.points()})
+            folder.append({"kind": "start", **_described(training), **training.beginning()})
             return run.to_the_end(folder, training)
         state, place = kept
         checkpoint = (state["training"], place) if isinstance(state.get("training"), dict) else None

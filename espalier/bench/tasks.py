@@ -47,9 +47,9 @@ def flat_then(until: float, factor: float) -> Schedule:
     return lambda progress: factor if progress >= until else 1.0
 
 
-def flat_then_cosine(until: float) -> Schedule:
-    """1 for a fraction ``until`` of the training, then half a cosine to 0."""
-    return lambda progress: cosine((progress - until) / (1 - until)) if progress > until else 1.0
+def flat_then_cosine(until: float, height: float = 1.0) -> Schedule:
+    """1 for a fraction ``until`` of the training, then half a cosine from ``height`` to 0."""
+    return lambda progress: height * cosine((progress - until) / (1 - until)) if progress >= until else 1.0
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,10 @@ class Task:
         """An optimizer of all parameters of ``model``, in one group."""
         return self.optimizer(model.parameters(), self.learning_rate, self.weight_decay)
 
-    def make_scheduler(self, optimizer: Optimizer, total_steps: int) -> LambdaLR:
-        """A learning-rate scheduler to be stepped once after each of ``total_steps`` optimizer steps."""
-        return LambdaLR(optimizer, lambda step: self.schedule(min(step / total_steps, 1.0)))
+    def make_scheduler(self, optimizer: Optimizer, done: Callable[[int], float]) -> LambdaLR:
+        """A learning-rate scheduler to be stepped once after each optimizer step; ``done`` says how much of the
+        training so many steps are, 0..1."""
+        return LambdaLR(optimizer, lambda step: self.schedule(done(step)))
 
 
 def task(name: str | Path) -> Task:

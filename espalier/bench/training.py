@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -39,10 +39,19 @@ Batch = tuple[Tensor, Tensor]
 Record = dict[str, Any]
 Checkpoint = tuple[Mapping[str, Any], Path]
 
+Spent = Literal["training_flops", "seconds"]
 FORWARD_AND_BACKWARD = 3
 EVALUATION_BATCH = 1000
 PROBE_BATCHES = 4
 _NETWORK, _RANDOM = "network", "random.safetensors"
+
+
+@dataclass(frozen=True)
+class Spending:
+    """What a training may cost, where its end is not a number of steps; it ends with the step that reaches it."""
+
+    of: Spent
+    amount: float
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,12 @@ class Assignment:
     """On the device that trains."""
     methods: Sequence[Method]
     total_steps: int
+    """With `spending` only how finely the schedules of methods count."""
     seed: int
+    spending: Spending | None = None
+    """Learning rates and methods then follow the part of it that is spent."""
+    bfloat16: bool = False
+    """Whether forward passes are in bfloat16 where torch's autocast says so; weights and losses are not."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -65,16 +79,17 @@ class Assignment:
 class Objective:
     """Cross-entropy with label smoothing; remembers the logits, which the accuracy is read from."""
 
-    def __init__(self, label_smoothing: float) -> None:
-        self._label_smoothing = label_smoothing
+    def __init__(self, label_smoothing: float, bfloat16: bool = False) -> None:
+        self._label_smoothing, self._bfloat16 = label_smoothing, bfloat16
         self.logits = torch.empty(0, 0)
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean loss of a batch: a scalar."""
         inputs, labels = batch
-        logits = model(inputs)
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self._bfloat16):
+            logits = model(inputs)
         self.logits = logits.detach()
-        return F.cross_entropy(logits, labels, label_smoothing=self._label_smoothing)
+        return F.cross_entropy(logits.float(), labels, label_smoothing=self._label_smoothing)
 
     def hits(self, labels: Tensor) -> Tensor:
         """How many samples of the last batch were classified correctly."""
@@ -90,8 +105,12 @@ class Training:
         model: nn.Module,
         checkpoint: Checkpoint | None = None,
         masks: Masks = NO_MASKS,
+        follows: Training | None = None,
     ) -> None:
         """Train `model`, freshly built, under masks if there are any; or go on from what `state` and `write` kept.
+
+        With `follows` it goes on where that training stopped, with the optimizer's state of all parameters that are
+        still the same: for networks that others have changed.
 
         Raises:
             CheckpointError: the checkpoint is damaged or belongs to another network.
@@ -102,12 +121,21 @@ class Training:
         self._example_size = len(example)
         optimizer = assignment.task.make_optimizer(model)
         self._optimizer = optimizer
-        self._scheduler = assignment.task.make_scheduler(optimizer, assignment.total_steps)
+        if follows is not None:
+            there = set(model.parameters())
+            optimizer.state.update({one: state for one, state in follows._optimizer.state.items() if one in there})
         self._order = torch.Generator().manual_seed(assignment.seed)
         self._epoch_order = self._order.get_state()
         self._tally = torch.zeros(3, device=device)  # sum of losses, correct, samples: of the epoch so far
         self.step = self.epoch = self._batch = self.training_flops = self._stage = 0
         self._seconds, self._since = 0.0, time.monotonic()
+        self.loss = torch.full((), math.nan, device=device)
+        """Of the last step, penalties included: a scalar."""
+        if follows is not None:
+            self.step, self.epoch, self._batch = follows.step, follows.epoch, follows._batch
+            self.training_flops, self._seconds = follows.training_flops, follows.seconds
+            self._epoch_order, self._tally = follows._epoch_order, follows._tally
+        self._scheduler = assignment.task.make_scheduler(optimizer, lambda _: self.done)
         self._on_event: Callable[[Record], None] = _ignore
         if checkpoint is None:
             self.structure = attach(model, example, optimizer=optimizer)
@@ -119,7 +147,7 @@ class Training:
         self._staged: Topology | None = None
         self._depth: dict[str, int] = {}
         self._cost: dict[str, int] = {}
-        self._objective = Objective(assignment.task.label_smoothing)
+        self._objective = Objective(assignment.task.label_smoothing, assignment.bfloat16)
         probe = batches(assignment.data.x_val, assignment.data.y_val, assignment.task.batch_size)
         if not any(method.gating is not None for method in assignment.methods):
             probe = islice(probe, PROBE_BATCHES)  # gates are judged by all that is held out, and only once per epoch
@@ -144,6 +172,15 @@ class Training:
     def seconds(self) -> float:
         """Time spent on training and validation, earlier sittings included."""
         return self._seconds + time.monotonic() - self._since
+
+    @property
+    def done(self) -> float:
+        """The part of the training that is done, 0 to 1."""
+        spending = self.assignment.spending
+        if spending is None:
+            return min(self.step / self.assignment.total_steps, 1.0)
+        spent = self.training_flops if spending.of == "training_flops" else self.seconds
+        return min(spent / spending.amount, 1.0)
 
     def cost(self) -> dict[str, int]:
         """Parameters, and FLOPs of the forward pass of one sample, as the network is now."""
@@ -171,10 +208,10 @@ class Training:
             self._depth = Blocks(self.structure, None).stages
         return self._depth
 
-    def points(self) -> Record:
-        """Points that are trained on, where maps are made of what the network says of them."""
-        gated = any(method.gating is not None for method in self.assignment.methods)
-        return {"points": points_record(self.assignment.data)} if gated and can_be_drawn(self.assignment.data) else {}
+    def beginning(self) -> Record:
+        """Gates before the first step, and points that are trained on where maps are made; nothing without gates."""
+        found = self._gates()
+        return {**found, "points": points_record(self.assignment.data)} if "map" in found else found
 
     def run(
         self, after_step: Callable[[], None], on_epoch: Callable[[Record], None], on_event: Callable[[Record], None]
@@ -186,12 +223,13 @@ class Training:
         """
         self._on_event = on_event
         task, data = self.assignment.task, self.assignment.data
-        while self.step < self.assignment.total_steps or self._batch > 0:
+        while self.done < 1 or self._batch > 0:
             self._order.set_state(self._epoch_order)
             # batches that were trained on before an interruption are drawn again, and passed over
             drawn = batches(data.x_train, data.y_train, task.batch_size, self._order, task.augment)
-            left = self.assignment.total_steps - self.step
-            for batch in islice(drawn, self._batch, self._batch + left):
+            for batch in islice(drawn, self._batch, None):
+                if self.done >= 1:
+                    break
                 self._train_step(batch)
                 after_step()
             on_epoch(self._end_epoch())
@@ -254,16 +292,16 @@ class Training:
 
     def _train_step(self, batch: Batch) -> None:
         loss = self._session.loss(batch)
-        labels = batch[1]
+        labels, self.loss = batch[1], loss.detach()
         hits = self._objective.hits(labels)
         self._optimizer.zero_grad()
         torch.autograd.backward(loss)
         self._optimizer.step()
-        self._scheduler.step()
-        self._tally += torch.stack([loss.detach() * len(labels), hits, torch.full_like(hits, len(labels))])
         self.step += 1
+        self._scheduler.step()
+        self._tally += torch.stack([self.loss * len(labels), hits, torch.full_like(hits, len(labels))])
         self._batch += 1
-        self._session.step()
+        self._session.step(None if self.assignment.spending is None else self.done)
 
     def _end_epoch(self) -> Record:
         loss, correct, samples = self._tally.tolist()

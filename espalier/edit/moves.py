@@ -233,8 +233,9 @@ class Moves:
 
     def _cat(self, call: Call, part: Part) -> list[Part]:
         a = call.arguments()
-        refs = [ref for ref in refs_in(a["tensors"]) if self._dims[ref.index]]
-        dim = positive(a["dim"], len(self._dims[part.value]))
+        rank = len(self._dims[part.value])  # an empty tensor of one dimension, the cache of keys at first, is left out
+        refs = [ref for ref in refs_in(a["tensors"]) if len(self._dims[ref.index]) == rank]
+        dim = positive(a["dim"], rank)
         region = self.whole(part.value) if part.region is None else part.region
         found, start = [], 0
         for ref in refs:

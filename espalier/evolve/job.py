@@ -103,6 +103,9 @@ class Branch:
     """Training FLOPs that the whole search may take: rates follow the part of them that is spent."""
     judged: float | None = 0.5
     """The network is judged in the end, at the mean of its weights over this part of the steps; None: it is not."""
+    watched: bool = False
+    """A network that is not judged is looked at on held-out data all the same, as it is; nothing depends on it, and it
+    is not charged."""
 
     def work(self, bench: Workbench, store: Store) -> dict[str, Any]:
         structure = opened(bench, store, self.parent)
@@ -133,6 +136,11 @@ class Branch:
                 raise Diverged("a held-out loss is no number")
             found |= {"losses": packed(losses), "loss": float(losses.mean()), "accuracy": float(right.mean())}
             spent += per_sample * (len(losses) + sum(map(bench.samples, recent)))
+            if bench.latency is not None:
+                found["latency"] = float(bench.latency(structure.model))
+        elif self.watched:
+            losses, right = measured(structure, bench, bench.held_out)
+            found |= {"loss": float(losses.mean()), "accuracy": float(right.mean())}
         address = store.put(partial(save, structure))
         return {**found, "network": address, "spent": spent}
 

@@ -49,19 +49,28 @@ class Objective:
     """The rise of the loss at which a network of e times fewer parameters is as good."""
     flops: float = 0.0
     """Likewise, for FLOPs of the forward pass."""
+    latency: float = 0.0
+    """Likewise, for what the problem's workbench measures (`Workbench.latency`)."""
     confidence: float = 0.95
     """One-sided, of each decision."""
 
     def __post_init__(self) -> None:
-        if not (0.5 <= self.confidence < 1 and all(math.isfinite(one) for one in (self.parameters, self.flops))):
+        prices = (self.parameters, self.flops, self.latency)
+        if not (0.5 <= self.confidence < 1 and all(map(math.isfinite, prices))):
             raise RunError(f"expected a confidence from 0.5 to 1 and prices that are numbers, found {self!r}.")
 
     def verdict(self, branch: Mapping[str, object], control: Mapping[str, object], competing: int) -> Verdict:
-        """Of one of so many branches, by the results of the jobs."""
+        """Of one of so many branches, by the results of the jobs.
+
+        Raises:
+            RunError: latency has a price, and the problem measures none.
+        """
         difference = _losses(branch) - _losses(control)
         gain, error = -float(difference.mean()), float(difference.std()) / math.sqrt(len(difference))
         price = self.parameters * _log_ratio(branch, control, "parameters")
         price += self.flops * _log_ratio(branch, control, "flops")
+        if self.latency:
+            price += self.latency * _log_ratio(branch, control, "latency")
         z = NormalDist().inv_cdf(1 - (1 - self.confidence) / max(1, competing))
         return Verdict(gain, error, price, price - gain < -z * error)
 
@@ -71,7 +80,13 @@ def _losses(result: Mapping[str, object]) -> Tensor:
 
 
 def _log_ratio(branch: Mapping[str, object], control: Mapping[str, object], what: str) -> float:
-    return math.log(float(str(branch[what])) / float(str(control[what])))
+    values = [float(str(one.get(what, "nan"))) for one in (branch, control)]
+    if not all(one > 0 and math.isfinite(one) for one in values):
+        raise RunError(
+            f"expected the {what} of a branch and of its control, which has a price, as two numbers above 0, found "
+            f"{values}: give the problem's workbench a function that measures it"
+        )
+    return math.log(values[0] / values[1])
 
 
 __all__ = ["Objective", "Verdict"]

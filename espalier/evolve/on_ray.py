@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from espalier.errors import RunError
-from espalier.evolve.job import Job, carried_out
-from espalier.evolve.runners import Done, ended, lost
+from espalier.evolve.job import carried_out
+from espalier.evolve.runners import Done, Work, ended, lost
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,14 @@ class OnRay:
     limit: float | None = None
     """Seconds without any branch ending after which those that are running are killed; None: never."""
 
-    def run(self, jobs: Sequence[Job], folder: Path) -> Iterator[Done]:
+    def run(self, jobs: Sequence[Any], folder: Path, work: Work = carried_out) -> Iterator[Done]:
         try:
             import ray
         except ImportError as error:
             raise RunError("branches on Ray need it: pip install 'espalier[ray]'") from error
         if not ray.is_initialized():
             raise RunError("Ray is not initialised: call ray.init() first, with the address of a cluster if any")
-        task = ray.remote(num_cpus=self.threads, num_gpus=self.gpus, max_retries=0)(carried_out)
+        task = ray.remote(num_cpus=self.threads, num_gpus=self.gpus, max_retries=0)(work)
         waiting = {task.remote(job, folder, self.threads): number for number, job in enumerate(jobs)}
         while waiting:
             found, _ = ray.wait(list(waiting), num_returns=1, timeout=self.limit)

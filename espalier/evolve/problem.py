@@ -39,6 +39,9 @@ class Workbench:
     """What is looked at once, at the end."""
     rate: Callable[[float], float]
     """Part of the search that is done, 0 to 1 -> factor of the learning rates."""
+    latency: Callable[[nn.Module], float] | None = None
+    """Measures what a network takes, in seconds or whatever is to be small, such as `espalier.measure.latency` on the
+    target device; called wherever a network is judged. None: nothing is measured."""
 
 
 class Problem(Protocol):

@@ -10,8 +10,8 @@ from types import TracebackType
 from typing import Any
 
 from espalier.errors import RunError
-from espalier.evolve.job import Job, carried_out
-from espalier.evolve.runners import Done, ended
+from espalier.evolve.job import carried_out
+from espalier.evolve.runners import Done, Work, ended
 
 _PAUSE = 0.02
 
@@ -39,9 +39,9 @@ class Processes:
         self._pool: Any = ProcessPool(max_workers=count, context=multiprocessing.get_context("spawn"))
         self._threads, self._limit = threads, limit
 
-    def run(self, jobs: Sequence[Job], folder: Path) -> Iterator[Done]:
+    def run(self, jobs: Sequence[Any], folder: Path, work: Work = carried_out) -> Iterator[Done]:
         waiting = {
-            number: self._pool.schedule(carried_out, args=(job, folder, self._threads), timeout=self._limit)
+            number: self._pool.schedule(work, args=(job, folder, self._threads), timeout=self._limit)
             for number, job in enumerate(jobs)
         }
         try:

@@ -10,18 +10,27 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from espalier.errors import RunError
-from espalier.evolve.job import Job, carried_out
+from espalier.evolve.job import carried_out
 from espalier.evolve.store import StoreFull
 
 Done = tuple[int, Mapping[str, Any]]
 """Number of the job, and what it gave."""
 
 
+Work = Callable[[Any, Path, int], Mapping[str, Any]]
+"""What workers call: job, folder and number of threads -> what the job gave. It and the jobs can be pickled."""
+
+
 class Runner(Protocol):
     """Does jobs."""
 
-    def run(self, jobs: Sequence[Job], folder: Path) -> Iterator[Done]:
+    def run(self, jobs: Sequence[Any], folder: Path, work: Work = carried_out) -> Iterator[Done]:
         """Do all, in any order; yields each as it ends. A job whose worker is lost gives ``failed``.
+
+        Args:
+            jobs: what `work` takes: of a search, each a `espalier.evolve.job.Job`.
+            folder: of the search; workers share it.
+            work: what does one job.
 
         Raises:
             StoreFull: there is no space left.
@@ -34,9 +43,9 @@ class InProcess:
 
     threads: int = 1
 
-    def run(self, jobs: Sequence[Job], folder: Path) -> Iterator[Done]:
+    def run(self, jobs: Sequence[Any], folder: Path, work: Work = carried_out) -> Iterator[Done]:
         for number, job in enumerate(jobs):
-            yield number, carried_out(job, folder, self.threads)
+            yield number, work(job, folder, self.threads)
 
 
 class Future(Protocol):
@@ -63,8 +72,8 @@ class Futures:
     pause: float = 0.02
     """Seconds between two looks."""
 
-    def run(self, jobs: Sequence[Job], folder: Path) -> Iterator[Done]:
-        waiting = {number: self.submit(carried_out, job, folder, self.threads) for number, job in enumerate(jobs)}
+    def run(self, jobs: Sequence[Any], folder: Path, work: Work = carried_out) -> Iterator[Done]:
+        waiting = {number: self.submit(work, job, folder, self.threads) for number, job in enumerate(jobs)}
         began = time.monotonic()
         while waiting:
             for number in [one for one, future in waiting.items() if future.done()]:
@@ -102,4 +111,4 @@ def lost(why: str) -> dict[str, Any]:
     return {"failed": f"the worker was lost: {why}", "lost": True, "seconds": 0.0}
 
 
-__all__ = ["Done", "Future", "Futures", "InProcess", "Runner", "ended", "lost"]
+__all__ = ["Done", "Future", "Futures", "InProcess", "Runner", "Work", "ended", "lost"]

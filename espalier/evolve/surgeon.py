@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -20,6 +20,7 @@ from espalier.errors import RunError
 from espalier.evolve.job import Branch, Exam, Job, keep_plan, key_of, read_plan
 from espalier.evolve.judge import Objective, Verdict
 from espalier.evolve.ledger import Ledger
+from espalier.evolve.pareto import Front, Judged
 from espalier.evolve.problem import Problem
 from espalier.evolve.proposals import Proposer, RandomMoves, Scout, joined
 from espalier.evolve.runners import InProcess, Runner
@@ -60,6 +61,9 @@ class Surgeon:
     """Networks are judged at the mean of their weights over this part of the steps of a rung (0: as they are)."""
     scout_batches: int = 2
     """Batches that proposals are made from."""
+    watched: bool = False
+    """Networks that are trained alone are looked at on held-out data too, after every piece: a curve for the reader.
+    Nothing depends on it, so it is not charged."""
 
     def __post_init__(self) -> None:
         if not (0 <= self.first <= self.last <= 1 and 0 < self.keep <= 1):
@@ -106,6 +110,7 @@ class Search:
         folder: Path,
         runner: Runner | None = None,
         on_record: Callable[[Record], None] | None = None,
+        on_result: Callable[[Job, Record], None] | None = None,
     ) -> None:
         """Begin, or go on.
 
@@ -116,6 +121,7 @@ class Search:
             folder: where ledger and checkpoints are; all workers have to see it.
             runner: where jobs run; by default in this process.
             on_record: is told what happens, from the beginning on, also where it was computed before.
+            on_result: is told of every job that was computed as it ends, in any order; for a display.
 
         Raises:
             RunError: `total` is not above 0, or the folder cannot be written.
@@ -127,6 +133,8 @@ class Search:
         self.ledger = Ledger(folder / "ledger.sqlite", repr((problem, surgeon, total)))
         self._runner = InProcess() if runner is None else runner
         self._on_record = on_record or (lambda record: None)
+        self._on_result = on_result or (lambda job, result: None)
+        self.front = Front()
         self.spent = 0
         self._lineage = 0
         self._computed = False
@@ -154,7 +162,8 @@ class Search:
     def _begun(self) -> Node:
         result = self._must(Branch(self.problem, None, None, 0, 0, 0, self.total, 0.0))
         self.spent += int(result["spent"])
-        self._on_record({"kind": "start", "total": self.total, **_shown(result)})
+        self.front.add(Judged.of(result))
+        self._on_record({"kind": "start", "total": self.total, "total_spent": self.spent, **_shown(result)})
         return Node(str(result["network"]), 0, result)
 
     def _trained(self, node: Node, until: int) -> Node:
@@ -162,7 +171,8 @@ class Search:
         left = (min(until, self.total) - self.spent) // int(node.result["step_flops"])
         pieces = math.ceil(left * node.result["step_flops"] / (_PIECE * self.total))
         for number in range(pieces):
-            job = self._branch(node, None, left * (number + 1) // pieces - left * number // pieces, None)
+            steps = left * (number + 1) // pieces - left * number // pieces
+            job = replace(self._branch(node, None, steps, None), watched=self.surgeon.watched)
             node = self._after(node, self._must(job), job.steps)
         return node
 
@@ -177,10 +187,11 @@ class Search:
 
     def _ended(self, node: Node) -> Record:
         judged = self._must(self._branch(node, None, 0, 0.0))
+        self.front.add(Judged.of(judged))
         exam = self._must(Exam(self.problem, str(judged["network"])))
         record = {
             "kind": "end", "steps": node.steps, "total_spent": self.spent, "network": judged["network"],
-            **_shown(judged), **exam,
+            "front": [one.record() for one in self.front.members()], **_shown(judged), **exam,
         }  # fmt: skip
         self._on_record(record)
         return record
@@ -208,11 +219,16 @@ class Search:
             for name, count in zip(names, steps[1:], strict=True):
                 plan = alive[name]["plan"] if nodes[name] is node else None
                 jobs.append(self._branch(nodes[name], plan, count, surgeon.averaged))
+            self._on_record({
+                "kind": "rung", "cycle": cycle, "rung": rung, "names": names, "steps": steps, "total_spent": self.spent,
+                "edits": [alive[name].get("what", alive[name]["kind"]) for name in names],
+            })  # fmt: skip
             results = self._do(jobs)
             self.spent += sum(int(one.get("spent", 0)) for one in results)
             if "failed" in results[0]:
                 raise RunError(f"the search cannot go on, since its control failed: {results[0]['failed']}")
             control = self._next(control, results[0], steps[0])
+            self.front.add(Judged.of(results[0]))
             verdicts = {}
             for name, count, result in zip(names, steps[1:], results[1:], strict=True):
                 record = {"kind": "branch", "cycle": cycle, "rung": rung, "name": name, "parent": self._lineage}
@@ -222,12 +238,15 @@ class Search:
                     continue
                 verdict = surgeon.objective.verdict(result, results[0], len(proposals))
                 verdicts[name] = verdict
+                self.front.add(Judged.of(result))
                 nodes[name] = self._next(nodes[name], result, count)
                 self._on_record({
                     **record, **_shown(result), "gain": verdict.gain, "error": verdict.error, "price": verdict.price,
                     "accepted": verdict.accepted, "total_spent": self.spent,
                 })  # fmt: skip
-            self._on_record({"kind": "control", "cycle": cycle, "rung": rung, **_shown(results[0])})
+            self._on_record({
+                "kind": "control", "cycle": cycle, "rung": rung, "total_spent": self.spent, **_shown(results[0])
+            })  # fmt: skip
             best = sorted(verdicts, key=lambda name: (verdicts[name].score, name))
             if rung + 1 < len(surgeon.rungs):
                 best = best[: max(1, math.ceil(surgeon.keep * len(best)))]
@@ -275,9 +294,10 @@ class Search:
         return Branch(self.problem, node.network, plan, node.steps, steps, self.spent, self.total, judged)
 
     def _forget_all_but(self, result: Record) -> None:
-        """Of checkpoints; not while the search runs through what it knows, of which the later ones are needed."""
+        """Of checkpoints, but those of the front; not while the search runs through what it knows, of which later ones
+        are needed."""
         if self._computed:
-            self.store.keep_only([str(result["network"])])
+            self.store.keep_only([str(result["network"]), *(one.network for one in self.front.members())])
 
     # --- jobs
 
@@ -297,6 +317,7 @@ class Search:
             for number, result in self._runner.run([job for _, job in missing], self.store.root) if missing else ():
                 key = missing[number][0]
                 self._computed = True
+                self._on_result(missing[number][1], result)
                 if attempt or not result.get("lost"):
                     self.ledger.put(key, result)
                     found[key] = result
@@ -305,7 +326,7 @@ class Search:
 
 def _shown(result: Record) -> Record:
     """What records show of a result."""
-    names = ("parameters", "flops", "loss", "accuracy", "sizes", "seconds", "seconds_training")
+    names = ("parameters", "flops", "latency", "loss", "accuracy", "sizes", "seconds", "seconds_training")
     return {name: result[name] for name in names if name in result}
 
 

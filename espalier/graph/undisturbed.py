@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from espalier.graph.eager import eagerly
 from espalier.graph.visits import Visits
 
 _Container = dict[Any, Any] | list[Any] | set[Any] | deque[Any]
@@ -87,7 +88,7 @@ def undisturbed(modules: Collection[nn.Module], training: bool) -> Iterator[None
     logged = logger.disabled
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng(devices=devices), warnings.catch_warnings(), torch.no_grad():
+        with torch.random.fork_rng(devices=devices), warnings.catch_warnings(), torch.no_grad(), eagerly():
             warnings.simplefilter("ignore")
             random.seed(0)
             np.random.seed(0)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from espalier.graph.eager import eagerly
 from espalier.graph.topology import Topology
 
 _STATISTICS = frozenset({"mean", "variance"})
@@ -21,13 +22,13 @@ Places = Mapping[_BatchNorm, Mapping[str, Tensor]]
 
 @contextmanager
 def without_a_trace(model: nn.Module) -> Iterator[None]:
-    """Run the body without gradients; train and eval modes, buffers and random state are then as they were before."""
+    """Run the body in eager mode without gradients; modes, buffers and random state are then as they were before."""
     modules = list(model.modules())
     modes = [module.training for module in modules]
     stores = [(module._buffers, dict(module._buffers)) for module in modules if module._buffers]
     buffers = list({id(one): one for _, kept in stores for one in kept.values() if one is not None}.values())
     values = [buffer.clone() for buffer in buffers]
-    with _random_state_kept(modules), torch.no_grad():
+    with _random_state_kept(modules), torch.no_grad(), eagerly():
         try:
             yield
         finally:

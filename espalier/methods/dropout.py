@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from espalier.method import Method, register
+from espalier.methods.common_gates import gated
 from espalier.parts.clock import Epochs, Moment, Steps
 from espalier.parts.gates.dropout import Dropout
 from espalier.parts.gates.memory import Gated
 from espalier.parts.gates.planning import KeepAll
-from espalier.parts.gates.plastic import Probability, SampledGates
 from espalier.parts.gates.settings import GateSettings
 from espalier.parts.gates.stages import Stages
-from espalier.parts.timing.amount import Free
-from espalier.parts.timing.schedule import Schedule
-from espalier.parts.units.select import Uniform
 
 _EVERY_EPOCH = Epochs(1)
 
@@ -47,17 +44,15 @@ def dropout(
     Raises MethodError for an argument that is not what it should be.
     """
     settings = GateSettings(Stages(0.0, *during), Dropout(rate, inverted), None, strict=axes is not None)
-    return Method(
+    return gated(
         "dropout",
         "prune",
-        Probability(),
-        Uniform(),
-        Schedule(Free(), every, start, until, at_last=True),
-        memory=Gated(settings),
-        gating=SampledGates(),
-        planner=KeepAll(),
+        Gated(settings),
+        KeepAll(),
+        every=every,
+        start=start,
+        until=until,
         axes=axes,
-        min_fraction=0.0,
         paper="Srivastava et al. 2014, Dropout (JMLR 15:1929-1958)",
         description="leaves units out at random at every step, and none for good",
     )

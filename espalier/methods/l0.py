@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from espalier.method import Method, register
+from espalier.methods.common_gates import gated
 from espalier.parts.clock import Epochs, Moment, Steps
 from espalier.parts.gates.expected import ExpectedCost, GatePenalty
 from espalier.parts.gates.hard_concrete import HardConcrete
 from espalier.parts.gates.memory import Gated
 from espalier.parts.gates.planning import SleepAndWake
-from espalier.parts.gates.plastic import Probability, SampledGates
 from espalier.parts.gates.settings import GateSettings
 from espalier.parts.gates.stages import Stages
-from espalier.parts.timing.amount import Free
-from espalier.parts.timing.schedule import Schedule
-from espalier.parts.units.select import Uniform
 
 _STAGES, _COST, _KIND, _EVERY_EPOCH = Stages(start=0.0, until=0.75), ExpectedCost(1e-2), HardConcrete(), Epochs(1)
 
@@ -57,17 +54,15 @@ def l0(
 
     Raises MethodError for an argument that is not what it should be.
     """
-    return Method(
+    return gated(
         "l0",
         "prune",
-        Probability(),
-        Uniform(),
-        Schedule(Free(), every, start, until, at_last=True),
-        memory=Gated(GateSettings(stages, kind, penalty, rate, begin, low, patience, axes is not None)),
-        gating=SampledGates(),
-        planner=SleepAndWake(),
+        Gated(GateSettings(stages, kind, penalty, rate, begin, low, patience, axes is not None)),
+        SleepAndWake(),
+        every=every,
+        start=start,
+        until=until,
         axes=axes,
-        min_fraction=0.0,
         paper="Louizos, Welling & Kingma 2018, Learning sparse neural networks through L0 regularization "
         "(arXiv:1712.01312)",
         description="trains hard-concrete gates on units by gradients and removes those that end at zero",

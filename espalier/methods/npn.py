@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from espalier.method import Method, register
+from espalier.methods.common_gates import NPN_PAPER, gated
 from espalier.parts.clock import Epochs, Moment, Steps
 from espalier.parts.gates.decay import GroupDecay
 from espalier.parts.gates.estimators import DisARM, Estimator
@@ -13,38 +14,13 @@ from espalier.parts.gates.functions import GateFunction, Sigmoid
 from espalier.parts.gates.kinds import Bernoulli, Judged
 from espalier.parts.gates.memory import Gated
 from espalier.parts.gates.planning import SleepAndWake
-from espalier.parts.gates.plastic import Probability, SampledGates
 from espalier.parts.gates.settings import GateSettings
 from espalier.parts.gates.stages import Stages
 from espalier.parts.gates.waking import Algorithm1, Waking
-from espalier.parts.goal import Direction
-from espalier.parts.timing.amount import Free
-from espalier.parts.timing.schedule import Schedule
-from espalier.parts.units.select import Uniform
 
-_PAPER = "Li & Ji 2020, Neural Plasticity Networks (arXiv:1908.08118)"
 _PRUNING, _GROWING = Stages(k=7.0, start=0.25, until=0.5), Stages(k=1.0, start=0.05, until=0.5)
 _ALGORITHM_1 = Algorithm1()
 _COST, _SIGMOID, _DISARM, _EVERY_EPOCH = ExpectedCost(1e-2), Sigmoid(), DisARM(), Epochs(1)
-
-
-def _method(
-    direction: Direction, gated: Gated, schedule: Schedule, axes: Sequence[str] | None, description: str
-) -> Method:
-    return Method(
-        "npn",
-        direction,
-        Probability(),
-        Uniform(),
-        schedule,
-        memory=gated,
-        gating=SampledGates(),
-        planner=SleepAndWake(),
-        axes=axes,
-        min_fraction=0.0,
-        paper=_PAPER,
-        description=description,
-    )
 
 
 @register
@@ -102,12 +78,17 @@ def npn_pruning(
     """
     kind = Bernoulli(function, estimator, judged)
     settings = GateSettings(stages, kind, penalty, rate, begin, low, patience, axes is not None, decay)
-    return _method(
+    return gated(
+        "npn",
         "prune",
         Gated(settings, per_sample=per_sample, columns=columns),
-        Schedule(Free(), every, start, until, at_last=True),
-        axes,
-        "trains stochastic gates on units and removes those that stay shut",
+        SleepAndWake(),
+        every=every,
+        start=start,
+        until=until,
+        axes=axes,
+        paper=NPN_PAPER,
+        description="trains stochastic gates on units and removes those that stay shut",
     )
 
 
@@ -147,7 +128,8 @@ def npn_growing(
         stages: k over the training.
         penalty: on the probabilities; None for none.
         awake: name or pattern of axes -> how many units are awake at first; the others fall asleep after
-            the first step. None for all.
+            the first step. None for all. Where the largest size is not to be allocated even for that step, build the
+            network small instead, and leave `fresh` as it is.
         waking: when units wake, and which.
         fill: k times the logit of a unit that wakes.
         fresh: whether new units come where none sleep.
@@ -170,10 +152,16 @@ def npn_growing(
     """
     kind = Bernoulli(function, estimator, judged)
     settings = GateSettings(stages, kind, penalty, rate, begin, low, patience, axes is not None, decay)
-    return _method(
+    return gated(
+        "npn",
         "grow",
         Gated(settings, waking, fill, fresh, awake, per_sample=per_sample, columns=columns),
-        Schedule(Free(), every, start, until, at_once=awake is not None, at_last=True),
-        axes,
-        "wakes units under stochastic gates where the held-out loss has fallen",
+        SleepAndWake(),
+        every=every,
+        start=start,
+        until=until,
+        axes=axes,
+        paper=NPN_PAPER,
+        description="wakes units under stochastic gates where the held-out loss has fallen",
+        at_once=awake is not None,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from espalier.method import Method, register
+from espalier.methods.common_gates import NPN_PAPER, gated
 from espalier.parts.clock import Epochs, Moment, Steps
 from espalier.parts.depth.places import Removable
 from espalier.parts.depth.select import Rank
@@ -13,11 +14,8 @@ from espalier.parts.gates.expected_levels import ExpectedLayers
 from espalier.parts.gates.kinds import Bernoulli, GateKind
 from espalier.parts.gates.layer_memory import GatedLayers
 from espalier.parts.gates.planning import RemoveShut
-from espalier.parts.gates.plastic import Probability, SampledGates
 from espalier.parts.gates.settings import GateSettings
 from espalier.parts.gates.stages import Stages
-from espalier.parts.timing.amount import Free
-from espalier.parts.timing.schedule import Schedule
 
 _STAGES, _COST, _KIND, _EVERY_EPOCH = Stages(7.0, 0.25, 0.75), ExpectedLayers(1e-2), Bernoulli(), Epochs(1)
 
@@ -60,19 +58,18 @@ def npn_layers(
     Raises MethodError for an argument that is not what it should be.
     """
     places, settings = Removable(kept, "entry"), GateSettings(stages, kind, penalty, rate, begin, low, patience)
-    return Method(
+    return gated(
         "npn-layers",
         "prune",
-        Probability(),
-        Rank(),
-        Schedule(Free(), every, start, until, at_last=True),
-        memory=GatedLayers(settings, places, axes),
-        gating=SampledGates(),
-        planner=RemoveShut(),
+        GatedLayers(settings, places, axes),
+        RemoveShut(),
+        every=every,
+        start=start,
+        until=until,
         axes=axes,
-        min_fraction=0.0,
+        paper=NPN_PAPER,
+        description="trains stochastic gates on residual blocks and removes those that stay shut",
+        select=Rank(),
         level="layers",
         places=places,
-        paper="Li & Ji 2020, Neural Plasticity Networks (arXiv:1908.08118)",
-        description="trains stochastic gates on residual blocks and removes those that stay shut",
     )

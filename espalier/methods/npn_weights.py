@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from espalier.method import Method, register
+from espalier.methods.common_gates import NPN_PAPER, gated
 from espalier.parts.clock import Epochs, Moment, Steps
 from espalier.parts.gates.expected import GatePenalty
 from espalier.parts.gates.expected_levels import ExpectedWeights
 from espalier.parts.gates.kinds import Bernoulli, GateKind
 from espalier.parts.gates.planning import MaskShut
-from espalier.parts.gates.plastic import Probability, SampledGates
 from espalier.parts.gates.settings import GateSettings
 from espalier.parts.gates.stages import Stages
 from espalier.parts.gates.weight_memory import GatedWeights
-from espalier.parts.timing.amount import Free
-from espalier.parts.timing.schedule import Schedule
 from espalier.parts.weights.keep import Entries
 
 _STAGES, _COST, _KIND, _EVERY_EPOCH = Stages(7.0, 0.25, 0.75), ExpectedWeights(1e-2), Bernoulli(), Epochs(1)
@@ -59,18 +57,17 @@ def npn_weights(
 
     Raises MethodError for an argument that is not what it should be.
     """
-    return Method(
+    return gated(
         "npn-weights",
         "prune",
-        Probability(),
-        Entries(),
-        Schedule(Free(), every, start, until, at_last=True),
-        memory=GatedWeights(GateSettings(stages, kind, penalty, rate, begin, low, patience, axes is not None)),
-        gating=SampledGates(),
-        planner=MaskShut(),
+        GatedWeights(GateSettings(stages, kind, penalty, rate, begin, low, patience, axes is not None)),
+        MaskShut(),
+        every=every,
+        start=start,
+        until=until,
         axes=axes,
-        min_fraction=0.0,
-        level="weights",
-        paper="Li & Ji 2020, Neural Plasticity Networks (arXiv:1908.08118)",
+        paper=NPN_PAPER,
         description="trains stochastic gates on single weights and masks those that stay shut",
+        select=Entries(),
+        level="weights",
     )

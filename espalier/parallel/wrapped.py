@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from espalier.compiled import uncompiled
 from espalier.edit.store import Here, Store
 from espalier.errors import ParallelError
 from espalier.parallel.fully_shard import FullyShard
@@ -27,6 +28,8 @@ class Unwrapped:
     peers: Peers
     store: Store
     fully: FullyShard | None = None
+    compiled: nn.Module | None = None
+    """What `torch.compile` made of it, or of its wrapper, if that was given."""
 
     def bind(self, structure: Structure) -> Structure:
         """The structure of the model, which from now on is edited together with the other processes."""
@@ -50,10 +53,12 @@ def unwrapped(model: Model, optimizer: Optimizer | None, follow: Sequence[nn.Mod
                 "after an edit."
             )
         return Unwrapped(model.plain, Shards(model), ShardStore(model), model)
-    if isinstance(model, DistributedDataParallel):
+    found = uncompiled(model)
+    compiled = None if found is model else model
+    if isinstance(found, DistributedDataParallel):
         check_parallel_optimizer(optimizer)
-        return Unwrapped(model.module, Replicas(model), Here())
-    return Unwrapped(model, Alone(model), Here())
+        return Unwrapped(found.module, Replicas(found), Here(), compiled=compiled)
+    return Unwrapped(found, Alone(found), Here(), compiled=compiled)
 
 
 __all__ = ["Model", "Unwrapped", "unwrapped"]

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from espalier.attach import LimitLike, attached, check_model
+from espalier.compiled import uncompiled
 from espalier.edit.apply import copy_of
 from espalier.edit.attributes import AttributeChange
 from espalier.edit.changes import Changes
@@ -174,6 +175,7 @@ def _loaded(
     paths = files.read(folder)
     network = SavedNetwork.parsed(files.read_json(paths["network.json"]))
     model, hollow = inside.model, not inside.peers.whole
+    follow = [uncompiled(module) for module in follow]
     check_model(model)
     if optimizer is not None:
         check_optimizer(optimizer, inside.peers.live(model).named_parameters())
@@ -190,8 +192,9 @@ def _loaded(
             masks = _masks(paths, network.tensors, table)
             attributes = network.attribute_changes(model)
             structure, after, found = _described_by(
-                network, attributes, model, example_inputs, optimizer=optimizer, keep=keep, limits=limits, follow=follow
-            )
+                network, attributes, model, inside.compiled, example_inputs,
+                optimizer=optimizer, keep=keep, limits=limits, follow=follow,
+            )  # fmt: skip
             replacements = _replacements(table.tensors, values, network.tensors)
             settings = [(model, change) for change in attributes]
             if follow and network.followers and len(follow) != len(network.followers):
@@ -208,6 +211,7 @@ def _loaded(
             before = after if network.depth else structure.topology
             _commit(journal, replacements, settings, here, restored, _changes(before, after))
             _take_over(structure, after, found, attributes, network, masks)
+            structure.surgery.compiled.renew(layers=bool(network.depth))
     except BaseException:
         journal.rollback()
         raise
@@ -233,6 +237,7 @@ def _described_by(
     network: SavedNetwork,
     attributes: Sequence[AttributeChange],
     model: nn.Module,
+    wrapper: nn.Module | None,
     example: Any,
     *,
     optimizer: Optimizer | None,
@@ -247,7 +252,9 @@ def _described_by(
     """
     if not network.depth:
         topology = infer(model, example)
-        structure = attached(model, example, topology, optimizer=optimizer, keep=keep, limits=limits, follow=follow)
+        structure = attached(
+            model, example, topology, optimizer=optimizer, keep=keep, limits=limits, follow=follow, wrapper=wrapper
+        )
         network.check_axes(structure.initial_sizes)
         after = _resized(structure.topology, network)
         _verify(structure, after, attributes)
@@ -263,8 +270,9 @@ def _described_by(
             ) from problem
     network.check_sizes({record.name: after.sizes[number] for number, record in after.axes.items()})
     structure = attached(
-        model, network.resized(example), after, optimizer=optimizer, keep=keep, limits=limits, follow=follow
-    )
+        model, network.resized(example), after, optimizer=optimizer, keep=keep, limits=limits, follow=follow,
+        wrapper=wrapper,
+    )  # fmt: skip
     return structure, after, network.with_findings(structure.surgery.known.topology)
 
 

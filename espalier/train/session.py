@@ -15,17 +15,21 @@ goes on.
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+from espalier.compiled import is_compiled
 from espalier.errors import CheckpointError, MethodError
+from espalier.graph.eager import eagerly
 from espalier.method import Method
 from espalier.parts.budget import Latency
 from espalier.parts.clock import Clock
@@ -42,6 +46,7 @@ from espalier.train.memories import Follower, Memories
 from espalier.train.slowing import Slowing
 from espalier.train.state import State
 from espalier.train.state_tensors import apart, from_text, to_text, together
+from espalier.train.taken import Taken
 from espalier.train.warning import warn
 
 Batch: TypeAlias = Any
@@ -66,6 +71,7 @@ class Session:
         total_steps: int,
         seed: int = 0,
         on_event: Callable[[Event], None] | None = None,
+        scaler: GradScaler | None = None,
     ) -> None:
         """Start a session at step 0.
 
@@ -80,6 +86,9 @@ class Session:
             total_steps: optimizer steps of the whole training; schedules count in fractions of it.
             seed: seeds all that methods draw.
             on_event: called with every event, after it.
+            scaler: the gradient scaler of mixed precision (`torch.amp.GradScaler`), if there is one: steps of the
+                optimizer that it leaves out are no steps, whoever calls `step` after them. Train until `steps_done` is
+                `total_steps`.
 
         Raises:
             MethodError: the structure has no optimizer, no axis may change, an axis or a pattern is unknown, a budget
@@ -99,6 +108,7 @@ class Session:
         self._batch: Batch = None
         self._events: list[Event] = []
         self._metrics: list[Metric] = []
+        self._taken = Taken(structure.optimizer) if scaler is not None and scaler.is_enabled() else None
         self._controller = Controller(structure, methods)
         self._slowing = Slowing(structure)
         for one in self._controller.running:
@@ -121,7 +131,7 @@ class Session:
 
     @property
     def model(self) -> nn.Module:
-        """The live model: what `attach` was given, a DistributedDataParallel if it was one."""
+        """The live model: under DistributedDataParallel the wrapper, with FullyShard what is sharded now."""
         return self.structure.peers.live(self.structure.model)
 
     @property
@@ -137,7 +147,7 @@ class Session:
 
     @property
     def steps_done(self) -> int:
-        """Calls of `step`."""
+        """Steps of the schedules that are done: calls of `step`, or what `step` was told."""
         return self._step
 
     @property
@@ -169,7 +179,7 @@ class Session:
         one = self._gated
         if one is None or one.method.gating is None:
             return nullcontext()
-        return one.method.gating.decided(self._context(one))
+        return _in_eager_mode(one.method.gating.decided(self._context(one)))
 
     def gates(self) -> GateState | None:
         """Stage of the search, and the probabilities of all gates, as they are now; None without a method with gates.
@@ -185,8 +195,9 @@ class Session:
         """The loss of a batch as the methods want it evaluated."""
         one = self._gated
         if one is None or one.method.gating is None:
-            return self._loss(self.model, batch)
-        return one.method.gating.loss(self._context(one), partial(self._losses, self.model, batch))
+            return self._loss(self.structure.runs, batch)
+        with eagerly():
+            return one.method.gating.loss(self._context(one), partial(self._losses, self.model, batch))
 
     def _loss(self, model: nn.Module, batch: Batch) -> Tensor:
         return mean_of(self._losses(model, batch))
@@ -195,20 +206,30 @@ class Session:
         with self.decided():
             return self._loss(self.structure.model, batch)
 
-    def step(self) -> None:
+    def step(self, done: float | None = None) -> None:
         """To be called after every optimizer step. Events happen here.
 
+        Args:
+            done: the part of the training that is done, 0 to 1, where its end is not a number of steps but a budget
+                that is spent (training FLOPs, seconds). Then ``total_steps`` says only how finely schedules count: one
+                of their steps is 1 / ``total_steps`` of the budget, however many optimizer steps that takes. None: a
+                step is a step.
+
         Raises:
-            MethodError: a method gave scores that are no numbers or do not fit.
+            MethodError: `done` is no part or has fallen, or a method gave scores that are no numbers or do not fit.
         """
-        self._step += 1
+        if self._taken is not None and not self._taken.since():
+            return
+        self._step = self._step + 1 if done is None else self._clock_at(done)
         self.structure.step = self._step
         self._memories.catch_up()
         for one in self._remembering:
             assert one.memory is not None
             one.memory.after_step(self._context(one))
         if self._step >= self._wake:
-            self._act()
+            with eagerly():
+                self._act()
+            self.structure.surgery.compiled.warn_if_given_up()
 
     def epoch_end(self, metric: float | None = None, mode: Literal["min", "max"] = "max") -> None:
         """To be called after every epoch; events that are due by epochs happen at the next `step`.
@@ -299,6 +320,11 @@ class Session:
             names = " and ".join(one.method.name for one in gated)
             raise MethodError(f"{names} both evaluate the loss in a way of their own; give one of them.")
         self._gated = next(iter(gated), None)
+        if self._gated is not None and is_compiled(self.structure.runs):
+            warn(
+                f"{self._gated.method.name} puts gates in place of parameters while the loss is evaluated, which "
+                "compiled code does not know: session.loss runs in eager mode. The result can be compiled afterwards."
+            )
         self._listening = [one for one in running if "loss" in one.watch.needs]
         self._remembering = [one for one in running if one.memory is not None]
         followers: list[Follower] = [one.memory for one in running if one.memory is not None]
@@ -341,6 +367,13 @@ class Session:
                 "or train replicas under DistributedDataParallel."
             )
 
+    def _clock_at(self, done: float) -> int:
+        """The step of the schedules at which so much of the training is done."""
+        step = math.floor(done * self._total_steps + 1e-9) if 0 <= done <= 1 else -1
+        if step < self._step:
+            raise MethodError(f"done: expected a part from {self._step / self._total_steps:g} to 1, found {done!r}.")
+        return step
+
     def _clock(self) -> Clock:
         return Clock(self._step, self._epoch, self._boundary, self._total_steps)
 
@@ -375,7 +408,11 @@ class Session:
         self._slowing.refresh()
         if self._batch is None:
             self._warn_unheard()
-        due = [one for one, at in zip(self._controller.running, self._due, strict=True) if at == self._step]
+        due = [
+            one
+            for one, at in zip(self._controller.running, self._due, strict=True)
+            if at is not None and at <= self._step
+        ]
         for one in sorted(due, key=_turn):
             self._acting.event(one, self._clock(), tuple(self._metrics))
         if self._step == self._total_steps:
@@ -418,6 +455,12 @@ class Session:
         self._events.append(event)
         if self._on_event is not None:
             self._on_event(event)
+
+
+@contextmanager
+def _in_eager_mode(context: AbstractContextManager[None]) -> Iterator[None]:
+    with eagerly(), context:
+        yield
 
 
 def _turn(one: Running) -> int:

@@ -2,12 +2,14 @@
 
 In the first three, growing and pruning take turns, half a period apart, so that new units have learnt before they are
 judged, and a round of pruning comes last. What the network costs follows the pruning method's budget; growing goes
-beyond it by a little each time, so that there is something to choose from.
+beyond it by a little each time, so that there is something to choose from. A `Course` says otherwise.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from espalier.errors import MethodError
@@ -32,11 +34,39 @@ _NEEDS: dict[str, tuple[Direction, ...]] = {
 }
 _LIVE = 0.1
 _RIGL_EVERY = Steps(100)
-_PERIODS = 16
-"""Periods in the whole training; the last growth is at `_UNTIL`."""
-_UNTIL = 0.6
-_SWING = 0.15
-"""How far growing goes beyond what pruning leaves."""
+Order = Literal["alternating", "grow first", "prune first"]
+
+
+@dataclass(frozen=True)
+class Course:
+    """When methods act in a setting, how much of the network changes at a time, and in which order."""
+
+    periods: int = 16
+    """In the whole training; methods act once in each until `until`."""
+    until: float = 0.6
+    """The part of the training after which nothing grows any more; pruning ends half a period later."""
+    swing: float = 0.15
+    """How far growing goes beyond what pruning leaves, or pruning below what growing restores, as a part of it."""
+    order: Order = "alternating"
+    """``grow first`` grows in the first half of the window and prunes in the second, ``prune first`` the other way."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.periods, bool) or not isinstance(self.periods, int) or self.periods < 2:
+            raise MethodError(f"periods: expected a whole number of at least 2, found {self.periods!r}.")
+        for name, part in (("until", self.until), ("swing", self.swing)):
+            if isinstance(part, bool) or not isinstance(part, (int, float)) or not 0 < part < 1:
+                raise MethodError(f"{name}: expected a part between 0 and 1, found {part!r}.")
+        if self.order not in get_args(Order):
+            raise MethodError(f"order: expected one of {', '.join(get_args(Order))}, found {self.order!r}.")
+
+    @property
+    def moments(self) -> tuple[float, ...]:
+        """The parts of the training after which methods act, those that grow in ``alternating`` order."""
+        return tuple(at / self.periods for at in range(1, int(self.until * self.periods + 1e-9) + 1))
+
+
+_COURSE = Course()
+_NO_OPTIONS: Mapping[Direction, Mapping[str, Any]] = MappingProxyType({})
 
 
 def build(
@@ -49,6 +79,8 @@ def build(
     measure: Measure = "parameters",
     scope: Scope | None = None,
     axes: Sequence[str] | None = None,
+    course: Course = _COURSE,
+    options: Mapping[Direction, Mapping[str, Any]] = _NO_OPTIONS,
 ) -> list[Method]:
     """The methods of a setting, growing before pruning.
 
@@ -64,6 +96,9 @@ def build(
         scope: whether pruning cuts all axes in proportion (``axis``) or lets them compete (``global``); None for what
             the method does by itself.
         axes: names or patterns of the axes (of methods of layers: of the modules) to change; None for all that may.
+        course: when they act, how far they swing and in which order; not for methods that take no budget.
+        options: direction -> arguments of the method that grows, or prunes, beside those that follow from the setting,
+            over which they go.
 
     Raises:
         MethodError: an unknown setting or method, a method that the setting needs is None, a size that is on the
@@ -77,7 +112,7 @@ def build(
             raise MethodError(f"the setting {setting!r} needs a method to {direction}; name one, such as 'random'.")
     free = without_budget(grow, prune)
     if free is not None:
-        return [_free(free, setting, names, size=size, measure=measure, scope=scope, axes=axes)]
+        return [_free(free, setting, names, options, size=size, measure=measure, scope=scope, axes=axes)]
     levels = {find(direction, name).method.level for direction, name in names.items() if name is not None}
     if "weights" in levels:
         if len(levels) > 1:
@@ -92,7 +127,7 @@ def build(
                 f"over all tensors; expected measure='parameters' and scope='global', found {measure!r} and {scope!r}."
             )
         return _of_weights(
-            setting, grow, prune, period=max(2, total_steps // _PERIODS), size=size, scope=scope, axes=axes
+            setting, grow, prune, options, course, total_steps=total_steps, size=size, scope=scope, axes=axes
         )
     if "layers" in levels and (scope is not None or (axes is not None and len(levels) > 1)):
         raise MethodError(
@@ -105,24 +140,53 @@ def build(
             f"size: the setting {setting!r} cannot end at {final!r} times the cost that it starts with; expected more "
             "than 1 for growing, less than 1 for shrinking."
         )
-    period = max(2, total_steps // _PERIODS)
-    last_growth = max(period, int(_UNTIL * total_steps))
+    return _taking_turns(
+        setting, names, final, total_steps, measure=measure, scope=scope, axes=axes, course=course, options=options
+    )
+
+
+def _taking_turns(
+    setting: str,
+    names: Mapping[Direction, str | None],
+    final: float,
+    total_steps: int,
+    *,
+    measure: Measure,
+    scope: Scope | None,
+    axes: Sequence[str] | None,
+    course: Course,
+    options: Mapping[Direction, Mapping[str, Any]],
+) -> list[Method]:
+    """Growing and pruning in the windows that the course leaves them."""
+    grow, prune, swing = names["grow"], names["prune"], course.swing
+    both = grow is not None and prune is not None
+    restoring = both and course.order == "prune first"
+    period = max(2, total_steps // course.periods)
+    turn, last = period // 2, max(period, int(course.until * total_steps))
+    middle = (period + last) // 2 if both and course.order != "alternating" else None
     methods = []
     if grow is not None:
-        if setting == "growing":
-            beyond = final if prune is None else final * (1 + _SWING)
+        if setting == "growing" or restoring:
+            beyond = final * (1 + swing) if both and not restoring else final
             amount: dict[str, Any] = {"budget": _budget(measure, beyond), "shape": "linear"}
         else:
-            amount = {"per_event": 1} if find("grow", grow).method.level == "layers" else {"amount": _SWING}
-        when = {"every": Steps(period), "start": Steps(period), "until": Steps(last_growth)}
-        methods.append(_made("grow", grow, axes=axes, **amount, **when))
+            amount = {"per_event": 1} if find("grow", grow).method.level == "layers" else {"amount": swing}
+        first = middle + turn if restoring and middle is not None else period
+        ends = last if middle is None or restoring else middle
+        when = {"every": Steps(period), "start": Steps(first), "until": Steps(max(first, ends))}
+        methods.append(_made("grow", grow, axes=axes, **{**amount, **when, **options.get("grow", {})}))
     if prune is not None:
-        turn = period // 2
         target: dict[str, Any] = {"budget": _budget(measure, final), "shape": _SHAPES[setting]}
+        if restoring:
+            target = {"amount": swing}
+            if setting == "shrinking":
+                target = {"budget": _budget(measure, final * (1 - swing)), "shape": "cubic"}
         if find("prune", prune).method.level == "units":
             target["scope"] = scope
-        when = {"every": Steps(period), "start": Steps(period + turn), "until": Steps(last_growth + turn)}
-        methods.append(_made("prune", prune, axes=axes, **target, **when))
+        first = period + turn if middle is None else period if restoring else middle + turn
+        ends = last + turn if middle is None or not restoring else middle
+        when = {"every": Steps(period), "start": Steps(first), "until": Steps(max(first, ends))}
+        methods.append(_made("prune", prune, axes=axes, **{**target, **when, **options.get("prune", {})}))
     return methods
 
 
@@ -192,6 +256,7 @@ def _free(
     direction: Direction,
     setting: str,
     names: Mapping[Direction, str | None],
+    options: Mapping[Direction, Mapping[str, Any]],
     *,
     size: float | None,
     measure: Measure,
@@ -205,15 +270,17 @@ def _free(
             f"the {direction} method {names[direction]!r} takes no budget; leave measure= and scope= out, found "
             f"{measure!r} and {scope!r}."
         )
-    return _made(direction, str(names[direction]), axes=axes)
+    return _made(direction, str(names[direction]), axes=axes, **options.get(direction, {}))
 
 
 def _of_weights(
     setting: str,
     grow: str | None,
     prune: str | None,
+    options: Mapping[Direction, Mapping[str, Any]],
+    course: Course,
     *,
-    period: int,
+    total_steps: int,
     size: float | None,
     scope: Scope | None,
     axes: Sequence[str] | None,
@@ -225,9 +292,13 @@ def _of_weights(
             "that prunes and 'constant' both; the size is the part of the weights that stays live, less than 1."
         )
     if grow is not None:
-        return sparse_training(grow, prune, sparsity=1 - live, every=Steps(period), until=_UNTIL, axes=axes)
+        if options:
+            raise MethodError(f"grow={grow!r} and prune={prune!r} together take no options, found {dict(options)!r}.")
+        every = Steps(max(2, total_steps // course.periods))
+        return sparse_training(grow, prune, sparsity=1 - live, every=every, until=course.until, axes=axes)
     density = {} if scope is None else {"density": scope}
-    return [_made("prune", prune, budget=Sparsity(1 - live), axes=axes, **density)]
+    ready: dict[str, Any] = {"budget": Sparsity(1 - live), "axes": axes, **density}
+    return [_made("prune", prune, **{**ready, **options.get("prune", {})})]
 
 
 def _budget(measure: Measure, fraction: float) -> Budget:
@@ -246,4 +317,14 @@ def _made(direction: Direction, name: str, **options: Any) -> Method:
         ) from error
 
 
-__all__ = ["SETTINGS", "Measure", "Setting", "build", "check_alone", "sparse_training", "without_budget"]
+__all__ = [
+    "SETTINGS",
+    "Course",
+    "Measure",
+    "Order",
+    "Setting",
+    "build",
+    "check_alone",
+    "sparse_training",
+    "without_budget",
+]

@@ -6,20 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
-
 from espalier.errors import MethodError
-from espalier.graph.dims import IntArray
 from espalier.graph.regions import Boundaries
 from espalier.parts.depth.places import Places, Removable
 from espalier.parts.gates.beginning import fresh_gates
 from espalier.parts.gates.branches import branch_place
-from espalier.parts.gates.dormant import Sleeper
-from espalier.parts.gates.folding import Folding
+from espalier.parts.gates.leaving import LeavingGates
 from espalier.parts.gates.places import GatePlace, Gates
 from espalier.parts.gates.settings import GateSettings
-from espalier.parts.gates.subnetwork import SubNetwork
-from espalier.parts.gates.table import GateTable
 from espalier.parts.names import Names
 from espalier.parts.score import Context
 
@@ -40,39 +34,28 @@ class GatedLayers:
         return LayerGates(self)
 
 
-class LayerGates:
+class LayerGates(LeavingGates):
     """The gates on layers and cells of one session, by the names of these."""
 
     def __init__(self, made_by: GatedLayers) -> None:
+        super().__init__(made_by.settings)
         self.made_by = made_by
-        self.table = GateTable(made_by.settings)
-        self.folding = Folding()
         self.refused: dict[str, str] = {}
         """Name -> why it has no gate."""
-        self.asleep: Mapping[str, Sequence[Sleeper]] = {}
-        """Nothing: what leaves does not come back by itself."""
-        self._gates: SubNetwork | None = None
 
-    def gates(self, context: Context) -> SubNetwork:
-        """Where the gates act now. Raises MethodError if there are none, or where one was asked for by name."""
+    def placed(self, context: Context) -> Gates:
+        """Where the gates act in the network as it is now. Raises MethodError where one was asked for by name."""
         structure = context.structure
-        if self._gates is None or self._gates.topology is not structure.topology:
-            places = () if self.folding.done else self._places(context)
-            if not places and not self.folding.done and not structure.layers_moved:
-                shown = "; ".join(f"{name}: {why}" for name, why in list(self.refused.items())[:3])
-                raise MethodError(f"no layer can have a gate ({shown or 'the network has no blocks'}).")
-            for place in places:
-                if place.key not in self.table.logits:
-                    self.table.add(place.key, fresh_gates(self.made_by.settings, place.key, 1))
-            known = {place.key for place in places}
-            self.table.rename({name: None for name in self.table.logits if name not in known})
-            self._gates = SubNetwork(structure, Gates(structure, places))
-        return self._gates
-
-    def judged(self, context: Context) -> dict[str, Tensor]:
-        """Key -> what its gates multiply by when the network is judged."""
-        self.gates(context)
-        return self.table.judged(context.progress)
+        places = () if self.folding.done else self._places(context)
+        if not places and not self.folding.done and not structure.layers_moved:
+            shown = "; ".join(f"{name}: {why}" for name, why in list(self.refused.items())[:3])
+            raise MethodError(f"no layer can have a gate ({shown or 'the network has no blocks'}).")
+        for place in places:
+            if place.key not in self.table.logits:
+                self.table.add(place.key, fresh_gates(self.made_by.settings, place.key, 1))
+        known = {place.key for place in places}
+        self.table.rename({name: None for name in self.table.logits if name not in known})
+        return Gates(structure, places)
 
     def shut(self, context: Context) -> dict[str, float]:
         """Name -> probability, of those whose gates say that they may leave."""
@@ -81,23 +64,9 @@ class LayerGates:
         ready = self.table.ready(context.progress)
         return {name: float(p[name]) for name, one in ready.items() if bool(one.all())}
 
-    def after_step(self, context: Context, /) -> None:
-        """Move the logits."""
-        self.folding.forget()
-        self.gates(context)
-        self.table.step(context.progress, context.epoch)
-
-    def follow(self, units: Mapping[str, IntArray], /) -> None:
-        """Layers stay what they are."""
-        self._gates = None
-        self.table.forget()
-        if self.folding.follow(units):
-            self.table.clear()
-
     def rename(self, names: Names, /) -> None:
         """Gates stay with their layers, and go with them."""
-        self._gates = None
-        self.table.forget()
+        super().rename(names)
         self.table.rename(names.modules)
 
     def state(self) -> dict[str, Any]:

@@ -169,8 +169,8 @@ class Gates:
         if found.shape != self._table.tensors[name].shape:
             raise MethodError(
                 f"{name} should have shape {tuple(self._table.tensors[name].shape)}, but has {tuple(found.shape)} "
-                "while gates act: another method tries new units out. Let it do so before the search of the gates, or "
-                "after."
+                "while gates act: another method tries new units out, as gradmax and firefly do. Let it do so before "
+                "the search of the gates, or after."
             )
         return found
 

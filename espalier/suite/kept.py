@@ -1,0 +1,70 @@
+"""What cells gave, kept as JSON lines by content: what is there is not run again, whichever suite asks for it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from espalier.errors import RunError
+
+RECORDS = "records.jsonl"
+Record = Mapping[str, Any]
+
+
+class Kept:
+    """The records of a folder, and those of files that were published with a suite."""
+
+    def __init__(self, folder: Path, published: Sequence[Path] = ()) -> None:
+        """Read what there is.
+
+        Raises:
+            RunError: a published file cannot be read.
+        """
+        self._path = folder / RECORDS
+        self._found: dict[str, Record] = {}
+        for path in published:
+            if not path.is_file():
+                raise RunError(f"{path}: expected a file of records, such as docs/results/cpu.jsonl; found none")
+            self._read(path)
+        if self._path.exists():
+            self._read(self._path)
+
+    def get(self, key: str) -> Record | None:
+        """What a cell gave; None if it was not run."""
+        return self._found.get(key)
+
+    def put(self, record: Record) -> None:
+        """Keep what a cell gave; on the disk when this returns.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            whole = not self._path.exists() or self._path.read_bytes()[-1:] in (b"", b"\n")
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(("" if whole else "\n") + json.dumps(record) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise RunError(f"{self._path}: cannot be written ({error.strerror}); what was finished is kept") from error
+        self._found[str(record["key"])] = record
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def _read(self, path: Path) -> None:
+        """All whole lines; one that was cut short is a cell that was interrupted."""
+        for line in path.read_text(encoding="utf-8").split("\n"):
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict) and isinstance(record.get("key"), str):
+                self._found[record["key"]] = record
+
+
+__all__ = ["RECORDS", "Kept", "Record"]

@@ -1,0 +1,201 @@
+"""The results of a suite as a page to read (`report.html`, self-contained) and as markdown (`report.md`)."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from base64 import b64encode
+from collections import Counter
+from collections.abc import Sequence
+from hashlib import sha256
+from html import escape
+from pathlib import Path
+
+from espalier.bench import charts
+from espalier.bench.charts import Point, Series, line_chart
+from espalier.bench.page_style import LOGO, PAGE_STYLE
+from espalier.bench.wording import duration_text, section
+from espalier.suite.comparing import Results
+from espalier.suite.sheets import Sheet, sheets
+from espalier.suite.suite import Contender
+
+_COLOURS = ("blue", "plum", "green", "orange", "sky", "ink", "muted", "edge")
+_STYLE = "".join(f".c{at}{{--c:var(--{colour})}}" for at, colour in enumerate(_COLOURS)) + (
+    ".dashed.line{stroke-dasharray:6 5}.key.dashed i{border-top-style:dashed;border-radius:0}.wide{grid-column:1/-1}"
+)
+_EMPHASIS = re.compile(r"\*(\w[^*]*)\*")
+
+
+def write_pages(results: Results, folder: Path, command: Sequence[str]) -> list[Path]:
+    """Write both pages into a folder; returns their paths.
+
+    Args:
+        results: what was run of a suite.
+        folder: where its records are.
+        command: what was called, as words.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    found = sheets(results)
+    made = _made(results, command)
+    page, text = folder / "report.html", folder / "report.md"
+    page.write_text(_page(results, found, made), encoding="utf-8")
+    text.write_text(_markdown(results, found, made), encoding="utf-8")
+    return [page, text]
+
+
+def _made(results: Results, command: Sequence[str]) -> list[tuple[str, str]]:
+    """How the records came about, by name."""
+    places = Counter(json.dumps(record["place"], sort_keys=True) for _, record in results.cells)
+    keys = {str(record["key"]): float(record["seconds"]) for _, record in results.cells}
+    suite = results.suite
+    machines = [
+        ", ".join(f"{name} {value}" for name, value in json.loads(place).items()) + f" ({count} cells)"
+        for place, count in places.most_common()
+    ]
+    tuned = [f"{one.name}: {one.tuning or 'defaults, no tuning'}" for one in results.contenders if one.kind != "static"]
+    return [
+        ("Command", " ".join(command)),
+        (
+            "Cells",
+            f"{len(results.cells)} of {results.asked} are there, {len(keys)} runs, {duration_text(sum(keys.values()))}",
+        ),
+        (
+            "Seeds",
+            f"{_listed(suite.seeds)} to screen; {_listed(suite.confirm_seeds)} to confirm",
+        ),
+        ("To be confirmed", ", ".join(suite.confirm) or "nothing named yet"),
+        ("Machine", "; ".join(machines)),
+        ("Tuning", "; ".join(tuned)),
+    ]
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds)) or "none"
+
+
+def _unfinished(results: Results) -> str | None:
+    left = results.asked - len(results.cells)
+    if not left:
+        return None
+    return f"This suite has not ended: {left} of {results.asked} cells are missing, and what follows is what there is."
+
+
+def _markdown(results: Results, found: Sequence[Sheet], made: Sequence[tuple[str, str]]) -> str:
+    lines = [f"# The suite {results.suite.name}", "", results.suite.about, ""]
+    notice = _unfinished(results)
+    if notice is not None:
+        lines += [f"**{notice}**", ""]
+    for sheet in found:
+        lines += [f"## {sheet.title}", "", sheet.about, ""]
+        lines.append(_line(sheet.header))
+        lines.append(_line(["---" if at in sheet.words else "---:" for at in range(len(sheet.header))]))
+        lines += [_line(row) for row in sheet.rows]
+        lines.append("")
+    lines += ["## How it was made", "", *(f"- **{name}**: {value}" for name, value in made), ""]
+    return "\n".join(lines)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(one.replace('|', '/') for one in cells)} |"
+
+
+def _page(results: Results, found: Sequence[Sheet], made: Sequence[tuple[str, str]]) -> str:
+    digest = b64encode(sha256(charts.SCRIPT.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    title = f"The suite {results.suite.name}"
+    notice = _unfinished(results)
+    warning = "" if notice is None else f'<p class="warn">{escape(notice)}</p>'
+    facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in made)
+    return "\n".join(
+        [
+            '<!doctype html><html lang="en"><head><meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{escape(title)} · Espalier</title>",
+            f"<style>{charts.STYLE}{PAGE_STYLE}{_STYLE}</style></head><body><main>",
+            f'<header><div class="brand">{LOGO}<span>Espalier benchmark</span></div><h1>{escape(title)}</h1>'
+            f'<p class="lead">{escape(results.suite.about)}</p>{warning}</header>',
+            *(_section(sheet) for sheet in found[:1]),
+            _curves(results),
+            *(_section(sheet) for sheet in found[1:]),
+            section("How it was made", "", f"<dl>{facts}</dl>"),
+            f"</main><script>{charts.SCRIPT}</script></body></html>",
+        ]
+    )
+
+
+def _section(sheet: Sheet) -> str:
+    about = _EMPHASIS.sub(r"<i>\1</i>", escape(sheet.about))
+    return section(escape(sheet.title), about, _table(sheet))
+
+
+def _table(sheet: Sheet) -> str:
+    def cells(row: Sequence[str], tag: str) -> str:
+        return "".join(
+            f"<{tag}{'' if at in sheet.words else ' class=n'}>{escape(one)}</{tag}>" for at, one in enumerate(row)
+        )
+
+    rows = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in sheet.rows)
+    head = cells(sheet.header, "th")
+    return f'<div class="card scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+
+
+def _curves(results: Results) -> str:
+    """Validation accuracy over training FLOPs, of every track of every task at the point that most runs are of."""
+    condition = results.suite.conditions[0]
+    figures = []
+    for task in results.suite.tasks:
+        for track in ("growing", "shrinking", "constant", "unstructured"):
+            for point in sorted(results.points(condition)):
+                lines = []
+                for contender in results.contenders:
+                    records = results.of(task.name, track, contender.name, point, condition).values()
+                    drawn = _mean_curve([record["result"]["curve"] for record in records])
+                    if drawn:
+                        lines.append((contender, drawn))
+                if len(lines) > 1:
+                    figures.append(_figure(f"{task.name}, {track} to {point:g}", lines))
+    if not figures:
+        return ""
+    about = (
+        "Accuracy on validation data while training goes on, mean over seeds, over the part of the budget of training "
+        "FLOPs that is spent (logarithmic). Learning rates fall to zero at the end of the budget, for all alike."
+    )
+    return section("Anytime curves", about, f'<div class="plots">{"".join(figures)}</div>')
+
+
+def _mean_curve(curves: Sequence[Sequence[dict[str, float]]]) -> tuple[Point, ...]:
+    """Over looks that all seeds have."""
+    if not curves:
+        return ()
+    count = min(map(len, curves))
+    return tuple(
+        (
+            math.log2(math.fsum(one[at]["done"] for one in curves) / len(curves)),
+            math.fsum(one[at]["val_accuracy"] for one in curves) / len(curves),
+        )
+        for at in range(count)
+    )
+
+
+def _figure(title: str, lines: Sequence[tuple[Contender, tuple[Point, ...]]]) -> str:
+    series, keys = [], []
+    for at, (contender, points) in enumerate(lines):
+        css = f"c{at % len(_COLOURS)}" + (" dashed" if contender.role in ("control", "peer") else "")
+        series.append(Series(contender.name, css, points))
+        keys.append(f'<span class="key {css}"><i></i>{escape(contender.name)}</span>')
+    chart = line_chart(
+        title,
+        series,
+        "part of the budget",
+        lambda x: f"{2**x:.2g}",
+        lambda y: f"{100 * y:.4g}%",
+        may_cut=True,
+        most=1.0,
+    )
+    legend = f'<div class="legend">{"".join(keys)}</div>'
+    return f'<figure class="card"><figcaption>{escape(title)}</figcaption>{legend}{chart}</figure>'
+
+
+__all__ = ["write_pages"]

@@ -1,0 +1,221 @@
+"""What workers do: one cell, from its values alone, to a record that JSON can hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from espalier.bench.architecture import architecture
+from espalier.bench.folder import RunFolder
+from espalier.bench.training import Assignment, Training
+from espalier.errors import EspalierError, EspalierWarning, RunError
+from espalier.method import Method, load_methods
+from espalier.parts.goal import Direction
+from espalier.parts.score import derived_seed
+from espalier.suite import machine
+from espalier.suite.disturbing import disturb
+from espalier.suite.peers import find_peer
+from espalier.suite.preparing import Prepared, prepare
+from espalier.suite.suite import PROTOCOL, Cell, digest
+from espalier.suite.watching import Watching, area
+from espalier.train.settings import build
+
+CELLS = "cells"
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A cell to be run."""
+
+    cell: Cell
+    device: str = "cpu"
+    methods_from: str | None = None
+    """The absolute path of a Python file that registers methods."""
+    sizes: tuple[tuple[str, int], ...] | None = None
+    """Of a retrained architecture: the size of every axis."""
+
+    @property
+    def key(self) -> str:
+        """The address of what it gives: the same for equal content, defaults of methods included."""
+        content: list[Any] = [PROTOCOL, self.cell.content(), self.device.split(":")[0], self.sizes]
+        if self.cell.contender.kind == "methods":
+            if self.methods_from is not None:
+                load_methods(self.methods_from)
+            content.append([repr(one) for one in methods_of(self.cell, 1.0, 1000)])
+        return digest(content)
+
+
+def carried_out(job: Job, folder: Path, threads: int) -> Record:
+    """Do a job; leaves a run folder in ``folder/cells/KEY``. A cell that cannot be run gives ``failed``, the reason.
+
+    ``result`` is a function of the job; ``measured`` and ``place`` are of the machine.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    said: list[str] = []
+    began = time.perf_counter()
+    devices = [job.device] if job.device.startswith("cuda") else []
+    try:
+        with torch.random.fork_rng(devices=devices), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", EspalierWarning)
+            torch.manual_seed(job.cell.seed)
+            if job.methods_from is not None:
+                load_methods(job.methods_from)
+            found = _trained(job, folder / CELLS / job.key, threads)
+        said = [str(one.message) for one in caught if issubclass(one.category, EspalierWarning)]
+    except EspalierError as error:
+        found = {"failed": str(error)}
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        found = {"failed": f"out of memory: {error}"}
+    finally:
+        torch.set_num_threads(before)
+    return {
+        "key": job.key,
+        "cell": dataclasses.asdict(job.cell),
+        **found,
+        "warnings": said,
+        "place": machine.place(job.device, threads),
+        "seconds": round(time.perf_counter() - began, 3),
+    }
+
+
+def methods_of(cell: Cell, start: float, steps: int) -> list[Method]:
+    """The methods of a cell.
+
+    Args:
+        cell: of the kind ``methods``.
+        start: what the network costs at first, as a part of the large one.
+        steps: of the whole training, or how finely the budget is counted.
+
+    Raises:
+        MethodError: they do not fit the track.
+    """
+    contender = cell.contender
+    options: dict[Direction, Mapping[str, Any]] = {}
+    if contender.grow_options:
+        options["grow"] = contender.grow_options
+    if contender.prune_options:
+        options["prune"] = contender.prune_options
+    if cell.track == "unstructured":
+        setting, size = "shrinking" if contender.grow is None else "constant", cell.point
+    else:
+        setting, size = cell.track, {"growing": cell.point / start, "shrinking": cell.point}.get(cell.track, 1.0)
+        if start == 1.0:  # the content of a cell does not know yet what its network costs
+            size = {"growing": 1 / cell.task.start}.get(cell.track, size)
+    return build(
+        setting,
+        contender.grow,
+        contender.prune,
+        total_steps=steps,
+        size=size,
+        measure="parameters" if cell.track == "unstructured" else cell.size,
+        course=contender.course,
+        options=options,
+    )
+
+
+def _trained(job: Job, path: Path, threads: int) -> Record:
+    cell = job.cell
+    prepared = prepare(cell, job.device)
+    machine.forget_peak(job.device)
+    if path.exists():  # of an interrupted run
+        shutil.rmtree(path)
+    folder = RunFolder.create(path, _config(job, prepared, threads))
+    watching = Watching(cell.looks, folder)
+    if cell.contender.kind == "peer":
+        assert cell.contender.peer is not None
+        training = find_peer(cell.contender.peer).train(prepared, watching)
+    else:
+        training = _own(job, prepared, folder, watching)
+    loss, accuracy = training.evaluate(training.assignment.data.x_test, training.assignment.data.y_test)
+    result: Record = {"test_accuracy": accuracy, "test_loss": loss, **_described(training)}
+    result |= {"training_flops": training.training_flops, "steps": training.step}
+    seconds = round(training.seconds - watching.seconds, 3)
+    modules = architecture(training.model)
+    folder.append({"kind": "end", **result, "architecture": modules, "seconds": seconds, "static": None})
+    last = prepared.large_training_flops * cell.scale
+    result |= {
+        "live": sum(live for live, _ in result["weights"].values()),
+        "curve": watching.curve,
+        "edits": watching.edits(),
+        "area": area(watching.curve, last / 32, last),
+    }
+    measured = {
+        "seconds": seconds,
+        "peak_memory": machine.peak_memory(job.device),
+        "latency": machine.latencies(training.model, prepared.example, cell.compiled),
+    }
+    return {"result": result, "measured": measured}
+
+
+def _own(job: Job, prepared: Prepared, folder: RunFolder, watching: Watching) -> Training:
+    """A cell of Espalier's own methods, or a static network."""
+    cell, contender = job.cell, job.cell.contender
+    methods: list[Method] = []
+    if contender.kind == "methods":
+        first = cell.point if cell.track == "constant" else 1.0
+        if cell.track == "growing":
+            first = cell.point * cell.task.start
+        model = prepared.scaled(first)
+        start = getattr(prepared.cost(model), cell.size) / getattr(prepared.large_cost, cell.size)
+        methods = methods_of(cell, start, prepared.steps)
+    elif contender.kind == "retrained":
+        if job.sizes is None:
+            raise RunError(f"{contender.name}: there is no architecture of {contender.of!r} to be trained from scratch")
+        model = prepared.sized(dict(job.sizes))
+    else:
+        part = {"large": 1.0, "small": cell.point * cell.task.start}.get(contender.static, cell.point)
+        model = prepared.scaled(part)
+    assignment = Assignment(
+        prepared.row, prepared.data, methods, prepared.steps, cell.seed, prepared.spending, cell.task.bfloat16
+    )
+    training = Training(assignment, model)
+    folder.append({"kind": "start", **_described(training), "architecture": architecture(training.model)})
+    due = contender.course.moments if contender.kind == "no-op" else ()
+
+    def after_step() -> None:
+        nonlocal due
+        if due and training.done >= due[0]:
+            disturb(training.structure, contender.swing, derived_seed(cell.seed, "no-op", len(due)))
+            due = tuple(one for one in due if one > training.done)
+        watching.after_step(training)
+
+    training.run(after_step, watching.on_epoch, watching.on_event)
+    return training
+
+
+def _described(training: Training) -> Record:
+    return {
+        **training.cost(), "axes": training.axes(), "weights": training.weights(), "depth": training.depth(),
+    }  # fmt: skip
+
+
+def _config(job: Job, prepared: Prepared, threads: int) -> Record:
+    """What the report of a run shows, and all else that decides it."""
+    cell, contender = job.cell, job.cell.contender
+    return {
+        "task": cell.task.name,
+        "model": cell.task.model,
+        "setting": cell.track,
+        "grow": contender.grow or "none",
+        "prune": contender.prune or "none",
+        "seed": cell.seed,
+        "device": job.device,
+        "epochs": cell.task.epochs * cell.scale,
+        "steps": prepared.steps,
+        "cell": dataclasses.asdict(cell),
+        "sizes": None if job.sizes is None else dict(job.sizes),
+        "place": machine.place(job.device, threads),
+    }
+
+
+__all__ = ["CELLS", "Job", "carried_out", "methods_of"]
