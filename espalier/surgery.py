@@ -329,7 +329,7 @@ class Surgery:
                 made[name] = tensor if sources is None else work.made(name, tensor, sources)
             return made[name]
 
-        names = {changes.before.aliases.get(name, name) for name in plan.values}
+        names = dict.fromkeys(changes.before.aliases.get(name, name) for name in plan.values)
         deltas = {changes.before.aliases.get(name, name): delta for name, delta in plan.deltas.items()}
         return judged(contract, changes, after, names, deltas)
 

@@ -16,8 +16,6 @@ import torch.distributed as dist
 from parallel_training import batches, difference, loss_of, methods, network, optimizer_of, part, train
 from ranks import run
 from torch import nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
-from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import espalier as esp
@@ -95,6 +93,8 @@ def refused(rank: int, size: int) -> dict[str, str]:
 
 def kept(rank: int, size: int) -> None:
     """What a wrapper does besides is done by the one that takes its place."""
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
     heard: list[int] = []
     for settings in (
         {"find_unused_parameters": True, "gradient_as_bucket_view": True, "bucket_cap_mb": 1},
@@ -143,6 +143,8 @@ def all_equal(model: nn.Module, size: int) -> bool:
 
 def named(rank: int, size: int) -> dict[str, str]:
     """Wrappers, optimizers and methods that are refused by name."""
+    from torch.distributed.fsdp import fully_shard
+
     said = {}
     wrapper = DistributedDataParallel(network())
     with warnings.catch_warnings():

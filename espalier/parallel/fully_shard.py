@@ -79,9 +79,12 @@ class FullyShard:
             module.training = modes.get(path, module.training)
         return live
 
-    def values(self) -> Mapping[str, Tensor]:
-        """Every tensor with its entries: a parameter is put together when it is asked for, by all ranks."""
-        return _Gathered(tensor_table(self.model).tensors)
+    def values(self, meet: Callable[[str], object] | None = None) -> Mapping[str, Tensor]:
+        """Every tensor with its entries: a parameter is put together when it is asked for, by all ranks.
+
+        `meet` is called with its name before, where not all ranks are sure to ask for the same one.
+        """
+        return _Gathered(tensor_table(self.model).tensors, meet)
 
     @contextmanager
     def looking(self) -> Iterator[None]:
@@ -131,10 +134,12 @@ class FullyShard:
 class _Gathered(Mapping[str, Tensor]):
     """Tensors by name, each put together when it is asked for and kept by nobody."""
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self._tensors = tensors
+    def __init__(self, tensors: Mapping[str, Tensor], meet: Callable[[str], object] | None) -> None:
+        self._tensors, self._meet = tensors, meet
 
     def __getitem__(self, name: str) -> Tensor:
+        if self._meet is not None:
+            self._meet(name)
         return whole(self._tensors[name])
 
     def __iter__(self) -> Iterator[str]:

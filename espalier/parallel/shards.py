@@ -37,6 +37,7 @@ class Shards:
 
     def __init__(self, fully: FullyShard) -> None:
         self._fully = fully
+        self.store = ShardStore(fully, self)
         parameter = next(fully.model.parameters())
         assert isinstance(parameter, DTensor)
         members = sorted(parameter.device_mesh.mesh.flatten().tolist())
@@ -90,12 +91,17 @@ class Shards:
         """Raise ParallelError unless all have the same."""
         self._ranks.same(what, found)
 
+    def put_together(self, name: str) -> None:
+        """Before a tensor is put together: raise ParallelError unless all ask for this one."""
+        self._ranks.exchange(f"the values of {name}")
+
 
 class ShardStore:
     """Entries in shards; see `espalier.edit.store.Store`."""
 
-    def __init__(self, fully: FullyShard) -> None:
+    def __init__(self, fully: FullyShard, peers: Shards) -> None:
         self.fully = fully
+        self._peers = peers
 
     def check(self, plan: Plan) -> None:
         """Raise PlanError for masks and for layers that come or go."""
@@ -108,7 +114,7 @@ class ShardStore:
 
     def values(self, table: TensorTable) -> Mapping[str, Tensor]:
         """Every tensor, put together when it is asked for."""
-        return self.fully.values()
+        return self.fully.values(self._peers.put_together)
 
     def commit(
         self,

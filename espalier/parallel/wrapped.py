@@ -45,14 +45,15 @@ def unwrapped(model: Model, optimizer: Optimizer | None, follow: Sequence[nn.Mod
             among the ranks, or copies are to follow a model that is shared out.
     """
     if isinstance(model, FullyShard):
-        from espalier.parallel.shards import Shards, ShardStore  # slow to import
+        from espalier.parallel.shards import Shards  # slow to import
 
         if follow:
             raise ParallelError(
                 "follow: copies of a network that is sharded cannot follow its edits; make them from session.model "
                 "after an edit."
             )
-        return Unwrapped(model.plain, Shards(model), ShardStore(model), model)
+        peers = Shards(model)
+        return Unwrapped(model.plain, peers, peers.store, model)
     found = uncompiled(model)
     compiled = None if found is model else model
     if isinstance(found, DistributedDataParallel):

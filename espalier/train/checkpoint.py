@@ -152,7 +152,7 @@ def load(
     try:
         structure = _loaded(Path(folder), inside, example_inputs, optimizer, keep, limits, follow)
         if inside.fully is not None:
-            from espalier.train.checkpoint_shards import fill
+            from espalier.train.checkpoint_shards import fill  # slow to import
 
             fill(files.read(Path(folder)), inside.fully, optimizer)
     except Exception as error:
@@ -179,8 +179,8 @@ def _loaded(
     check_model(model)
     if optimizer is not None:
         check_optimizer(optimizer, inside.peers.live(model).named_parameters())
-    if hollow and network.depth:
-        raise CheckpointError("layers came or went in the saved network; load it without FullyShard.")
+    if hollow and (network.depth or "masks.safetensors" in paths):
+        raise CheckpointError("the saved network has masks, or layers came or went in it; load it without FullyShard.")
     here = None if hollow else optimizer
     journal = Journal()
     try:
