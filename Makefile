@@ -1,13 +1,15 @@
 # `make demo` runs the main job, `make test` checks everything, `make slow` what is left out there, `make zoo` tries the
-# architectures of other packages (in an environment of its own), `make docs` builds the documentation into build/site; each
-# creates the environment if it is missing.
+# architectures of other packages and `make extras` trainers, loggers and peft (each in an environment of its own), `make docs`
+# builds the documentation into build/site; each creates the environment if it is missing.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 ZOO := .venv-zoo/bin
 ZOO_STAMP := .venv-zoo/.installed
+EXTRAS := .venv-extras/bin
+EXTRAS_STAMP := .venv-extras/.installed
 
-.PHONY: demo test slow zoo docs setup clean
+.PHONY: demo test slow zoo extras docs setup clean
 
 demo: $(STAMP)
 	$(BIN)/espalier run digits --out runs/demo
@@ -25,6 +27,9 @@ slow: $(STAMP)
 zoo: $(ZOO_STAMP)
 	$(ZOO)/python benchmarks/zoo.py
 
+extras: $(EXTRAS_STAMP)
+	$(EXTRAS)/pytest tests/test_trainers.py tests/test_pretrained.py tests/test_pages.py
+
 docs: $(STAMP)
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
@@ -32,7 +37,7 @@ docs: $(STAMP)
 setup: $(STAMP)
 
 clean:
-	rm -rf .venv .venv-zoo runs dist build .data .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-zoo .venv-extras runs dist build .data .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # the constraints name torch's version, so that one call installs the build that was tested and nothing replaces it
 $(STAMP): pyproject.toml constraints.txt
@@ -46,4 +51,10 @@ $(ZOO_STAMP): benchmarks/zoo_requirements.txt constraints.txt
 	@echo "installing into .venv-zoo (a few minutes the first time)"
 	$(ZOO)/pip install --quiet -c constraints.txt -e .
 	$(ZOO)/pip install --quiet --no-deps -r benchmarks/zoo_requirements.txt
+	touch $@
+
+$(EXTRAS_STAMP): pyproject.toml constraints.txt
+	test -x $(EXTRAS)/python || $(PYTHON) -m venv .venv-extras
+	@echo "installing into .venv-extras (some minutes the first time)"
+	$(EXTRAS)/pip install --quiet -c constraints.txt -e ".[dev,lightning,peft,tensorboard,mlflow,wandb]"
 	touch $@

@@ -34,6 +34,7 @@ from espalier.bench.data import Dataset, load
 from espalier.bench.models import build
 from espalier.method import Method
 from espalier.parts.gates.expected import ExpectedCost
+from espalier.parts.gates.kinds import Judged
 from espalier.parts.gates.stages import Stages
 
 EPOCHS, BATCH, AWAKE = 220, 128, 0.2
@@ -66,6 +67,8 @@ class Settings:
     begin: float
     fill: float
     patience: int
+    judged: Judged
+    """``mean`` goes with the running statistics of batch norms, which have seen drawn gates."""
     streams: bool
     bf16: bool
 
@@ -77,6 +80,7 @@ class Settings:
         penalty = ExpectedCost(self.strength, "flops" if self.of == "flops" else "parameters")
         axes = [INNER, *(STREAMS if self.streams else ())]
         same: dict[str, Any] = {"rate": self.rate, "patience": self.patience, "begin": self.begin, "axes": axes}
+        same["judged"] = self.judged
         if self.setting == "shrinking":
             return esp.prune.NPN(stages, penalty, **same)
         awake = {name: max(1, round(AWAKE * axis.size)) for name, axis in structure.axes.items()}
@@ -138,6 +142,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=float, default=value)
     parser.add_argument("--of", choices=("parameters", "flops"), default="flops")
     parser.add_argument("--patience", type=int, default=3)
+    parser.add_argument("--judged", choices=("mean", "hard"), default="mean")
     parser.add_argument("--streams", action="store_true", help="gates on the residual streams too")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--bf16", action="store_true", help="products in bfloat16")

@@ -25,6 +25,7 @@ from npn_training import Assignment, Pair, Run, append, finished, folder_of, in_
 from torch import Tensor, nn
 
 import espalier as esp
+from espalier.bench.augment import warp
 from espalier.bench.formats import read_idx
 from espalier.bench.models import build
 from espalier.method import Method
@@ -60,6 +61,8 @@ class Settings:
     """Learning rate at the beginning of the last stage; `lr` holds until then."""
     decay: str
     weight_decay: float
+    warp: list[float]
+    """Degrees, part of the size and pixels by which training images are warped at most (`espalier.bench.augment`)."""
 
     def method(self) -> Method:
         """Stages are fractions of the training; k rises from `k` to `k * rise` in the search."""
@@ -117,10 +120,12 @@ def weights(structure: esp.Structure) -> tuple[int, int]:
 
 def assignment(settings: Settings, train: Pair, held_out: Pair) -> Assignment:
     x, y = train
+    degrees, scale, pixels = settings.warp
+    change = warp(degrees, scale, pixels) if any(settings.warp) else None
 
     def batches(generator: torch.Generator) -> Iterator[Pair]:
         for chosen in torch.randperm(len(y), generator=generator).split(BATCH):
-            yield x[chosen], y[chosen]
+            yield x[chosen] if change is None else change(x[chosen], generator), y[chosen]
 
     return Assignment(
         model=lambda: build("lenet5", (1, 28, 28), 10, seed=settings.seed).to(memory_format=torch.channels_last),
@@ -166,6 +171,7 @@ def main() -> None:
     parser.add_argument(
         "--each", type=float, nargs=3, default=(0.004, 0.0175, 0.003), metavar=("CONV1", "CONV2", "FC1")
     )
+    parser.add_argument("--warp", type=float, nargs=3, default=(0.0, 0.0, 0.0), metavar=("DEGREES", "SCALE", "PIXELS"))
     parser.add_argument("--decay", choices=("cosine", "tenth"), default="cosine")
     parser.add_argument("--patience", type=int, default=3)
     options = parser.parse_args()
@@ -173,7 +179,7 @@ def main() -> None:
     data = images(Path(os.environ["ESPALIER_DATA"]) / "mnist")
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         chosen = {name: getattr(options, name) for name in Settings.__dataclass_fields__ if name != "seed"}
-        settings = Settings(seed=seed, **{**chosen, "each": list(options.each)})
+        settings = Settings(seed=seed, **{**chosen, "each": list(options.each), "warp": list(options.warp)})
         if finished(options.results, asdict(settings), options.test):
             continue
         line = run(settings, options, data)

@@ -2,16 +2,26 @@
 
 from espalier import grow as grow
 from espalier import layers as layers
+from espalier import measure as measure
 from espalier import prune as prune
 from espalier.attach import attach as attach
 from espalier.edit.changes import Limits as Limits
 from espalier.errors import EspalierError as EspalierError
 from espalier.errors import EspalierWarning as EspalierWarning
+from espalier.export.code import export_code as export_code
+from espalier.export.onnx import export_onnx as export_onnx
 from espalier.method import Method as Method
 from espalier.method import register as register
+from espalier.oneshot.expand import Expanded as Expanded
+from espalier.oneshot.expand import expand as expand
+from espalier.oneshot.result import Shrunk as Shrunk
+from espalier.oneshot.shrink import shrink as shrink
+from espalier.oneshot.tuning import Distillation as Distillation
+from espalier.oneshot.tuning import Tuning as Tuning
 from espalier.parallel.fully_shard import FullyShard as FullyShard
 from espalier.parts.budget import FLOPs as FLOPs
 from espalier.parts.budget import Latency as Latency
+from espalier.parts.budget import Memory as Memory
 from espalier.parts.budget import Parameters as Parameters
 from espalier.parts.budget import Sparsity as Sparsity
 from espalier.parts.budget import Units as Units

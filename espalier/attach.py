@@ -15,6 +15,7 @@ from espalier.edit.apply import copy_of
 from espalier.edit.changes import Limits, find_axis
 from espalier.edit.interrupt import uninterrupted
 from espalier.edit.optimizer import check as check_optimizer
+from espalier.edit.whole import is_sharded
 from espalier.errors import PlanError
 from espalier.graph.capture import tensor_table
 from espalier.graph.cells import named_cells
@@ -140,7 +141,7 @@ def check_model(model: nn.Module) -> None:
                 "espalier.attach an espalier.FullyShard, which uses fully_shard (FSDP2)."
             )
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if _is_one(tensor, "torch.distributed.tensor", "DTensor"):
+        if is_sharded(tensor):
             raise PlanError(
                 f"{name} is sharded already; give espalier.attach an espalier.FullyShard of the plain model and of the "
                 "function that shards it."

@@ -21,7 +21,7 @@ from espalier.bench.folder import next_free
 from espalier.bench.inspection import as_json, inspect
 from espalier.bench.listing import methods_text
 from espalier.bench.models import MODELS
-from espalier.bench.options import resolve
+from espalier.bench.options import check_device, resolve
 from espalier.bench.progress import progress_on
 from espalier.bench.report import write_report
 from espalier.bench.report_search import write_search_report
@@ -116,6 +116,7 @@ def _bench(options: argparse.Namespace, words: list[str]) -> int:
     if options.methods_from is not None:
         load_methods(options.methods_from)
     suite = find_suite(options.suite)
+    check_device(options.device)
     only: dict[str, list[str]] = {}
     for one in options.only:
         field, equals, value = one.partition("=")
@@ -269,15 +270,13 @@ def _add_evolve_arguments(command: argparse.ArgumentParser) -> None:
     add("--batch-size", type=int, metavar="N")
     add("--lr", type=float, metavar="RATE", help="largest learning rate of the schedule")
     add("--seed", type=int, metavar="N", help="of weights, data order, validation split and edits; default 0")
-    add("--cycles", type=int, metavar="N", help="how often branches compete; default 5")
-    add("--candidates", type=int, metavar="N", help="edits that are tried in each cycle; default 6")
+    add("--cycles", type=int, metavar="N", help="how often branches compete; default 3")
+    add("--candidates", type=int, metavar="N", help="edits that are tried in each cycle; default 3")
     add("--proposals", metavar="NAME", help=f"where edits come from: {', '.join(PROPOSALS)}; default {PROPOSALS[0]}")
-    add(
-        "--price",
-        type=float,
-        metavar="LOSS",
-        help="the rise of the loss that a network of e times fewer parameters is worth",
-    )
+    what = "the rise of the loss that a network of e times"
+    add("--price-parameters", type=float, metavar="LOSS", help=f"{what} fewer parameters is worth; default 0")
+    add("--price-flops", type=float, metavar="LOSS", help=f"{what} fewer FLOPs per inference is worth; default 0")
+    add("--price-latency", type=float, metavar="LOSS", help=f"{what} lower latency, measured here, is worth")
     add("--no-baseline", dest="baseline", action="store_false", help="leave out the start trained alone")
     add("--out", type=Path, metavar="DIR", help="folder of the search; default: a new one in runs/")
     command.add_argument("--workers", type=int, metavar="N", default=1, help="processes that train branches; default 1")

@@ -40,6 +40,17 @@ class MethodError(EspalierError):
     """A method, its schedule or its budget does not fit the network, or its scores are no numbers."""
 
 
+class ShrinkError(EspalierError):
+    """A network cannot be shrunk or expanded as asked for, or the user's own functions failed on the way."""
+
+    reached: object = None
+    """The `espalier.Shrunk` that was reached before one of the user's functions failed."""
+
+
+class ExportError(EspalierError):
+    """A network cannot be handed on in the form that is asked for, or what was written does not compute the same."""
+
+
 class ParallelError(EspalierError):
     """The processes of one training do not mean the same edit, or their wrapper cannot follow one."""
 

@@ -130,4 +130,13 @@ def _wraps(model: nn.Module, known: nn.Module | None) -> bool:
     return any(other is model for one in wrappers if one is not known for other in one.modules())
 
 
-__all__ = ["Alone", "Peers", "refuse_wrapped"]
+def check_whole(peers: Peers, what: str) -> None:
+    """Raise ParallelError for a network that is sharded: what reads its parameters would find no numbers."""
+    if not peers.whole:
+        raise ParallelError(
+            f"{what} reads parameters, of which no process has all in a network that is sharded; call espalier.save on "
+            "all ranks, load the checkpoint into a plain model in one process, and do it there."
+        )
+
+
+__all__ = ["Alone", "Peers", "check_whole", "refuse_wrapped"]

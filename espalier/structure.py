@@ -97,6 +97,16 @@ class Structure:
         """The optimizer that trains it."""
         return self.surgery.optimizer
 
+    def train_with(self, optimizer: Optimizer) -> None:
+        """Have another optimizer follow every edit from now on, in place of the one that was attached, if any did.
+
+        For trainers that make their optimizers late. Edits that were made before cannot be undone any more.
+
+        Raises:
+            OptimizerError: it holds none of the model's parameters, or state of other shapes.
+        """
+        self.surgery.train_with(optimizer)
+
     @property
     def step(self) -> int:
         """Optimizer steps that are done, as the session counts them: the birth of units that come now."""

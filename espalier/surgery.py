@@ -27,6 +27,8 @@ from espalier.edit.interrupt import uninterrupted
 from espalier.edit.journal import Journal, UndoStack
 from espalier.edit.known import Known, regrown
 from espalier.edit.masks import Enforcer, Masking, Masks, masking_of
+from espalier.edit.optimizer import check as check_optimizer
+from espalier.edit.optimizer import check_shapes
 from espalier.edit.plan import Plan
 from espalier.edit.refresh import verified
 from espalier.edit.repair import UnrepairedError
@@ -34,6 +36,7 @@ from espalier.edit.scales import Constant
 from espalier.edit.stage import Staged, settled, stage, with_refusal
 from espalier.edit.store import Here, Store
 from espalier.edit.verify import Subject, Verification, resized_example, verify
+from espalier.edit.young import Youth
 from espalier.errors import PlanError, SurgeryError
 from espalier.graph.caches import drop_caches
 from espalier.graph.capture import TensorTable, tensor_table
@@ -59,11 +62,14 @@ class Surgery:
         self.store: Store = Here()
         """Where the entries of its tensors are."""
         self.enforcer = Enforcer(optimizer)
+        self.youth = Youth(optimizer)
+        self.youth.look()
         self.compiled = CompiledCode()
         self.history: list[Edit] = []
         """The edits that hold, oldest first."""
         self.step = 0
         """Optimizer steps that are done: the birth of units that come now."""
+        self._undo_limit = undo_limit
         self._undo = UndoStack([optimizer] if optimizer is not None else [], undo_limit)
         self._undone: deque[Known] = deque(maxlen=undo_limit)
         self._learnt: set[tuple[type, tuple[str, ...]]] = set()
@@ -96,6 +102,17 @@ class Surgery:
     @topology.setter
     def topology(self, topology: Topology) -> None:
         self.known = replace(self.known, topology=topology, settled=True)
+
+    def train_with(self, optimizer: Optimizer) -> None:
+        """See `Structure.train_with`."""
+        table = tensor_table(self.model)
+        check_optimizer(optimizer, self.model.named_parameters())
+        check_shapes(optimizer, list(table.tensors.items()))
+        self._enforce({})  # the hook of the optimizer before goes
+        self.optimizer, self.enforcer = optimizer, Enforcer(optimizer)
+        self._undo = UndoStack([optimizer], self._undo_limit)
+        self._undone.clear()
+        self._enforce(self.known.masks)
 
     def check(self, plan: Plan) -> tuple[Contract, tuple[AttributeChange, ...]]:
         """What applying a plan would promise and which attributes would follow; changes nothing.
@@ -170,10 +187,12 @@ class Surgery:
         try:
             self.peers.settle("an edit", None)
             self._enforce(known.masks)
+            self.youth.look()
             self._undo.push(journal)
         except BaseException:
             journal.rollback()
             self._enforce(self.known.masks)
+            self.youth.look()
             raise
         while self._undone and len(self._undone) >= len(self._undo):  # an optimizer step ended what was kept before
             self._undone.popleft()
@@ -278,6 +297,7 @@ class Surgery:
                 drop_caches(module.modules())
             self.known = self._undone.pop()
             self._enforce(self.known.masks)
+            self.youth.look()
             edit = self.history.pop()
             self._renew_compiled(edit)
             self.peers.rebind()

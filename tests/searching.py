@@ -24,7 +24,7 @@ class Spirals:
     width: int = 4
     seed: int = 0
     trouble: str = ""
-    """``kill`` or ``hang``: what becomes of the worker that trains a network of more than `width` units."""
+    """``kill``, ``hang``, ``memory`` or ``bug``: what becomes of who trains a network of more than `width` units."""
     once: str = ""
     """A file that is there when the trouble is over; it is made before."""
 
@@ -55,6 +55,10 @@ class Spirals:
             if Path(self.once).exists():
                 return
             Path(self.once).touch()
+        if self.trouble == "memory":
+            torch.empty(1 << 58)
+        if self.trouble == "bug":
+            raise KeyError("forgotten")
         if self.trouble == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(1000)
@@ -68,8 +72,11 @@ class Wider:
 
     def __call__(self, material: Material, count: int, /) -> list[Proposal]:
         material.loss(material.batches[0]).backward()
-        found = [Proposal(Plan((Resize(axis, add=2),), seed=material.seed), "wider", f"widen {axis}") for axis in "02"]
+        found = [
+            Proposal(Plan((Resize(axis, add=2),), seed=material.seed), "wider", f"widen {axis}", "why not")
+            for axis in "02"
+        ]
         if self.broken:
             plan = Plan((Resize("2", add=2),), values={"4.weight": torch.full((2, 6), 3e38)})
-            found.append(Proposal(plan, "broken", "widen into what overflows"))
+            found.append(Proposal(plan, "broken", "widen into what overflows", "for trouble"))
         return found

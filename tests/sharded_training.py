@@ -7,18 +7,29 @@ from typing import Any
 
 import torch
 from parallel_training import batches, loss_of, mean, network, optimizer_of, part
+from ranks import Work
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 import espalier as esp
 
-X = torch.zeros(2, 6)
+
+def example() -> Tensor:
+    return torch.zeros(2, 6)
+
+
+def double(rank: int, size: int, work: Work, *args: Any) -> Any:
+    """The same in double precision. In single, rounding decides where gradients of new entries are close to zero, whose
+    own squares their steps are divided by."""
+    torch.set_default_dtype(torch.float64)
+    return work(rank, size, *args)
 
 
 def shard(model: nn.Module) -> None:
     assert isinstance(model, nn.Sequential)
-    fully_shard(model[2], reshard_after_forward=False, mp_policy=MixedPrecisionPolicy(reduce_dtype=torch.float32))
+    policy = MixedPrecisionPolicy(reduce_dtype=torch.get_default_dtype())
+    fully_shard(model[2], reshard_after_forward=False, mp_policy=policy)
     fully_shard(model)
 
 
@@ -56,7 +67,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 def train(rank: int, size: int, kind: str, steps: int, chosen: list[esp.Method]) -> dict[str, Any]:
     fully, optimizer = shared_out(kind)
-    structure = esp.attach(fully, X, optimizer=optimizer)
+    structure = esp.attach(fully, example(), optimizer=optimizer)
     session = esp.Session(structure, chosen, loss=loss_of, total_steps=steps)
     losses = go_on(session, rank, size, steps, steps)
     assert isinstance(session.model, FSDPModule)
@@ -67,7 +78,7 @@ def train(rank: int, size: int, kind: str, steps: int, chosen: list[esp.Method])
 def save_in_the_middle(rank: int, size: int, kind: str, folder: Path, total: int, chosen: list[esp.Method]) -> Any:
     """Train half the way, save, and go on."""
     fully, optimizer = shared_out(kind)
-    structure = esp.attach(fully, X, optimizer=optimizer)
+    structure = esp.attach(fully, example(), optimizer=optimizer)
     session = esp.Session(structure, chosen, loss=loss_of, total_steps=total)
     go_on(session, rank, size, total // 2, total)
     esp.save(structure, folder, session=session)
@@ -76,7 +87,7 @@ def save_in_the_middle(rank: int, size: int, kind: str, folder: Path, total: int
 
 def load_and_go_on(rank: int, size: int, kind: str, folder: Path, total: int, chosen: list[esp.Method]) -> Any:
     fully, optimizer = shared_out(kind)
-    structure = esp.load(folder, fully, X, optimizer=optimizer)
+    structure = esp.load(folder, fully, example(), optimizer=optimizer)
     session = esp.Session(structure, chosen, loss=loss_of, total_steps=total)
     session.load(folder)
     return go_on(session, rank, size, total - total // 2, total)
@@ -85,7 +96,7 @@ def load_and_go_on(rank: int, size: int, kind: str, folder: Path, total: int, ch
 def edited(rank: int, size: int, kind: str) -> dict[str, Any]:
     """Some edits by hand, undone ones too; what they make of the network; and what is refused."""
     fully, optimizer = shared_out(kind)
-    structure = esp.attach(fully, X, optimizer=optimizer)
+    structure = esp.attach(fully, example(), optimizer=optimizer)
     for batch in batches(3):
         optimizer.zero_grad()
         loss_of(fully.model, part(batch, rank, size)).backward()
@@ -103,7 +114,8 @@ def edited(rank: int, size: int, kind: str) -> dict[str, Any]:
         optimizer.zero_grad()
         loss_of(fully.model, part(batch, rank, size)).backward()
         optimizer.step()
-    empty = [bool(one.isnan().all()) and one.untyped_storage().nbytes() == 4 for one in fully.plain.parameters()]
+    hollow = list(fully.plain.parameters())
+    empty = [bool(one.isnan().all()) and one.untyped_storage().nbytes() == one.element_size() for one in hollow]
     return {
         "undone": all(torch.equal(kept[name], undone[name]) for name in kept),
         "contract": grown.contract,

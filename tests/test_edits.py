@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from training import assert_state_fits, edited, loss_of, train
 
 from espalier.attach import attach
+from espalier.edit.young import AGE
 from espalier.errors import OptimizerError
 from espalier.graph.capture import tensor_table
 from espalier.structure import Structure
@@ -181,47 +182,54 @@ def digits() -> tuple[Tensor, Tensor]:
 
 
 def train_on_digits(
-    model: nn.Module, optimizer: Optimizer, data: tuple[Tensor, Tensor], steps: int, watched: Tensor, seed: int
-) -> Tensor:
-    """Mean square of the steps of every column of `watched`."""
+    model: nn.Module, optimizer: Optimizer, data: tuple[Tensor, Tensor], steps: int, seed: int, *watched: Tensor
+) -> list[Tensor]:
+    """Mean square of the steps of every column of what is watched."""
     images, labels = data
     generator = torch.Generator().manual_seed(seed)
-    total = torch.zeros(watched.shape[1])
+    totals = [torch.zeros(one.shape[1]) for one in watched]
     for _ in range(steps):
         chosen = torch.randint(0, len(images), (64,), generator=generator)
-        before = watched.detach().clone()
+        before = [one.detach().clone() for one in watched]
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(images[chosen]), labels[chosen]).backward()
         optimizer.step()
-        total += (watched.detach() - before).pow(2).mean(0)
-    return total / steps
+        for total, one, old in zip(totals, watched, before, strict=True):
+            total += (one.detach() - old).pow(2).mean(0)
+    return [total / steps for total in totals]
 
 
-def relative_step_of_new_units(make: Make, seed: int, forget: bool) -> float:
-    """Root mean square of the next 100 steps of weights that read new units, by that of the old ones beside them."""
+def relative_steps_of_new_units(make: Make, seed: int, forget: bool) -> tuple[float, ...]:
+    """Root mean square of the next 100 steps of weights that read and that make new units, by that of the old ones."""
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 10))
     optimizer, data = make(model.parameters()), digits()
-    train_on_digits(model, optimizer, data, 600, model[4].weight, seed)
+    train_on_digits(model, optimizer, data, 600, seed)
     structure = attach(model, data[0][:8], optimizer=optimizer)
     structure.grow("2", by=16, seed=seed)
     if forget:
         for parameter, new in ((model[2].weight, slice(32, None)), (model[4].weight, (slice(None), slice(32, None)))):
+            optimizer.state[parameter].pop(AGE)
             for value in optimizer.state[parameter].values():
                 if value.dim():
                     value[new] = 0
-    steps = train_on_digits(model, optimizer, data, 100, model[4].weight, seed + 1)
-    return float(steps[32:].mean() / steps[:32].mean()) ** 0.5
+    found = train_on_digits(model, optimizer, data, 100, seed + 1, model[4].weight, model[2].weight.t())
+    return tuple(float(steps[32:].mean() / steps[:32].mean()) ** 0.5 for steps in found)
 
 
 @pytest.mark.parametrize("name", ["SGD momentum", "Adam", "AdamW", "RMSprop", "Adagrad"])
 def test_new_units_take_steps_of_ordinary_size(name):
     make = (lambda p: optim.SGD(p, lr=0.05, momentum=0.9)) if name == "SGD momentum" else PER_ELEMENT[name]
-    ratio = geometric_mean(relative_step_of_new_units(make, seed, forget=False) for seed in range(5))
-    print(f"\n{name}: new units' steps are {ratio:.2f} of the old ones'")
-    assert 1 / 1.5 <= ratio <= 1.5
+    found = [relative_steps_of_new_units(make, seed, forget=False) for seed in range(5)]
+    reading, making = (geometric_mean(ratios) for ratios in zip(*found, strict=True))
+    print(
+        f"\n{name}: steps of what reads new units are {reading:.2f}, of what makes them {making:.2f} of the old ones'"
+    )
+    # those of the same gradients are within a factor of 1.5 (test_optimizer.py); their own agree more from step to step
+    assert 1 / 2 <= reading <= 2
+    assert name == "SGD momentum" or 1 / 2 <= making <= 2  # its steps are as small as the gradients are
 
 
 @pytest.mark.parametrize("name", ["Adam", "RMSprop", "Adagrad"])
 def test_with_a_state_of_zeros_the_steps_would_be_too_large(name):
-    assert relative_step_of_new_units(PER_ELEMENT[name], 0, forget=True) > 2
+    assert max(relative_steps_of_new_units(PER_ELEMENT[name], 0, forget=True)) > 2

@@ -88,14 +88,14 @@ def test_settings_make_a_method_without_a_budget() -> None:
 
 
 @pytest.mark.parametrize("key", PRESETS)
-def test_a_preset_makes_both_methods_and_trains_on_data_as_they_are(key: tuple[str, str]) -> None:
-    preset = PRESETS[key]
-    assert preset.methods.keys() == {"growing", "shrinking"}
-    for setting, direction in (("growing", "grow"), ("shrinking", "prune")):
-        method = preset.methods[setting]()
-        assert (method.name, method.direction) == (key[1], direction)
-    row = preset.of(task("mnist"))
-    assert (row.name, row.augment, row.epochs) == ("mnist", None, preset.epochs)
+def test_a_preset_makes_its_method_and_says_how_to_train(key: tuple[str, str, str]) -> None:
+    preset, (model, name, setting) = PRESETS[key], key
+    method = preset.method()
+    assert (method.name, method.direction) == (name, "grow" if setting == "growing" else "prune")
+    row = preset.of(task("cifar10"))
+    assert (row.name, row.augment, row.epochs, row.label_smoothing) == ("cifar10", preset.augment, preset.epochs, 0)
+    other = "growing" if setting == "shrinking" else "shrinking"
+    assert (model, name, other) in PRESETS
 
 
 def test_a_schedule_that_falls_once() -> None:
@@ -106,7 +106,7 @@ def test_a_schedule_that_falls_once() -> None:
 
 
 def test_a_preset_is_for_its_own_network() -> None:
-    assert resolve({"task": "mnist", "method": "npn"}).preset is PRESETS["lenet5", "npn"]
+    assert resolve({"task": "mnist", "method": "npn"}).preset is PRESETS["lenet5", "npn", "growing"]
     other = resolve({"task": "mnist", "method": "npn", "model": "mlp"})
     assert (other.preset, other.epochs, other.make_task()) == (None, 10, task("mnist"))
     assert resolve({"task": "mnist"}).preset is None

@@ -236,6 +236,16 @@ def test_what_is_shut_when_the_search_ends_is_removed_and_nothing_changes():
         torch.testing.assert_close(run.model(run.batch[0]), before)
 
 
+def test_the_unit_that_has_to_stay_is_trained_as_it_is_judged():
+    run = Plain(esp.prune.NPN(Stages(k=2.0, start=0.0, until=0.2), None, rate=1e-9), total=40).train(5)
+    run.memory.logits["0"][:] = torch.tensor([-5.0, -5, -5, -4, -5, -5])
+    run.train(8)
+    assert run.sizes() == [1, 5]
+    plain = run.loss(run.model, run.batch)
+    torch.testing.assert_close(run.session.loss(run.batch), plain)
+    torch.testing.assert_close(run.session._as_decided(run.batch), plain)
+
+
 def test_low_units_go_to_sleep_during_the_search_but_never_all():
     run = Plain(esp.prune.NPN(ALWAYS, None, patience=2, rate=1e-9)).train(1)
     run.memory.logits["0"][:] = -5.0
@@ -246,6 +256,11 @@ def test_low_units_go_to_sleep_during_the_search_but_never_all():
     assert run.sizes() == [1, 4]
     assert {axis: len(one) for axis, one in run.memory.sleepers.asleep.items()} == {"0": 5, "2": 1}
     assert len(run.memory.logits["2"]) == 4
+    run.train(4)
+    assert float(run.session.gates().probabilities["0"]) == 1, "the last unit is trained as one that stays"
+    logit = run.memory.logits["0"].clone()
+    run.train(4)
+    assert torch.equal(run.memory.logits["0"], logit)
 
 
 def test_a_strong_penalty_prunes_and_training_goes_on():

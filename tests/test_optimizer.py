@@ -15,6 +15,7 @@ from transformers.optimization import Adafactor as HuggingFaceAdafactor
 from espalier.edit.journal import Journal
 from espalier.edit.optimizer import RULES, check, check_shapes, plan_state
 from espalier.edit.tensors import gather
+from espalier.edit.young import AGE, YOUTH, Youth
 from espalier.errors import OptimizerError
 
 Build = Callable[[object], Optimizer]
@@ -95,10 +96,11 @@ def change(model: nn.Sequential, optimizer: Optimizer, units: list[int], zero_st
         grad = None if tensor.grad is None else gather(tensor.grad, sources, 0.0, like=tensor)
         state = plan_state(optimizer, tensor, sources, new)
         if zero_state:
-            state = {key: gather(optimizer.state[tensor][key], sources, 0.0) for key in state}
+            state = {key: gather(optimizer.state[tensor][key], sources, 0.0) for key in state if key != AGE}
         journal.replace_tensor(tensor, new, grad)
         journal.replace_state(optimizer, tensor, state)
     check_shapes(optimizer, model.named_parameters())
+    Youth(optimizer).look()
 
 
 def grown(count: int) -> list[int]:
@@ -171,11 +173,13 @@ def steps_under_equal_gradients(name: str, zero_state: bool) -> list[float]:
     """RMS step of new entries over that of old ones, per tensor, when each new unit gets an old one's gradients.
 
     The gradients are real ones: of the surviving network on its own. With its true gradients a new unit with zero
-    outgoing weights is slower, since those of its incoming weights start at zero, whatever the state is.
+    outgoing weights is slower, since those of its incoming weights start at zero, whatever the state is. Before, the
+    network is trained until gradients no longer grow, which takes RAdam longer: old entries are divided by what theirs
+    were.
     """
     model = network(torch.float32)
     optimizer = PER_ELEMENT[name](model.parameters())
-    train(model, optimizer, seed=1, steps=300)
+    train(model, optimizer, seed=1, steps=1200 if name == "radam" else 300)
     old_network = copy.deepcopy(model)
     change(model, optimizer, grown(HIDDEN), zero_state)
     squares = torch.zeros(3, 2)
@@ -249,7 +253,8 @@ def test_planning_changes_nothing_and_keeps_what_has_no_entries():
     before = copy.deepcopy(optimizer.state[parameter])
     source = np.array([2, -1], dtype=np.int64)
     planned = plan_state(optimizer, parameter, (source, None), torch.zeros(2, 4))
-    assert set(planned) == {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"}
+    assert set(planned) == {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", AGE}
+    assert torch.equal(planned[AGE], torch.tensor([[float(YOUTH)], [0.0]]).expand(2, 4))
     for key, value in before.items():
         assert torch.equal(optimizer.state[parameter][key], value)
     assert torch.equal(planned["exp_avg"], torch.stack([before["exp_avg"][2], torch.zeros(4)]))
@@ -263,8 +268,10 @@ def test_planning_changes_nothing_and_keeps_what_has_no_entries():
 @pytest.mark.parametrize("name", sorted(set(PER_ELEMENT) - {"asgd"}))
 def test_new_entries_start_at_zero_or_at_the_neighbours_mean(name):
     parameter, optimizer = stepped(PER_ELEMENT[name], (3, 4))
-    directions = {"momentum_buffer", "exp_avg", "grad_avg", "prev"}
+    directions = {"momentum_buffer", "exp_avg", "grad_avg", "prev", "exp_inf"}
     planned = plan_state(optimizer, parameter, (None, np.array([1, 3, -1])), torch.zeros(3, 3))
+    age = planned.pop(AGE, None)
+    assert age is None or age.tolist() == [[YOUTH, YOUTH, 0.0]] * 3
     assert planned
     for key, value in planned.items():
         old = optimizer.state[parameter][key][:, [1, 3]]
@@ -328,6 +335,7 @@ def test_a_parameter_of_one_entry_grows(name):
     parameter, optimizer = stepped(PER_ELEMENT[name], (1,))
     sources, new = (np.array([0, -1, -1]),), torch.zeros(3)
     planned = plan_state(optimizer, parameter, sources, new)
+    planned.pop(AGE, None)
     assert planned
     for key, value in planned.items():
         assert value.shape == (3,)

@@ -53,10 +53,41 @@ def test_distributed() -> None:
     assert len(scope["session"].events) >= 2  # type: ignore[attr-defined]
 
 
+def test_compile() -> None:
+    scope = run_blocks(DOCS / "compile.md")
+    assert scope["session"].steps_done == 20  # type: ignore[attr-defined]
+    torch.compiler.reset()
+
+
+def test_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_blocks(DOCS / "export.md")
+    assert "pruned and grown" in capsys.readouterr().out
+    assert {"exported", "network.pt2"} <= {one.name for one in tmp_path.iterdir()}
+
+
 def test_recommend() -> None:
     scope = run_blocks(DOCS / "recommend.md")
     found = scope["found"]
     assert len(found) >= 1  # type: ignore[arg-type]
+
+
+def test_huggingface(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("transformers")
+    run_blocks(DOCS / "huggingface.md")
+    said = capsys.readouterr().out
+    assert "model.layers.1.mlp.gate_proj: the model has weight (23, 12) for (24, 12)" in said
+    assert "wanda-units (prune)" in said
+
+
+@pytest.mark.filterwarnings("ignore")  # of the trainers themselves
+def test_trainers(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lightning")
+    pytest.importorskip("accelerate")
+    monkeypatch.setattr(warnings, "simplefilter", lambda _: None)
+    scope = run_blocks(DOCS / "trainers.md")
+    assert {"grow", "prune"} <= {event.action for event in scope["growing"].session.events}  # type: ignore[attr-defined]
+    assert "espalier/widths" in capsys.readouterr().out
 
 
 def test_the_site_shows_every_page() -> None:
@@ -75,3 +106,10 @@ def test_files_that_the_pages_name_exist() -> None:
     for page in sorted(DOCS.rglob("*.md")):
         for target in re.findall(r"\]\(([^)#:]+\.\w+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_shrink() -> None:
+    scope = run_blocks(DOCS / "shrink.md")
+    found = scope["found"]
+    assert found.outcome == "reached"  # type: ignore[attr-defined]
+    assert found.rounds[-1].parameters <= 0.5 * found.rounds[0].parameters  # type: ignore[attr-defined]

@@ -172,6 +172,7 @@ def named(rank: int, size: int) -> dict[str, str]:
     structure = esp.attach(fully, X, optimizer=optimizer_of("sgd", fully.model))
     said["masks"] = message(lambda: structure.mask("0.weight", torch.ones(16, 6, dtype=torch.bool)))
     said["layers cannot come or go"] = message(lambda: structure.insert_layer(after="1"))
+    said["save on all ranks"] = message(lambda: esp.export_code(structure, Path("nowhere"), network))
     said["another edit"] = message(lambda: structure.prune("0", [rank]))
     with pytest.raises(MethodError, match=r"looks at parameters in every step"):
         esp.Session(structure, [esp.prune.L1()], loss=loss_of, total_steps=4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,15 @@ pytestmark = pytest.mark.slow
 KINDS = ("sgd", "adamw")
 
 
+@pytest.fixture
+def double() -> Iterator[None]:
+    """As `sharded_training.double`, in this process."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_shards_train_as_one_process(kind: str) -> None:
     chosen = methods(20, 50)
@@ -26,19 +36,21 @@ def test_shards_train_as_one_process(kind: str) -> None:
     assert difference(alone, first) < 1e-5
 
 
+@pytest.mark.usefixtures("double")
 def test_four_shards_train_as_one_process() -> None:
     chosen = methods(4, 10)
     alone = train("adamw", 0, 1, 44, chosen)
-    found = run(sharded.train, 4, "adamw", 44, chosen)
+    found = run(sharded.double, 4, sharded.train, "adamw", 44, chosen)
     assert all(alone["edits"] == one["edits"] for one in found)
-    assert difference(alone, found[0]) < 1e-5
+    assert difference(alone, found[0]) < 1e-8
 
 
+@pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_edit_gives_what_it_gives_in_one_process(kind: str) -> None:
     model = network()
     optimizer = optimizer_of(kind, model)
-    structure = esp.attach(model, sharded.X, optimizer=optimizer)
+    structure = esp.attach(model, sharded.example(), optimizer=optimizer)
 
     def steps() -> None:
         for batch in batches(3):
@@ -52,13 +64,13 @@ def test_an_edit_gives_what_it_gives_in_one_process(kind: str) -> None:
     expected = sharded.everything(model, optimizer)
     steps()
     after = sharded.everything(model, optimizer)
-    for one in run(sharded.edited, 2, kind):
+    for one in run(sharded.double, 2, sharded.edited, kind):
         assert all(one[what] for what in ("undone", "empty", "reshard"))
         assert one["contract"] == grown.contract == "exact"
         assert one["result"].keys() == expected.keys()
         for name, tensor in expected.items():
-            torch.testing.assert_close(one["result"][name], tensor, rtol=1e-5, atol=1e-6)
-            torch.testing.assert_close(one["after"][name], after[name], rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(one["result"][name], tensor, rtol=1e-7, atol=1e-9)
+            torch.testing.assert_close(one["after"][name], after[name], rtol=1e-7, atol=1e-9)
 
 
 def test_a_checkpoint_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
@@ -69,7 +81,7 @@ def test_a_checkpoint_goes_on_with_another_number_of_ranks(tmp_path: Path) -> No
         assert found == pytest.approx(expected, abs=1e-5)
     model = network()
     optimizer = optimizer_of("adamw", model)
-    structure = esp.load(tmp_path, model, sharded.X, optimizer=optimizer)
+    structure = esp.load(tmp_path, model, sharded.example(), optimizer=optimizer)
     session = esp.Session(structure, chosen, loss=loss_of, total_steps=total)
     session.load(tmp_path)
     assert sharded.go_on(session, 0, 1, total - total // 2, total) == pytest.approx(expected, abs=1e-5)

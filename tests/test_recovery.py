@@ -19,6 +19,7 @@ from torch.optim import SGD, Adam, Optimizer
 from zoo_small import ZOO
 
 import espalier as esp
+from espalier.edit.young import Youth
 from espalier.errors import EspalierWarning, MethodError
 from espalier.method import Method
 from espalier.parts.goal import Scores, Selection
@@ -78,6 +79,7 @@ def twin_of(run: Run, make: Make) -> tuple[nn.Module, Optimizer]:
     model.load_state_dict(run.structure.model.state_dict())
     optimizer = make(model.parameters())
     optimizer.load_state_dict(copy.deepcopy(run.optimizer.state_dict()))
+    Youth(optimizer).look()
     return model, optimizer
 
 

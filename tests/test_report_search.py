@@ -188,12 +188,11 @@ def test_rank_correlation():
 
 def test_lines_say_what_was_decided():
     stream = io.StringIO()
-    shown = SearchLines(stream)
-    shown.begin("the search", TOTAL)
+    shown = SearchLines(stream).begin("search", TOTAL)
     for one in records():
         shown.record(one)
     said = stream.getvalue()
-    assert "10%  cycle 1: 5 edits are tried" in said
+    assert "search  10%  cycle 1: 5 edits are tried" in said
     assert "15%    0.0   rung 1  loss -0.0900 ± 0.0100, price +0.0020  widen fc1" in said
     assert "deepen is lost: the worker was lost: killed" in said
     assert "20%  0.0 wins" in said
@@ -203,12 +202,17 @@ def test_lines_say_what_was_decided():
     assert max(map(len, said.splitlines())) < 120
 
 
+@pytest.mark.parametrize(("count", "said"), [(0, "no edit is tried"), (1, "1 edit is tried"), (2, "2 edits are tried")])
+def test_how_many_edits_are_tried(count, said):
+    assert line({"kind": "cycle", "cycle": 1, "proposals": count, "total_spent": 5}, 10) == f" 50%  cycle 2: {said}"
+
+
 def test_a_price_of_nothing_is_not_shown():
     assert "price" not in str(line({**branch(0, 0, "0.0", "widen", 5, 0.1), "price": 0.0}, 10))
 
 
 def test_a_population_is_what_competes_now():
-    now, seen = Population(TOTAL), []
+    now, seen = Population("search", TOTAL), []
     for one in records():
         now.record(one)
         seen.append((one["kind"], [(row[0], row[-1]) for row in now.rows()], now.path(), now.spent))
@@ -231,12 +235,15 @@ def test_a_terminal_shows_the_population():
     screen = console.Console(file=stream, force_terminal=True, width=100)
     bar = Progress(console=screen)
     with Live(bar, console=screen, auto_refresh=False) as live:
-        shown = SearchDisplay(screen, live, bar)
-        shown.begin("the search", TOTAL)
+        display = SearchDisplay(screen, live, bar)
+        shown, other = display.begin("search", TOTAL), display.begin("alone", TOTAL)
         for one in records():
             shown.record(one)
             shown.result()
             live.refresh()
+        for one in alone():
+            other.record(one)
+        live.refresh()
     said = stream.getvalue()
     assert "0.0 wins" in said
     assert "rung 2" in said

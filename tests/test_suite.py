@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -18,6 +19,7 @@ from torch import nn
 
 import espalier as esp
 from espalier.bench.records import read_run
+from espalier.bench.report import write_report
 from espalier.cli import main
 from espalier.errors import MethodError, RunError
 from espalier.suite.cells import contenders, expand
@@ -94,7 +96,8 @@ TASK = SuiteTask("digits", "digits", "digits", "mlp", epochs=1, width=0.2, sampl
 
 
 def cell(track: str = "shrinking", seed: int = 0, budget: str = "training_flops", **contender: Any) -> Cell:
-    return Cell(TASK, Contender("one", (), **contender), track, 0.4, "parameters", budget, 1.0, seed, looks=3)  # type: ignore[arg-type]
+    one = Contender("one", (), **{"periods": 4, **contender})
+    return Cell(TASK, one, track, 0.4, "parameters", budget, 1.0, seed, looks=3)  # type: ignore[arg-type]
 
 
 def done(one: Cell, folder: Path) -> dict[str, Any]:
@@ -116,7 +119,7 @@ def test_suites_that_are_shipped_say_what_they_take(name):
     assert len({one.task.name for one in cells}) == len(suite.tasks)
     for track in {one.track for one in cells}:
         one = next(one for one in cells if one.track == track and one.contender.kind == "methods")
-        assert methods_of(one, 1.0, 1000)
+        assert methods_of(one, 4.0, 1000)
 
 
 @pytest.mark.parametrize(
@@ -147,6 +150,7 @@ def test_what_a_file_cannot_mean_is_refused_with_the_place(text, message):
         (TINY.replace('of = "magnitude"\nrole', 'of = "nobody"\nrole'), "expected a contender, found 'nobody'"),
         (TINY.replace('other = "static"', 'other = "nobody"'), "there is no contender 'nobody'"),
         (TINY.replace('["shrinking", "growing"]', '["growing"]'), "'static' is not in the track 'shrinking'"),
+        (TINY.replace('["shrinking"]\nkind = "ret', '["unstructured"]\nkind = "ret'), "masks are not retrained"),
     ],
 )
 def test_names_have_to_stand_for_something(text, message):
@@ -156,13 +160,31 @@ def test_names_have_to_stand_for_something(text, message):
 
 def test_a_grid_is_a_regular_fraction_of_all_combinations():
     levels = '\ngrow = ["random", "gradmax"]\nprune = ["l1", "magnitude"]\nperiods = [8, 16]\nswing = [0.1, 0.3]\n'
-    text = HEAD + f'[[grids]]\nname = "g"\ntracks = ["constant"]{levels}every = 2\n'
+    text = HEAD + f'[[grids]]\nname = "g"\ntracks = ["constant"]{levels}modulus = 2\n'
     found = contenders(read_suite(text, "grid.toml"))
     assert len(found) == 8
     for name in ("grow", "prune", "periods", "swing"):
         assert set(Counter(getattr(one, name) for one in found).values()) == {4}
-    # any two factors are crossed as well
     assert set(Counter((one.grow, one.prune) for one in found).values()) == {2}
+
+
+def test_a_ninth_of_three_factors_of_three_levels_has_each_level_in_every_combination_of_the_others():
+    levels = '\nperiods = [8, 16, 32]\nswing = [0.1, 0.2, 0.4]\norder = ["alternating", "grow first", "prune first"]\n'
+    methods = 'grow = ["random", "gradmax", "firefly", "tiny"]\nprune = ["l1", "magnitude"]\n'
+    text = HEAD + f'[[grids]]\nname = "g"\ntracks = ["constant"]{levels}{methods}modulus = 3\nrelations = 2\n'
+    found = contenders(read_suite(text, "grid.toml"))
+    assert len(found) == 4 * 2 * 27 // 9
+    for name in ("periods", "swing", "order"):
+        assert set(Counter((one.grow, one.prune, getattr(one, name)) for one in found).values()) == {1}
+
+
+def test_the_suite_of_the_page_can_be_read():
+    page = (Path(__file__).parent.parent / "docs" / "benchmark.md").read_text()
+    (text,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    suite = read_suite(text, "benchmark.md")
+    assert len(expand(suite)) == 2 * 2 * 5
+    for name in shipped():
+        assert f"| `{name}` |" in page
 
 
 def test_an_unknown_suite_names_those_there_are():
@@ -183,16 +205,11 @@ def test_a_cell_repeats_and_another_seed_does_not(tmp_path):
     assert other["result"]["curve"] != first["result"]["curve"]
     # sizes follow the budget, not the seed
     assert other["result"]["parameters"] == first["result"]["parameters"]
-    run_folder = read_run(tmp_path / "a" / "cells" / first["key"])
-    assert run_folder.end is not None
-    assert len(run_folder.events) == len(first["result"]["edits"])
-    assert {one.seed for one in (one, other_cell(other))} == {0, 1}
-
-
-def other_cell(record: dict[str, Any]) -> Cell:
-    data = record["cell"]
-    contender = Contender(**{**data["contender"], "tracks": tuple(data["contender"]["tracks"])})
-    return Cell(**{**data, "task": SuiteTask(**data["task"]), "contender": contender})
+    folder = tmp_path / "a" / "cells" / first["key"]
+    kept = read_run(folder)
+    assert kept.end is not None
+    assert len(kept.events) == len(first["result"]["edits"]) > 1
+    assert write_report(folder).stat().st_size > 10_000
 
 
 @pytest.mark.parametrize(
@@ -213,6 +230,7 @@ def test_budgets_and_sizes_are_kept_on_every_track(track, contender, tmp_path):
     assert result["curve"][-1]["done"] == 1
     if track == "unstructured":
         assert result["parameters"] == large["parameters"]
+        assert 0.4 <= result["nonzero"] / large["nonzero"] < 0.42  # biases are left
     else:
         assert 0.34 < result["parameters"] / large["parameters"] <= 0.4
     if track in ("growing", "shrinking"):
@@ -308,7 +326,7 @@ def test_a_line_that_was_cut_short_is_a_cell_that_was_not_run(tmp_path):
     again = Kept(tmp_path)
     assert (again.get("b"), again.get("a")) == (None, {"key": "a", "result": 1})
     again.put({"key": "b", "result": 2})
-    assert len(Kept(tmp_path)) == 2
+    assert Kept(tmp_path).get("b") == {"key": "b", "result": 2}
     with pytest.raises(RunError, match="expected a file of records"):
         Kept(tmp_path, [tmp_path / "none.jsonl"])
 
@@ -340,9 +358,9 @@ def test_a_method_of_others_joins_with_one_file_and_one_command(tmp_path):
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[espalier.methods]\ntheirs = their_methods\n")
     (tmp_path / "site" / "their_methods.py").write_text(THEIRS)
-    head = HEAD.replace("seeds = [0, 1]", "seeds = [0]")
+    head = HEAD.replace("seeds = [0, 1]", "seeds = [0]").replace('"digits"', '"moons"')
     (tmp_path / "s.toml").write_text(
-        head + '[[contenders]]\nname = "theirs"\ntracks = ["shrinking"]\nprune = "theirs"\n'
+        head + '[[contenders]]\nname = "theirs"\ntracks = ["shrinking"]\nprune = "theirs"\nperiods = 4\n'
     )
     command = [sys.executable, "-m", "espalier", "bench", "run", "s.toml", "--out", "out"]
     paths = os.pathsep.join([str(tmp_path / "site"), str(Path(esp.__file__).parent.parent)])
@@ -363,6 +381,11 @@ def test_or_from_a_file(tmp_path, capsys):
     assert "there is no prune method 'mine'" in capsys.readouterr().err
     assert main([*arguments, "--methods-from", str(tmp_path / "mine.py")]) == 0
     assert "2 runs are left" in capsys.readouterr().out
+    one = Job(cell(prune="mine"), methods_from=str(tmp_path / "mine.py"))
+    before = one.key
+    with (tmp_path / "mine.py").open("a") as file:
+        file.write("# another way of doing it\n")
+    assert one.key != before
 
 
 def test_torch_pruning_comes_as_near_as_one_ratio_allows(tmp_path):

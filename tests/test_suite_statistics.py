@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -21,6 +21,7 @@ def test_students_t_is_scipys(freedom):
         assert t_quantile(part, freedom) == pytest.approx(stats.t.ppf(part, freedom), rel=1e-9)
 
 
+@settings(max_examples=25)
 @given(st.lists(st.floats(-1, 1), min_size=2, max_size=12))
 def test_paired_differences_are_scipys_t_test(values):
     if max(values) - min(values) < 1e-6:

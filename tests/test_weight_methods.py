@@ -27,6 +27,7 @@ from espalier.method import Entry, Method, methods
 from espalier.parts.budget import Polynomial
 from espalier.parts.goal import Cap, Direction, Goal, Scores, WeightTensor
 from espalier.parts.timing.amount import Fading
+from espalier.parts.units.inputs import ReadInput
 from espalier.parts.units.refit import Refit
 from espalier.parts.weights.densities import Density, filled, live_counts
 from espalier.parts.weights.keep import NM, Blocks, Entries
@@ -251,10 +252,22 @@ def test_wanda_is_its_formula_for_linear_and_grouped_convolutions() -> None:
         torch.testing.assert_close(found["0.weight"][out, inner], model[0].weight.detach()[out, inner].abs() * norm)
 
 
+def test_units_by_wanda_are_sums_of_weights_by_wanda() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)).double()
+    x, y = torch.randn(6, 3, dtype=torch.float64), torch.randn(6, 2, dtype=torch.float64)
+    structure = esp.attach(model, x)
+    goal = Goal("prune", {"0": 4, "2": 5}, {"0": 1, "2": 1}, {"0": 4, "2": 5}, {}, Cap(Polynomial({}), 0))
+    found = ReadInput()(context_of(structure, (x, y)), goal).values
+    for axis, reader in (("0", 2), ("2", 4)):
+        expected = (model[reader].weight.abs() * model[:reader](x).norm(dim=0)).detach()
+        torch.testing.assert_close(found[axis], expected.sum(0) / expected.numel())
+
+
 def test_wanda_refuses_what_it_does_not_know() -> None:
     model, example = ZOO["hf_gpt2"]()
     structure = esp.attach(model, example)
-    with pytest.raises(MethodError, match=r"Wanda knows what linear and convolutional modules read"):
+    with pytest.raises(MethodError, match=r"only what linear and convolutional modules read is known"):
         WeightTimesInput()(context_of(structure, example), structure_goal(structure, 0.5))
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -26,7 +26,7 @@ from espalier.attach import attach
 from espalier.bench.charts import si, whole
 from espalier.bench.models import MODELS
 from espalier.bench.report_search import write_search_report
-from espalier.bench.search_progress import SearchProgress
+from espalier.bench.search_progress import SearchProgress, Watcher
 from espalier.bench.search_records import BASELINE, SURGEON
 from espalier.bench.task_problem import TaskProblem
 from espalier.bench.tasks import task
@@ -34,16 +34,14 @@ from espalier.errors import RunError
 from espalier.evolve.job import FORWARD_AND_BACKWARD
 from espalier.evolve.judge import Objective
 from espalier.evolve.processes import Processes
-from espalier.evolve.proposals import EveryMove, Proposer, RandomMoves
+from espalier.evolve.proposals import Proposer, RandomMoves
 from espalier.evolve.recommended import Recommended
 from espalier.evolve.runners import InProcess, Runner
 from espalier.evolve.surgeon import Search, Surgeon
 
 Record = Mapping[str, Any]
-PROPOSALS = ("every", "recommended", "random")
-_PROPOSERS: Mapping[str, Proposer] = MappingProxyType(
-    {"every": EveryMove(), "recommended": Recommended(), "random": RandomMoves()}
-)
+PROPOSALS = ("recommended", "random")
+_PROPOSERS: Mapping[str, Proposer] = MappingProxyType({"recommended": Recommended(), "random": RandomMoves()})
 CONFIG = "config.json"
 
 
@@ -92,12 +90,14 @@ def chosen(given: Mapping[str, Any]) -> EvolveOptions:
         asked.get("batch_size", row.batch_size),
         asked.get("lr", row.learning_rate),
         asked.get("seed", 0),
+        latency="price_latency" in asked,
     )
+    prices = {name: asked.get(f"price_{name}", 0.0) for name in ("parameters", "flops", "latency")}
     surgeon = Surgeon(
         _PROPOSERS[proposals],
-        Objective(parameters=asked.get("price", 0.0)),
-        cycles=asked.get("cycles", 5),
-        candidates=asked.get("candidates", 6),
+        Objective(**prices),
+        cycles=asked.get("cycles", Surgeon.cycles),
+        candidates=asked.get("candidates", Surgeon.candidates),
         watched=True,
     )
     return EvolveOptions(problem, asked.get("epochs", row.epochs), surgeon, asked.get("baseline", True))
@@ -129,30 +129,34 @@ def evolve(options: EvolveOptions, out: Path, progress: SearchProgress, workers:
 def _both(
     options: EvolveOptions, total: int, out: Path, progress: SearchProgress, workers: int
 ) -> tuple[Record, Record | None]:
-    """What the search ends with, and what the start trained alone does, if that is wanted."""
-    context: AbstractContextManager[Runner] = nullcontext(InProcess()) if workers == 1 else Processes(workers)
-    with context as runner:
-        progress.begin("the search", total)
-        found = _searched(options.problem, options.surgeon, total, out, SURGEON, runner, progress)
-        if not options.baseline:
-            return found, None
-        progress.begin("the start alone", total)
-        alone = Surgeon(cycles=0, watched=True)
-        return found, _searched(options.problem, alone, total, out, BASELINE, runner, progress)
+    """What the search ends with, and what the start trained alone does, if that is wanted: with several workers at the
+    same time, since a search has less for them to do while it trains one network."""
+
+    def searched(surgeon: Surgeon, name: str, runner: Runner, shown: str) -> Record:
+        return _searched(options.problem, surgeon, total, out, name, runner, progress.begin(shown, total))
+
+    plain = Surgeon(cycles=0, watched=True)
+    if workers == 1:
+        found = searched(options.surgeon, SURGEON, InProcess(), "search")
+        return found, searched(plain, BASELINE, InProcess(), "alone") if options.baseline else None
+    with ThreadPoolExecutor(1) as beside, Processes(workers) as runner:
+        alone = beside.submit(searched, plain, BASELINE, runner, "alone") if options.baseline else None
+        found = searched(options.surgeon, SURGEON, runner, "search")
+        return found, None if alone is None else alone.result()
 
 
 def _searched(
-    problem: TaskProblem, surgeon: Surgeon, total: int, out: Path, name: str, runner: Runner, progress: SearchProgress
+    problem: TaskProblem, surgeon: Surgeon, total: int, out: Path, name: str, runner: Runner, watcher: Watcher
 ) -> Record:
     with (out / name).open("w", encoding="utf-8") as file:
 
         def on_record(record: Record) -> None:
             file.write(json.dumps(record) + "\n")
             file.flush()
-            progress.record(record)
+            watcher.record(record)
 
         folder = out / Path(name).stem
-        return Search(problem, surgeon, total, folder, runner, on_record, lambda job, result: progress.result()).run()
+        return Search(problem, surgeon, total, folder, runner, on_record, lambda job, result: watcher.result()).run()
 
 
 def _outcome(end: Record) -> str:

@@ -74,7 +74,7 @@ class RunFolder:
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add one record to `metrics.jsonl`; numbers that are not finite become null, which JSON can hold."""
-        line = json.dumps(_finite(record), allow_nan=False) + "\n"
+        line = json.dumps(finite(record), allow_nan=False) + "\n"
         with (self.path / METRICS).open("a", encoding="utf-8") as file:
             file.write(line)
 
@@ -175,13 +175,14 @@ def _ends(metrics: Path) -> bool:
     return isinstance(record, dict) and record.get("kind") == "end"
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """What JSON can hold: numbers that are not finite become None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value
 
 

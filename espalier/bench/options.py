@@ -74,7 +74,7 @@ class Options:
     @property
     def preset(self) -> Preset | None:
         """How a method that takes no budget trains this network, if there is a row for it."""
-        return find_preset(self.model, [name for name in self.names.values() if name is not None])
+        return find_preset(self.model, [name for name in self.names.values() if name is not None], self.setting)
 
     def make_task(self) -> Task:
         """How to train: the row of the preset or the task with the values of these options."""
@@ -110,7 +110,7 @@ def resolve(given: Mapping[str, Any]) -> Options:
     grow, prune = _methods(asked, setting)
     named = [name for name in (grow, prune) if name != NONE]
     model = asked.get("model", default_model(row.name, named) or row.model)
-    preset = find_preset(model, named)
+    preset = find_preset(model, named, setting)
     if preset is not None:
         row = preset.of(row)
     free = _decides(grow, prune) is not None
@@ -226,10 +226,11 @@ def _check(options: Options) -> None:
         check_alone(free, options.setting, options.names, options.size)
     elif options.size is None:
         raise RunError(f"size: the methods of the setting '{options.setting}' need one; found none")
-    _check_device(options.device)
+    check_device(options.device)
 
 
-def _check_device(name: str) -> None:
+def check_device(name: str) -> None:
+    """Raise RunError for a device that is not there."""
     try:
         torch.zeros(1, device=torch.device(name)).add_(1)
     # torch raises AssertionError where it was built without CUDA

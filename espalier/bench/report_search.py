@@ -52,7 +52,8 @@ def _page(search: SearchRun) -> str:
 def _summary(search: SearchRun) -> str:
     won, tried = sum(one.winner is not None for one in search.cycles), len(search.branches)
     cycles = "1 cycle" if len(search.cycles) == 1 else f"{whole(len(search.cycles))} cycles"
-    first = f"In {cycles} {whole(tried)} edits were tried on copies of the network while it was trained; "
+    edits = "1 edit was tried on a copy" if tried == 1 else f"{whole(tried)} edits were tried on copies"
+    first = f"In {cycles} {edits} of the network while it was trained; "
     first += f"it was replaced by a copy {times_text(won)}." if won else "none of the copies replaced it."
     end = search.end or (search.records[-1] if search.records else {})
     parameters = relative_text(search.start.get("parameters"), end.get("parameters"))
@@ -200,7 +201,7 @@ def _branch_row(cycle: int, branch: Branch, won: bool) -> str:
     cells = [
         as_text(branch.predicted, lambda value: f"{value:+.4f}"),
         gain_text(judged),
-        as_text(judged.get("price"), lambda value: f"{value:+.4f}"),
+        as_text(judged.get("price"), lambda value: f"{value + 0.0:+.4f}"),
         as_text(judged.get("parameters")),
         as_text(judged.get("accuracy"), accuracy_text),
     ]

@@ -148,7 +148,7 @@ class _Run:
                 measure="parameters",
             )
             if options.preset is None
-            else [options.preset.methods[options.setting]()]
+            else [options.preset.method()]
         )
         torch.manual_seed(options.seed)
         model = self._fresh_model()

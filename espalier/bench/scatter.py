@@ -98,7 +98,7 @@ def scatter(
     if diagonal:
         parts.append(_diagonal(x_scale, y_scale))
     if stairs:
-        (x0, y0), *rest = [(x_scale(x), y_scale(y)) for x, y in stairs]
+        (x0, y0), *rest = [(x_scale(x), y_scale(max(y, y_scale.low))) for x, y in stairs]
         path = f"M{x0:.1f},{y0:.1f}" + "".join(f"H{x:.1f}V{y:.1f}" for x, y in rest) + f"H{WIDTH - RIGHT}"
         parts.append(f'<path class="stairs front" d="{path}"/>')
     parts += [_spot(one, x_scale, y_scale) for one in spots]

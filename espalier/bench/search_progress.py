@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import importlib.util
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TextIO
@@ -23,12 +23,8 @@ Record = Mapping[str, Any]
 _SHOWN_LINEAGE = 4
 
 
-class SearchProgress(abc.ABC):
-    """Told what happens; nothing depends on what it does with it."""
-
-    @abc.abstractmethod
-    def begin(self, name: str, total: int) -> None:
-        """A search for so many training FLOPs begins or goes on."""
+class Watcher(abc.ABC):
+    """Told what happens in one search; nothing depends on what it does with it."""
 
     @abc.abstractmethod
     def record(self, record: Record) -> None:
@@ -37,6 +33,14 @@ class SearchProgress(abc.ABC):
     @abc.abstractmethod
     def result(self) -> None:
         """A job ended."""
+
+
+class SearchProgress(abc.ABC):
+    """Where searches are shown, several of them at a time."""
+
+    @abc.abstractmethod
+    def begin(self, name: str, total: int) -> Watcher:
+        """A search for so many training FLOPs begins or goes on."""
 
     @abc.abstractmethod
     def say(self, text: str) -> None:
@@ -48,31 +52,36 @@ class SearchLines(SearchProgress):
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._total, self._due = 1, 0.0
 
-    def begin(self, name: str, total: int) -> None:
-        self._total, self._due = total, 0.0
-        self.say(name)
+    def begin(self, name: str, total: int) -> Watcher:
+        return _Lines(name, total, self.say)
+
+    def say(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+
+
+class _Lines(Watcher):
+    def __init__(self, name: str, total: int, say: Callable[[str], None]) -> None:
+        self._name, self._total, self._say = name, total, say
+        self._due = 0.0
 
     def record(self, record: Record) -> None:
         text, now = line(record, self._total), time.monotonic()
         if text is None or (record["kind"] == "trained" and now < self._due):
             return
         self._due = now + SECONDS_BETWEEN_LINES
-        self.say(text)
+        self._say(f"{self._name:<6} {text}")
 
     def result(self) -> None:
         """Jobs are told of by their records."""
-
-    def say(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
 
 
 @dataclass
 class Population:
     """What a search is doing: the networks that compete now, and those that were gone on with before."""
 
-    total: int = 1
+    name: str
+    total: int
     spent: int = 0
     doing: str = "training"
     lineage: list[str] = field(default_factory=list)
@@ -128,64 +137,73 @@ class Population:
 
 
 class SearchDisplay(SearchProgress):
-    """A bar for what is spent, the lineage, and a table of the branches that compete; decisions scroll by above."""
+    """A bar for what each search has spent, its lineage, and a table of the branches that compete."""
 
     def __init__(self, console: rich.console.Console, live: rich.live.Live, bar: rich.progress.Progress) -> None:
         self._console, self._live, self._bar = console, live, bar
-        self._task: rich.progress.TaskID | None = None
-        self._population = Population()
+        self._populations: list[Population] = []
 
-    def begin(self, name: str, total: int) -> None:
-        if self._task is not None:
-            self._bar.stop_task(self._task)
-        self._task = self._bar.add_task(name, total=total)
-        self._population = Population(total)
+    def begin(self, name: str, total: int) -> Watcher:
+        population = Population(name, total)
+        self._populations.append(population)
+        task = self._bar.add_task(name, total=total)
 
-    def record(self, record: Record) -> None:
-        self._population.record(record)
-        if record["kind"] in ("won", "end"):
-            text = line(record, self._population.total)
-            if text is not None:
-                self.say(text)
-        if self._task is not None:
-            done = self._population.total if record["kind"] == "end" else self._population.spent
-            self._bar.update(self._task, completed=done)
-        self._show()
+        def show() -> None:
+            self._bar.update(task, completed=total if population.doing == "done" else population.spent)
+            self._show()
 
-    def result(self) -> None:
-        self._population.done += 1
-        self._show()
+        return _Shown(population, show, self.say)
 
     def say(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _show(self) -> None:
         from rich.console import Group
-        from rich.table import Table
-        from rich.text import Text
 
-        now = self._population
-        heading = now.doing
-        if now.names:
-            heading += f", {min(now.done, len(now.names) + 1)} of {len(now.names) + 1} networks trained"
-        parts: list[Any] = [self._bar, _plain(f"{heading}  {now.best}"), _plain(now.path())]
-        rows = now.rows()
-        if rows:
-            table = Table("branch", "edit", "loss lower by", "parameters", "", box=None, pad_edge=False)
-            for row in rows:
-                table.add_row(*(Text(cell, overflow="ellipsis", no_wrap=True) for cell in row), style=_style(row[-1]))
-            parts.append(table)
-        self._live.update(Group(*parts))
+        parts = [part for one in self._populations if one.doing != "done" for part in _shown(one)]
+        self._live.update(Group(self._bar, *parts))
+
+
+class _Shown(Watcher):
+    def __init__(self, population: Population, show: Callable[[], None], say: Callable[[str], None]) -> None:
+        self._population, self._show, self._say = population, show, say
+
+    def record(self, record: Record) -> None:
+        self._population.record(record)
+        if record["kind"] == "won":
+            self._say(str(line(record, self._population.total)))
+        self._show()
+
+    def result(self) -> None:
+        self._population.done += 1
+        self._show()
+
+
+def _shown(now: Population) -> list[Any]:
+    """What a display shows of a search below the bars."""
+    from rich.table import Table
+    from rich.text import Text
+
+    heading = f"{now.name}: {now.doing}"
+    if now.names:
+        heading += f", {min(now.done, len(now.names) + 1)} of {len(now.names) + 1} networks trained"
+    parts: list[Any] = [_plain(f"{heading}  {now.best}")]
+    if len(now.lineage) > 1:
+        parts.append(_plain(now.path()))
+    rows = now.rows()
+    if rows:
+        table = Table("branch", "edit", "loss lower by", "parameters", "", box=None, pad_edge=False)
+        for row in rows:
+            cells = (Text(cell, overflow="ellipsis", no_wrap=True) for cell in row)
+            table.add_row(*cells, style="dim" if row[-1] else "")
+        parts.append(table)
+    return parts
 
 
 def _plain(text: str) -> Any:
     from rich.text import Text
 
     return Text(text, no_wrap=True, overflow="ellipsis")
-
-
-def _style(state: str) -> str:
-    return "dim" if state else ""
 
 
 def _network(record: Record) -> str:
@@ -201,7 +219,8 @@ def line(record: Record, total: int) -> str | None:
         return f"{spent}  start: {whole(record['parameters'])} parameters, {si(record['flops'])} FLOPs"
     if record["kind"] == "cycle":
         count = record["proposals"]
-        return f"{spent}  cycle {record['cycle'] + 1}: {count} {'edit is' if count == 1 else 'edits are'} tried"
+        edits = {0: "no edit is", 1: "1 edit is"}.get(count, f"{count} edits are")
+        return f"{spent}  cycle {record['cycle'] + 1}: {edits} tried"
     if record["kind"] == "branch" and "failed" in record:
         return f"        {record['name']:<5} {what_of(record)} is lost: {record['failed']}"
     if record["kind"] == "branch":
@@ -234,4 +253,4 @@ def search_progress_on(stream: TextIO) -> Iterator[SearchProgress]:
         yield SearchDisplay(console, live, bar)
 
 
-__all__ = ["Population", "SearchDisplay", "SearchLines", "SearchProgress", "line", "search_progress_on"]
+__all__ = ["Population", "SearchDisplay", "SearchLines", "SearchProgress", "Watcher", "line", "search_progress_on"]

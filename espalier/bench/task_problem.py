@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from espalier.bench.data import Dataset, load
 from espalier.bench.models import build, example_inputs
 from espalier.bench.tasks import task
 from espalier.evolve.problem import Batch, Workbench
+from espalier.measure.latency import latency
 from espalier.parts.score import derived_seed
 
 _JUDGED_AT_ONCE = 1000
@@ -31,6 +32,8 @@ class TaskProblem:
     learning_rate: float
     seed: int
     device: str = "cpu"
+    latency: bool = False
+    """Whether the latency of one example is measured of every network that is judged."""
 
     def workbench(self) -> Workbench:
         """A fresh network with its data.
@@ -67,6 +70,7 @@ class TaskProblem:
             _parts(data.x_val, data.y_val),
             _parts(data.x_test, data.y_test),
             row.schedule,
+            partial(latency, example=example) if self.latency else None,
         )
 
     def steps(self, epochs: int) -> int:

@@ -99,7 +99,7 @@ class Bypass(nn.Module):
             found = torch.zeros_like(found)
         elif self.copied:
             found = found.clone()
-        result = _laid_out(found, self.order)
+        result = laid_out(found, self.order)
         if self.kind == "tensor":
             return result
         items: list[Any] = [None] * self.items
@@ -112,7 +112,7 @@ class Bypass(nn.Module):
         return "zero" if self.zero else ""
 
 
-def _laid_out(tensor: Tensor, order: tuple[int, ...]) -> Tensor:
+def laid_out(tensor: Tensor, order: tuple[int, ...]) -> Tensor:
     """A tensor with its dimensions in that order in memory, from the slowest to the fastest."""
     if len(order) != tensor.dim():
         return tensor
@@ -120,4 +120,4 @@ def _laid_out(tensor: Tensor, order: tuple[int, ...]) -> Tensor:
     return tensor.permute(order).contiguous().permute(back)
 
 
-__all__ = ["AFTER", "BEFORE", "Bypass", "Inserted", "at", "put", "run_after", "run_before"]
+__all__ = ["AFTER", "BEFORE", "Bypass", "Inserted", "at", "laid_out", "put", "run_after", "run_before"]

@@ -1,8 +1,9 @@
 """Optimizer state under an edit: every tensor of it follows the index map of its parameter, or the edit is refused.
 
-New entries start like units that have been there all along: first moments at zero, second moments at the mean of their
-neighbours in the same tensor. `step` counts per tensor, so that zero second moments late in training would make the
-first hundred steps of Adam 3 to 6.5 times too large (no bias correction is left to make up for them).
+New entries start with first moments of zero. Their second moments are made of their own gradients over their first
+steps (`espalier.edit.young`), and until then are the mean of their neighbours in the same tensor: `step` counts per
+tensor, so that zero late in training would make the first hundred steps of Adam 3 to 6.5 times too large (no bias
+correction is left to make up for it).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.optim import LBFGS, Optimizer, RMSprop
 
 from espalier.edit.tensors import Sources, gather, memory_order, neighbours_mean
+from espalier.edit.young import AGE, ages
 from espalier.errors import OptimizerError
 
 
@@ -25,6 +27,7 @@ class Start(Enum):
     ZERO = "zero"  # means and directions of gradients
     MEAN = "mean"  # sizes of gradients or steps: the neighbours' mean
     VALUE = "value"  # the parameter's own new values
+    NEWBORN = "newborn"  # ages
     KEPT = "kept"  # one number for the whole tensor
 
 
@@ -68,7 +71,7 @@ RULES: Final[Mapping[str, Rule]] = {
     "exp_avg_sq": _MEAN,  # Adam, AdamW, NAdam, RAdam, SparseAdam, Adafactor of transformers
     "max_exp_avg_sq": _MEAN,  # amsgrad
     "mu_product": _KEPT,  # NAdam
-    "exp_inf": Rule(Start.MEAN, power=-1),  # Adamax
+    "exp_inf": Rule(Start.ZERO, power=-1),  # Adamax: the largest of their own
     "square_avg": _MEAN,  # RMSprop, Adadelta
     "grad_avg": _ZERO,  # centered RMSprop
     "acc_delta": _STEP,  # Adadelta
@@ -86,6 +89,7 @@ RULES: Final[Mapping[str, Rule]] = {
         Start.MEAN, lambda ndim: (*range(ndim - 2), ndim - 1), power=-2
     ),  # Adafactor of transformers
     "RMS": _KEPT,  # Adafactor of transformers
+    AGE: Rule(Start.NEWBORN),
 }
 
 
@@ -127,8 +131,17 @@ def plan_state(
             f"LBFGS keeps directions over all parameters as flat vectors, which cannot follow the edit of {name}; "
             "build a new LBFGS after the edit, or train with an optimizer that keeps its state per parameter."
         )
-    entries = optimizer.state.get(parameter, {})
+    entries = aged(optimizer, parameter, sources)
     return followed(type(optimizer), entries, parameter, sources, new_value, name, factor, zero)
+
+
+def aged(optimizer: Optimizer, parameter: Tensor, sources: Sources) -> dict[str, Any]:
+    """The state of a parameter before an edit; with the ages of its entries, if new ones come."""
+    state = dict(optimizer.state.get(parameter, {}))
+    if AGE not in state and any(source is not None and bool((source < 0).any()) for source in sources):
+        grown_up = ages(optimizer, parameter)
+        state |= {} if grown_up is None else {AGE: grown_up}
+    return state
 
 
 def followed(

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import math
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from espalier.attach import attach
+from espalier.edit.depth_edits import Remove
 from espalier.edit.plan import Plan
 from espalier.errors import EspalierError
 from espalier.evolve.averaging import Mean
@@ -59,7 +61,8 @@ def key_of(job: Job) -> str:
 def carried_out(job: Job, folder: Path, threads: int) -> dict[str, Any]:
     """Do a job in this process, whose random state and number of threads are as before afterwards.
 
-    A branch that cannot go on (a loss that is no number, an edit that is refused, no memory left) gives ``failed``.
+    A branch that cannot go on (a loss that is no number, an edit that is refused, no memory left, an error in the
+    problem's own code) gives ``failed``.
 
     Raises:
         StoreFull: there is no space left.
@@ -76,6 +79,9 @@ def carried_out(job: Job, folder: Path, threads: int) -> dict[str, Any]:
         result = {"failed": str(error)}
     except (MemoryError, torch.OutOfMemoryError) as error:
         result = {"failed": f"out of memory: {error}"}
+    except Exception as error:  # in the problem's own code, say: wherever it runs, its branch is lost
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        result = {"failed": f"{type(error).__name__}: {error} ({at.name}, {Path(at.filename).name}:{at.lineno})"}
     finally:
         torch.set_num_threads(before)
     return {**result, "seconds": time.perf_counter() - began}
@@ -179,9 +185,17 @@ def take_step(structure: Structure, bench: Workbench, batch: Any, done: float) -
 
 
 def carry_out(structure: Structure, bench: Workbench, plan: Plan, step: int) -> None:
-    """Apply a plan, and give the norms of new units the statistics of their inputs."""
+    """Apply a plan, and give the norms of new units the statistics of their inputs.
+
+    Where something new came the optimizer begins anew. Surgery gives new weights second moments like those of their
+    neighbours, and Adam then moves units whose outputs are not read yet, and whose gradients are small, by next to
+    nothing: of a perceptron that was doubled on MNIST after 500 steps, the lead over one that was not was 0.002 after
+    400 more steps, and 0.093 with a fresh state.
+    """
     edit = structure.apply(plan)
     grown = {one.axis: one.add for one in plan.edits if one.add}
+    if grown or any(not isinstance(one, Remove) for one in plan.depth):
+        bench.optimizer.state.clear()
     places = new_statistics(structure.model, structure.topology, grown, given=edit.given)
     batches = [bench.batch(step + number) for number in range(_CALIBRATED_ON)]
     calibrate(structure.model, places, [partial(bench.loss, structure.model, batch) for batch in batches])

@@ -1,13 +1,14 @@
 """Which branch is better: a paired test on held-out samples, with what a network costs as a part of the objective.
 
-A branch is compared with the control, a copy that was trained without an edit for as many FLOPs, or steps. With losses
-l of both on the same n samples, prices p and costs c,
+A branch is compared with the control, a copy that was trained without an edit for as many steps. With losses l of both
+on the same n samples, prices p and costs c,
 
-    score = mean(l_branch - l_control) + sum over costs of p * ln(c_branch / c_control)
+    score = mean(l_branch - l_control) + training + sum over costs of p * ln(c_branch / c_control)
 
-and a branch is accepted if its score lies below 0 by more than z standard errors of the mean difference; z is the
-normal quantile of the confidence, by Bonferroni's correction for as many branches as compete. The error is that of the
-samples alone: what another order of batches would have given is not in it.
+where ``training`` is what the steps are worth that a larger network leaves undone (`espalier.evolve.horizon`). A branch
+is accepted if its score lies by more than z standard errors of the mean difference below 0; one that is smaller, if it
+lies so far below a margin. z is the normal quantile of the confidence, by Bonferroni's correction for as many branches
+as compete. The error is that of the samples alone: what another order of batches would have given is not in it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from torch import Tensor
 from espalier.errors import RunError
 from espalier.evolve.job import unpacked
 
+_HOPELESS = 0.25
+"""Part of the control's loss. Growth costs that much at first: the optimizer begins anew."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -32,8 +36,10 @@ class Verdict:
     error: float
     """Standard error of that."""
     price: float
-    """What its larger cost counts as in loss; negative for a smaller one."""
+    """What its larger cost counts as in loss, that of training it on included; negative for a smaller one."""
     accepted: bool
+    hopeless: bool
+    """Whether its loss is higher by so much that it need not be trained on."""
 
     @property
     def score(self) -> float:
@@ -49,30 +55,38 @@ class Objective:
     """The rise of the loss at which a network of e times fewer parameters is as good."""
     flops: float = 0.0
     """Likewise, for FLOPs of the forward pass."""
+    margin: float = 0.01
+    """The rise of the loss at which a network that is smaller, in neither way larger, is still as good."""
     latency: float = 0.0
     """Likewise, for what the problem's workbench measures (`Workbench.latency`)."""
     confidence: float = 0.95
     """One-sided, of each decision."""
 
     def __post_init__(self) -> None:
-        prices = (self.parameters, self.flops, self.latency)
-        if not (0.5 <= self.confidence < 1 and all(map(math.isfinite, prices))):
-            raise RunError(f"expected a confidence from 0.5 to 1 and prices that are numbers, found {self!r}.")
+        prices = (self.parameters, self.flops, self.latency, self.margin)
+        if not (0.5 <= self.confidence < 1 and all(map(math.isfinite, prices)) and self.margin >= 0):
+            raise RunError(
+                f"expected a confidence from 0.5 to 1, prices that are numbers and a margin from 0 on, found {self!r}."
+            )
 
-    def verdict(self, branch: Mapping[str, object], control: Mapping[str, object], competing: int) -> Verdict:
-        """Of one of so many branches, by the results of the jobs.
+    def verdict(
+        self, branch: Mapping[str, object], control: Mapping[str, object], competing: int, training: float
+    ) -> Verdict:
+        """Of one of so many branches, by the results of the jobs, and what its training costs more, in loss.
 
         Raises:
             RunError: latency has a price, and the problem measures none.
         """
         difference = _losses(branch) - _losses(control)
         gain, error = -float(difference.mean()), float(difference.std()) / math.sqrt(len(difference))
-        price = self.parameters * _log_ratio(branch, control, "parameters")
-        price += self.flops * _log_ratio(branch, control, "flops")
+        ratios = [_log_ratio(branch, control, what) for what in ("parameters", "flops")]
+        price = training + self.parameters * ratios[0] + self.flops * ratios[1]
         if self.latency:
             price += self.latency * _log_ratio(branch, control, "latency")
+        margin = self.margin if max(ratios) <= 0 > min(ratios) else 0.0
         z = NormalDist().inv_cdf(1 - (1 - self.confidence) / max(1, competing))
-        return Verdict(gain, error, price, price - gain < -z * error)
+        hopeless = -gain > _HOPELESS * abs(float(_losses(control).mean()))
+        return Verdict(gain, error, price, price - gain - margin < -z * error, hopeless)
 
 
 def _losses(result: Mapping[str, object]) -> Tensor:

@@ -42,9 +42,16 @@ class Ledger:
             )
 
     def get(self, key: str) -> Mapping[str, Any] | None:
-        """What the job gave; None if it has not ended."""
-        with closing(self._connected()) as found:
-            row = found.execute("SELECT result FROM results WHERE key = ?", (key,)).fetchone()
+        """What the job gave; None if it has not ended.
+
+        Raises:
+            RunError: it could not be read.
+        """
+        try:
+            with closing(self._connected()) as found:
+                row = found.execute("SELECT result FROM results WHERE key = ?", (key,)).fetchone()
+        except sqlite3.Error as error:
+            raise self._refused(error) from error
         return None if row is None else dict(json.loads(row[0]))
 
     def put(self, key: str, result: Mapping[str, Any]) -> None:
@@ -57,13 +64,16 @@ class Ledger:
             with closing(self._connected()) as found, found:
                 found.execute("INSERT OR REPLACE INTO results VALUES (?, ?)", (key, json.dumps(result)))
         except sqlite3.Error as error:
-            raise RunError(
-                f"{self._path}: {error}; make room or give access, and start the same search again: it goes on."
-            ) from error
+            raise self._refused(error) from error
 
     def __len__(self) -> int:
         with closing(self._connected()) as found:
             return int(found.execute("SELECT COUNT(*) FROM results").fetchone()[0])
+
+    def _refused(self, error: sqlite3.Error) -> RunError:
+        return RunError(
+            f"{self._path}: {error}; make room or give access, and start the same search again: it goes on."
+        )
 
     def _connected(self) -> sqlite3.Connection:
         return sqlite3.connect(self._path)

@@ -38,6 +38,7 @@ class Processes:
             raise RunError("branches in processes need pebble: pip install 'espalier[evolve]'") from error
         self._pool: Any = ProcessPool(max_workers=count, context=multiprocessing.get_context("spawn"))
         self._threads, self._limit = threads, limit
+        self._stopped = False
 
     def run(self, jobs: Sequence[Any], folder: Path, work: Work = carried_out) -> Iterator[Done]:
         waiting = {
@@ -48,6 +49,8 @@ class Processes:
             while waiting:
                 for number in [one for one, future in waiting.items() if future.done()]:
                     yield number, ended(waiting.pop(number).result)
+                if waiting and self._stopped:  # jobs that were running will never end
+                    raise RunError("the processes were stopped")
                 if waiting:
                     time.sleep(_PAUSE)
         finally:
@@ -61,6 +64,7 @@ class Processes:
         if kind is None:
             self._pool.close()
         else:
+            self._stopped = True
             self._pool.stop()
         self._pool.join()
 

@@ -11,8 +11,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from espalier.edit.depth_edits import Remove
 from espalier.edit.plan import Plan
-from espalier.errors import EspalierError, EspalierWarning
+from espalier.errors import EspalierError, EspalierWarning, MethodError
 from espalier.evolve.job import FORWARD_AND_BACKWARD, keep_plan, key_of, opened
 from espalier.evolve.problem import Batch, Problem, Workbench
 from espalier.evolve.store import Store
@@ -31,7 +32,8 @@ class Proposal:
 
     plan: Plan
     kind: str
-    """Edits of one kind compete among each other before they compete with others."""
+    what: str
+    """What it does, in a few words."""
     why: str
     gain: float | None = None
     """By how much the loss is predicted to fall, if anything is predicted."""
@@ -66,6 +68,8 @@ class Scout:
     first: int
     """Number of the first step, whose batches are looked at."""
     batches: int
+    most: int
+    """Training FLOPs after which nothing more is looked at, about."""
 
     def work(self, bench: Workbench, store: Store) -> dict[str, Any]:
         structure = opened(bench, store, self.parent)
@@ -73,6 +77,8 @@ class Scout:
 
         def loss(batch: Batch) -> Tensor:
             nonlocal spent
+            if spent >= self.most:
+                raise MethodError(f"looking at the network has cost the {self.most:,} FLOPs that it may.")
             passes = FORWARD_AND_BACKWARD if torch.is_grad_enabled() else 1
             spent += passes * structure.cost().flops // bench.examples * bench.samples(batch)
             return bench.loss(structure.model, batch)
@@ -85,7 +91,8 @@ class Scout:
             flops = structure.cost().flops // bench.examples
             structure.undo()
             found.append({
-                "plan": keep_plan(store, one.plan), "kind": one.kind, "why": one.why, "gain": one.gain, "flops": flops
+                "plan": keep_plan(store, one.plan), "kind": one.kind, "what": one.what, "why": one.why,
+                "gain": one.gain, "flops": flops,
             })  # fmt: skip
         return {"proposals": found, "spent": spent}
 
@@ -144,40 +151,15 @@ class Move:
         return made[0] if len(made) == 1 else None
 
 
-UNIT_MOVES = (
-    Move.of("grow", "random", width=1.5),
-    Move.of("grow", "random", width=2.25),
-    Move.of("prune", "taylor", amount=0.3, refit=True),
-)
-LAYER_MOVES = (
-    Move.of("grow", "net2deeper", per_event=1),
-    Move.of("grow", "copy-blocks", per_event=1),
-    Move.of("prune", "shortgpt", per_event=1),
-)
 RANDOM_MOVES = (
     Move.of("grow", "random", amount=0.25),
     Move.of("grow", "random", amount=0.5),
+    Move.of("grow", "random", amount=1.0),
     Move.of("prune", "random", amount=0.2),
     Move.of("prune", "random", amount=0.4),
     Move.of("grow", "net2deeper", per_event=1),
     Move.of("prune", "layers-random", per_event=1),
 )
-
-
-@dataclass(frozen=True)
-class EveryMove:
-    """Each of some moves on all that it may change, without looking at anything."""
-
-    moves: tuple[Move, ...] = (*UNIT_MOVES, *LAYER_MOVES)
-
-    def __call__(self, material: Material, count: int, /) -> Sequence[Proposal]:
-        """The first ones that find something to do."""
-        found: list[Proposal] = []
-        for move in self.moves:
-            plan = move.plan(material, None) if len(found) < count else None
-            if plan:
-                found.append(Proposal(plan, move.kind, f"tried on everything: {move}"))
-        return found
 
 
 @dataclass(frozen=True)
@@ -196,8 +178,9 @@ class RandomMoves:
             move = drawn.choice(self.moves)
             axes = self._axes(material.structure, move, drawn)
             plan = move.plan(material, axes)
+            where = "everything" if axes is None else ", ".join(axes)
             if plan:
-                found.setdefault(str(plan), Proposal(plan, move.kind, f"drawn at random: {move.kind}"))
+                found.setdefault(str(plan), Proposal(plan, move.kind, f"{move}, {where}", "drawn at random"))
         return tuple(found.values())
 
     def _axes(self, structure: Structure, move: Move, drawn: Random) -> Sequence[str] | None:
@@ -214,8 +197,10 @@ def joined(plans: Sequence[Plan]) -> Plan | None:
     values = [name for plan in plans for name in plan.values]
     deltas = [name for plan in plans for name in plan.deltas]
     deep = [plan for plan in plans if plan.depth]
+    gone = all(isinstance(one, Remove) for plan in deep for one in plan.depth)
     same = len({(plan.interface, plan.hold_norms) for plan in plans}) == 1
-    if not same or len(deep) > 1 or any(len(set(one)) < len(one) for one in (axes, masks, values, deltas)):
+    twice = any(len(set(one)) < len(one) for one in (axes, masks, values, deltas))
+    if not same or twice or (len(deep) > 1 and not gone):
         return None
     return Plan(
         tuple(edit for plan in plans for edit in plan.edits),
@@ -226,7 +211,7 @@ def joined(plans: Sequence[Plan]) -> Plan | None:
         deltas=_merged([plan.deltas for plan in plans]),
         masks=tuple(one for plan in plans for one in plan.masks),
         depth=tuple(one for plan in plans for one in plan.depth),
-        starts=deep[0].starts if deep else {},  # by the number of the edit, which stays, as the others have none
+        starts=deep[0].starts if len(deep) == 1 else {},  # by the number of the edit; removals have none
     )
 
 
@@ -235,6 +220,6 @@ def _merged(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 __all__ = [
-    "LAYER_MOVES", "RANDOM_MOVES", "UNIT_MOVES", "EveryMove", "Material", "Move", "Proposal", "Proposer", "RandomMoves",
+    "RANDOM_MOVES", "Material", "Move", "Proposal", "Proposer", "RandomMoves",
     "Scout", "joined",
 ]  # fmt: skip

@@ -1,23 +1,52 @@
-"""Proposals from what the network itself says: the recommendations of `espalier.recommend`, the best first."""
+"""Proposals from what the network itself says: the recommendations of `espalier.recommend`, put together.
+
+One recommendation is for one axis or one layer, and most change little by themselves. So those of a kind are carried
+out together, and compete as one:
+
+- *wider*: every axis becomes some times as wide, and at least as wide as the middle one;
+- *smaller*: of every axis of which units could go, a part of them goes, and what reads them is refitted;
+- *shallower*: all layers go without which the loss is no higher; else the one that is missed least, unless much;
+- *as asked*: the new units that the loss asks for (TINY), where that is more than chance;
+- *deeper*: the new layer whose parameters do most.
+
+What the loss is predicted to fall by is what it falls by at once; what is only of use later has no prediction.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import median
 
-from espalier.errors import MethodError
-from espalier.evolve.proposals import Material, Proposal
+from espalier.edit.plan import Plan, Resize
+from espalier.errors import EspalierError, MethodError
+from espalier.evolve.proposals import Material, Move, Proposal, joined
 from espalier.parts.recommend.advising import recommend
+from espalier.parts.recommend.recommendation import Recommendation, Recommendations
 from espalier.parts.score import derived_seed
+from espalier.parts.units.where import choose_axes
+from espalier.structure import Structure
+
+_SPARE = ("dead", "duplicates", "redundant")
+_NOT_MISSED = 1e-3
+"""Part of the loss by which it may rise without a layer that is not missed."""
+_LITTLE = 0.1
+"""Likewise without one, or without units, that are taken away to see what training makes of it."""
 
 
 @dataclass(frozen=True)
 class Recommended:
-    """The recommendations by a criterion; where there are too few, the best of what was tried and not recommended."""
+    """The recommendations by a criterion, those of a kind together."""
 
     criterion: str = "loss"
     permutations: int = 19
     """Of each test against chance."""
+    wider: int = 3
+    """How many times as wide axes become."""
+    loose: float = 0.25
+    """Units of an axis go if this part of them could, without those that the loss asks for more of."""
+    removed: float = 0.3
+    """The part of its units that goes then."""
 
     def __call__(self, material: Material, count: int, /) -> Sequence[Proposal]:
         try:
@@ -29,10 +58,74 @@ class Recommended:
                 permutations=self.permutations,
                 seed=derived_seed(material.seed, "recommended"),
             )
-        except MethodError:  # a network whose loss is not finite, say, of which nothing can be told
-            return ()
-        ranked = [*found.ranked, *found.others][:count]
-        return [Proposal(one.plan, one.kind, f"{one.what} ({one.site}): {one.reason}", -one.loss) for one in ranked]
+        except MethodError:  # a loss that is not finite, of which nothing can be told, or no FLOPs left to look
+            found = None
+        return [one for one in self._kinds(material, found) if _possible(material.structure, one.plan)][:count]
+
+    def _kinds(self, material: Material, found: Recommendations | None) -> Iterator[Proposal]:
+        structure = material.structure
+        asked = [] if found is None else [one for one in found.ranked if one.kind == "grow"]
+        wanted = {one.site for one in asked}
+        if wider := _wider(structure, self.wider, material.seed):
+            what = ", ".join(f"add {edit.add} units to {edit.axis}" for edit in wider.edits)
+            asking = f"the loss asks for units of {', '.join(sorted(wanted))}" if wanted else "no axis asks by itself"
+            yield Proposal(wider, "wider", what, asking)
+        if found is None:
+            return
+        yield from self._smaller(material, found, wanted)
+        yield from _together("shallower", _unmissed(found))
+        yield from _together("as asked", asked)
+        yield from _together("deeper", [one for one in found.ranked if one.kind == "insert"][:1])
+
+    def _smaller(self, material: Material, found: Recommendations, wanted: Container[str]) -> Iterator[Proposal]:
+        sizes = {name: one.size for name, one in material.structure.axes.items()}
+        spare = dict.fromkeys(sizes, 0)
+        for one in (*found.ranked, *found.others):
+            if one.kind in _SPARE and one.loss <= _LITTLE * abs(found.loss):
+                spare[one.site] = max(spare[one.site], _removed(one.plan))
+        loose = [axis for axis in sizes if axis not in wanted and spare[axis] >= self.loose * sizes[axis]]
+        plan = Move.of("prune", "taylor", amount=self.removed, refit=True).plan(material, loose) if loose else None
+        if plan:
+            what = ", ".join(f"remove {len(edit.remove)} units of {edit.axis}" for edit in plan.edits)
+            told = ", ".join(f"{spare[axis]} of {sizes[axis]} units of {axis}" for axis in loose)
+            yield Proposal(plan, "smaller", what, f"the others could stand in for {told}")
+
+
+def _wider(structure: Structure, times: int, seed: int) -> Plan | None:
+    """All axes that can grow without a change so many times as wide, or as wide as the middle one."""
+    axes = [structure.axes[name] for name, why in choose_axes(structure, "grow", None).items() if why is None]
+    middle = int(median(one.size for one in axes)) if axes else 0
+    sizes = {one.name: one.limits.below(max(times * one.size, middle) + 1) or one.size for one in axes}
+    edits = tuple(Resize(one.name, add=sizes[one.name] - one.size) for one in axes if sizes[one.name] > one.size)
+    return Plan(edits, seed=seed) if edits else None
+
+
+def _unmissed(found: Recommendations) -> list[Recommendation]:
+    layers = sorted((one for one in (*found.ranked, *found.others) if one.kind == "remove"), key=lambda one: one.loss)
+    free = [one for one in layers if one.loss <= _NOT_MISSED * abs(found.loss)]
+    return free or [one for one in layers[:1] if one.loss <= _LITTLE * abs(found.loss)]
+
+
+def _together(kind: str, parts: Sequence[Recommendation]) -> Iterator[Proposal]:
+    """One proposal of several recommendations; of the first one, if they cannot be joined."""
+    if parts:
+        plan = joined([one.plan for one in parts])
+        parts = parts if plan is not None else parts[:1]
+        what = ", ".join(f"{one.what} ({one.site})" for one in parts)
+        why = "; and ".join(one.reason for one in parts)
+        yield Proposal(plan or parts[0].plan, kind, what, why, -sum(one.loss for one in parts))
+
+
+def _removed(plan: Plan) -> int:
+    return sum(len(edit.remove) for edit in plan.edits)
+
+
+def _possible(structure: Structure, plan: Plan) -> bool:
+    try:
+        structure.check(plan)
+    except EspalierError:
+        return False
+    return True
 
 
 __all__ = ["Recommended"]

@@ -14,77 +14,69 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from espalier.errors import RunError
-from espalier.evolve.job import Branch, Exam, Job, keep_plan, key_of, read_plan
+from espalier.evolve.horizon import Point, price, slope
+from espalier.evolve.job import Branch, Exam, Job, key_of
 from espalier.evolve.judge import Objective, Verdict
 from espalier.evolve.ledger import Ledger
 from espalier.evolve.pareto import Front, Judged
 from espalier.evolve.problem import Problem
-from espalier.evolve.proposals import Proposer, RandomMoves, Scout, joined
+from espalier.evolve.proposals import Proposer, Scout
+from espalier.evolve.recommended import Recommended
 from espalier.evolve.runners import InProcess, Runner
 from espalier.evolve.store import Store
 
 Record = Mapping[str, Any]
-Equal = Literal["flops", "steps"]
 _PIECE = 0.05
 """Part of the budget that is trained between two checkpoints at most."""
+_LOOKING = 0.5
+"""What proposals may cost, as a part of what the branches of a cycle may."""
+_UNJUDGED = 0.8
+"""Part of the time before the first point of the curve whose weights do not belong to it."""
 
 
 @dataclass(frozen=True)
 class Surgeon:
     """How a search goes about it. Times are parts of the budget of training FLOPs."""
 
-    proposer: Proposer = field(default_factory=RandomMoves)
+    proposer: Proposer = field(default_factory=Recommended)
     objective: Objective = field(default_factory=Objective)
-    first: float = 0.1
+    first: float = 0.02
     """When the first cycle begins."""
-    last: float = 0.7
+    last: float = 0.3
     """When the last one does."""
-    cycles: int = 8
-    """How many there are, evenly over that time; 0 for plain training."""
-    candidates: int = 6
+    cycles: int = 3
+    """How many there are, each later than the one before by the same factor; 0 for plain training."""
+    candidates: int = 3
     """How many edits are tried in each."""
-    share: float = 0.2
-    """What the branches of all cycles may take together, about."""
-    equal: Equal = "flops"
-    """What branches get as much of as the control: training FLOPs, so that larger networks are trained for fewer steps
-    and have to make up for that, or steps, so that what is dear now may show what it is good for later."""
-    rungs: tuple[float, ...] = (0.4, 0.6)
+    share: float = 0.08
+    """What the branches of a cycle may take, the control included; all but the one that is gone on with are lost."""
+    rungs: tuple[float, ...] = (0.25, 0.75)
     """How the share of a cycle is divided among its rungs."""
-    keep: float = 0.5
-    """Part of the branches that goes on from each rung but the last; one at least."""
-    patience: int = 4
-    """Cycles in a row in which the control wins, after which there are no more."""
+    least: float = 0.25
+    """A branch is trained for at least this part of the steps that the network has had since it last grew; edits that
+    are too dear for that are not tried."""
     averaged: float = 0.5
     """Networks are judged at the mean of their weights over this part of the steps of a rung (0: as they are)."""
-    scout_batches: int = 2
+    scout_batches: int = 4
     """Batches that proposals are made from."""
     watched: bool = False
     """Networks that are trained alone are looked at on held-out data too, after every piece: a curve for the reader.
     Nothing depends on it, so it is not charged."""
 
     def __post_init__(self) -> None:
-        if not (0 <= self.first <= self.last <= 1 and 0 < self.keep <= 1):
-            raise RunError(f"expected 0 <= first <= last <= 1 and keep from 0 to 1, found {self!r}.")
-        counts = (self.cycles, self.candidates - 1, self.patience - 1, self.scout_batches - 1)
-        if (
-            min(counts) < 0
-            or not self.rungs
-            or min(self.rungs) <= 0
-            or not 0 < self.share < 1
-            or self.equal not in get_args(Equal)
-        ):
-            raise RunError(
-                f"expected share, rungs and counts above 0 (cycles may be 0) and equal flops or steps: {self!r}."
-            )
+        if not 0 < self.first <= self.last < 1:
+            raise RunError(f"expected 0 < first <= last < 1, found {self!r}.")
+        counts = (self.cycles, self.candidates - 1, self.scout_batches - 1)
+        if min(counts) < 0 or not self.rungs or min(self.rungs) <= 0 or not 0 < self.share < 1:
+            raise RunError(f"expected share, rungs and counts above 0 (cycles may be 0): {self!r}.")
 
     def times(self) -> list[float]:
         """When cycles begin."""
-        if self.cycles < 2:
-            return [self.first] * self.cycles
-        return [self.first + (self.last - self.first) * number / (self.cycles - 1) for number in range(self.cycles)]
+        factor = (self.last / self.first) ** (1 / max(1, self.cycles - 1))
+        return [self.first * factor**number for number in range(self.cycles)]
 
 
 @dataclass(frozen=True)
@@ -137,6 +129,8 @@ class Search:
         self.front = Front()
         self.spent = 0
         self._lineage = 0
+        self._known = Point(0, math.inf)
+        self._born = 0
         self._computed = False
 
     def run(self) -> Record:
@@ -146,15 +140,14 @@ class Search:
             RunError: the control cannot be trained (its loss is no number, say), or no space is left.
         """
         node = self._begun()
-        idle = 0
         for cycle, begin in enumerate(self.surgeon.times()):
+            if cycle == 0:
+                node = self._judged(node, math.floor(begin * self.total / 2))
             node = self._trained(node, math.floor(begin * self.total))
-            if self.spent + self._of_a_cycle() >= self.total or idle >= self.surgeon.patience:
-                break
-            after = self._cycle(cycle, node)
-            idle = idle + 1 if after is None else 0
-            node = self._control if after is None else after
-            self._forget_all_but(node.result)
+            share = self.surgeon.share * self.total
+            if self.spent + share < self.total:
+                node = self._cycle(cycle, node, share)
+                self._forget_all_but(node.result)
         return self._ended(self._trained(node, self.total))
 
     # --- training
@@ -175,6 +168,14 @@ class Search:
             job = replace(self._branch(node, None, steps, None), watched=self.surgeon.watched)
             node = self._after(node, self._must(job), job.steps)
         return node
+
+    def _judged(self, node: Node, until: int) -> Node:
+        """The network trained on alone, and judged: where the curve begins that prices are taken from."""
+        node = self._trained(node, math.floor(_UNJUDGED * until))
+        steps = max(1, (until - self.spent) // int(node.result["step_flops"]))
+        result = self._must(self._branch(node, None, steps, self.surgeon.averaged))
+        self._known = Point(node.steps + steps, float(result["loss"]))
+        return self._after(node, result, steps)
 
     def _after(self, node: Node, result: Record, steps: int) -> Node:
         self.spent += int(result["spent"])
@@ -198,97 +199,93 @@ class Search:
 
     # --- a cycle
 
-    def _cycle(self, cycle: int, node: Node) -> Node | None:
-        """Branches of a network compete; the winner, or None if it is the control, which is then `_control`."""
+    def _cycle(self, cycle: int, node: Node, share: float) -> Node:
+        """Branches of a network compete for so many FLOPs; the winner, or the control."""
         surgeon = self.surgeon
         scout = Scout(
-            self.problem, node.network, surgeon.proposer, surgeon.candidates, node.steps, surgeon.scout_batches
-        )
+            self.problem, node.network, surgeon.proposer, surgeon.candidates, node.steps, surgeon.scout_batches,
+            math.floor(_LOOKING * share),
+        )  # fmt: skip
         found = self._do([scout])[0]
         self.spent += int(found.get("spent", 0))
-        proposals: list[Record] = list(found.get("proposals", ()))
-        self._on_record({"kind": "cycle", "cycle": cycle, "proposals": len(proposals), "total_spent": self.spent})
+        proposals = self._affordable(found.get("proposals", ()), node, share)
+        self._on_record({
+            "kind": "cycle", "cycle": cycle, "proposals": len(proposals), "total_spent": self.spent,
+            "seconds": found.get("seconds", 0.0),
+        })  # fmt: skip
+        if not proposals:
+            self._on_record({"kind": "won", "cycle": cycle, "name": None, "total_spent": self.spent})
+            return node
         alive = {f"{cycle}.{number}": one for number, one in enumerate(proposals)}
         nodes = dict.fromkeys(alive, node)
         control, verdicts = node, dict[str, Verdict]()
         for rung, part in enumerate(surgeon.rungs):
             names = list(alive)
-            budget = self._of_a_cycle() * part / sum(surgeon.rungs)
+            budget = share * part / sum(surgeon.rungs)
             steps = self._steps(budget, node, [alive[name]["flops"] for name in names])
-            jobs = [self._branch(control, None, steps[0], surgeon.averaged)]
-            for name, count in zip(names, steps[1:], strict=True):
+            jobs = [self._branch(control, None, steps, surgeon.averaged)]
+            for name in names:
                 plan = alive[name]["plan"] if nodes[name] is node else None
-                jobs.append(self._branch(nodes[name], plan, count, surgeon.averaged))
+                jobs.append(self._branch(nodes[name], plan, steps, surgeon.averaged))
             self._on_record({
-                "kind": "rung", "cycle": cycle, "rung": rung, "names": names, "steps": steps, "total_spent": self.spent,
-                "edits": [alive[name].get("what", alive[name]["kind"]) for name in names],
+                "kind": "rung", "cycle": cycle, "rung": rung, "names": names, "steps": [steps] * len(jobs),
+                "total_spent": self.spent, "edits": [alive[name]["what"] for name in names],
             })  # fmt: skip
             results = self._do(jobs)
             self.spent += sum(int(one.get("spent", 0)) for one in results)
             if "failed" in results[0]:
                 raise RunError(f"the search cannot go on, since its control failed: {results[0]['failed']}")
-            control = self._next(control, results[0], steps[0])
+            control = self._next(control, results[0], steps)
             self.front.add(Judged.of(results[0]))
-            verdicts = {}
-            for name, count, result in zip(names, steps[1:], results[1:], strict=True):
+            reached = Point(control.steps - self._born, float(results[0]["loss"]))
+            falls, verdicts = slope(self._known, reached), {}
+            for name, result in zip(names, results[1:], strict=True):
                 record = {"kind": "branch", "cycle": cycle, "rung": rung, "name": name, "parent": self._lineage}
-                record |= {"edit": alive[name]["kind"], "why": alive[name]["why"], "predicted": alive[name]["gain"]}
+                record |= {"edit": alive[name]["kind"], "predicted": alive[name]["gain"]}
+                record |= {part: alive[name][part] for part in ("what", "why")}
                 if "failed" in result:
                     self._on_record({**record, "failed": result["failed"]})
                     continue
-                verdict = surgeon.objective.verdict(result, results[0], len(proposals))
+                left = (self.total - self.spent) / control.result["step_flops"]
+                ratio = result["step_flops"] / control.result["step_flops"]
+                training = price(falls, reached.steps, left, left / ratio)
+                verdict = surgeon.objective.verdict(result, results[0], len(proposals), training)
                 verdicts[name] = verdict
                 self.front.add(Judged.of(result))
-                nodes[name] = self._next(nodes[name], result, count)
+                nodes[name] = self._next(nodes[name], result, steps)
                 self._on_record({
                     **record, **_shown(result), "gain": verdict.gain, "error": verdict.error, "price": verdict.price,
                     "accepted": verdict.accepted, "total_spent": self.spent,
                 })  # fmt: skip
             self._on_record({
-                "kind": "control", "cycle": cycle, "rung": rung, "total_spent": self.spent, **_shown(results[0])
+                "kind": "control", "cycle": cycle, "rung": rung, "slope": falls, "total_spent": self.spent,
+                **_shown(results[0]),
             })  # fmt: skip
-            best = sorted(verdicts, key=lambda name: (verdicts[name].score, name))
-            if rung + 1 < len(surgeon.rungs):
-                best = best[: max(1, math.ceil(surgeon.keep * len(best)))]
-            alive = {name: alive[name] for name in best}
-            if rung == 0 and rung + 1 < len(surgeon.rungs):
-                child = self._crossed([alive[name] for name in best[:2] if verdicts[name].score < 0], node)
-                if child is not None:
-                    alive[f"{cycle}.x"], nodes[f"{cycle}.x"] = child, node
-        self._control = control
-        winner = next((name for name in alive if verdicts[name].accepted), None)
+            alive = {name: alive[name] for name, verdict in verdicts.items() if not verdict.hopeless}
+        able = [name for name in alive if verdicts[name].accepted]
+        winner = min(able, key=lambda name: verdicts[name].score, default=None)
         self._on_record({"kind": "won", "cycle": cycle, "name": winner, "total_spent": self.spent})
-        if winner is None:
-            return None
-        self._lineage += 1
-        return nodes[winner]
+        after = control if winner is None else nodes[winner]
+        if winner is not None:
+            self._lineage += 1
+            if after.result["parameters"] > control.result["parameters"]:
+                self._born = node.steps
+        self._known = Point(after.steps - self._born, float(after.result["loss"]))
+        return after
 
-    def _crossed(self, parents: Sequence[Record], node: Node) -> Record | None:
-        """What two branches that do better than the control propose, together; it starts where they did."""
-        if len(parents) < 2:
-            return None
-        plan = joined([read_plan(self.store, str(one["plan"])) for one in parents])
-        if plan is None:
-            return None
-        flops = parents[0]["flops"] * parents[1]["flops"] // node.result["flops"]  # about
-        gains = [one["gain"] for one in parents]
-        return {
-            "plan": keep_plan(self.store, plan), "kind": " and ".join(one["kind"] for one in parents),
-            "why": "both: " + "; and: ".join(one["why"] for one in parents),
-            "gain": None if None in gains else sum(gains), "flops": flops,
-        }  # fmt: skip
+    def _affordable(self, proposals: Sequence[Record], node: Node, share: float) -> list[Record]:
+        """Without the dearest ones, until all that are left can be trained for long enough."""
+        kept = list(proposals)
+        least = self.surgeon.least * (node.steps - self._born)
+        while kept and self._steps(share, node, [one["flops"] for one in kept]) < least:
+            kept.remove(max(kept, key=lambda one: int(one["flops"])))
+        return kept
 
-    def _steps(self, budget: float, node: Node, flops: Sequence[int]) -> list[int]:
-        """Of the control, and of branches that cost so many FLOPs per sample."""
-        ratios = [1.0, *(one / node.result["flops"] for one in flops)]
-        each = budget / node.result["step_flops"]
-        if self.surgeon.equal == "flops":
-            return [max(1, math.floor(each / len(ratios) / ratio)) for ratio in ratios]
-        return [max(1, math.floor(each / sum(ratios)))] * len(ratios)
-
-    def _of_a_cycle(self) -> float:
-        """FLOPs that the branches of a cycle may take."""
-        return self.surgeon.share * self.total / max(1, self.surgeon.cycles)
+    def _steps(self, budget: float, node: Node, flops: Sequence[int]) -> int:
+        """Of the control and of each branch, which cost so many FLOPs per sample."""
+        each = budget / int(node.result["step_flops"])
+        relative = 1.0 + sum(one / int(node.result["flops"]) for one in flops)
+        return max(1, math.floor(each / relative))
 
     def _branch(self, node: Node, plan: str | None, steps: int, judged: float | None) -> Branch:
         return Branch(self.problem, node.network, plan, node.steps, steps, self.spent, self.total, judged)

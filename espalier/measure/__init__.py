@@ -1,7 +1,12 @@
-"""What a network costs: parameters, floating-point operations, latency; per axis and whole."""
+"""What a network costs: parameters, floating-point operations, latency, memory; per axis and whole."""
 
 from espalier.measure.cost import Cost, axis_cost, cost_of
 from espalier.measure.latency import latency
+from espalier.measure.memory import peak_memory
+from espalier.measure.runtimes import Compiled, Eager, OnnxRuntime, Runtime
 from espalier.measure.sparse import SparseCopy, SparseWeight, sparse_copy
 
-__all__ = ["Cost", "SparseCopy", "SparseWeight", "axis_cost", "cost_of", "latency", "sparse_copy"]
+__all__ = [
+    "Compiled", "Cost", "Eager", "OnnxRuntime", "Runtime", "SparseCopy", "SparseWeight", "axis_cost", "cost_of",
+    "latency", "peak_memory", "sparse_copy",
+]  # fmt: skip

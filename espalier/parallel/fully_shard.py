@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
+from espalier.edit.whole import is_sharded, whole
 from espalier.errors import ParallelError
 from espalier.graph.capture import tensor_table
 
@@ -44,14 +45,12 @@ class FullyShard:
             ParallelError: it leaves parameters that are not sharded, or parameters are on another device than the mesh
                 (offloaded ones), are no floating-point numbers, or were sharded before.
         """
-        from torch.distributed.tensor import DTensor  # slow to import
-
         self.plain = model
         self._shard = shard
         table = tensor_table(model)
         parameters = {name: one for name, one in table.tensors.items() if isinstance(one, nn.Parameter)}
         for name, one in parameters.items():
-            if isinstance(one, DTensor) or not one.is_floating_point() or one.is_meta:
+            if is_sharded(one) or not one.is_floating_point() or one.is_meta:
                 raise ParallelError(
                     f"{name} is a {type(one).__name__} of {one.dtype} on {one.device}; expected a plain tensor of "
                     "floating-point numbers with values. Give FullyShard the model before fully_shard is applied."
@@ -155,18 +154,6 @@ def _put(parameter: nn.Parameter, value: Tensor) -> None:
         parameter.set_(value)  # type: ignore[call-overload]
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor put together from its shards; a plain one as it is. All ranks ask for it."""
-    from torch.distributed.tensor import DTensor
-
-    if not isinstance(tensor, DTensor):
-        return tensor
-    with torch.no_grad():
-        sharded: Any = tensor.detach()
-        found: Tensor = sharded.full_tensor()
-        return found
-
-
 def shared_out(value: Tensor, like: DTensor) -> DTensor:
     """A tensor that every rank has as a whole, sharded as `like`."""
     from torch.distributed.tensor import distribute_tensor
@@ -186,4 +173,4 @@ def empty(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     return torch.full((), torch.nan, dtype=like.dtype, device=like.device).expand(shape)
 
 
-__all__ = ["FullyShard", "empty", "fill_shards", "shared_out", "whole"]
+__all__ = ["FullyShard", "empty", "fill_shards", "shared_out"]

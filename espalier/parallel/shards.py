@@ -17,14 +17,15 @@ from espalier.edit.changes import Changes
 from espalier.edit.contract import Contract
 from espalier.edit.journal import Journal
 from espalier.edit.masks import Masking
-from espalier.edit.optimizer import check_shapes, followed
+from espalier.edit.optimizer import aged, check_shapes, followed
 from espalier.edit.plan import Plan
 from espalier.edit.tensors import Sources, gather, new_shape
 from espalier.edit.verify import changed_attribute
+from espalier.edit.whole import whole
 from espalier.errors import EspalierError, PlanError, SurgeryError
 from espalier.graph.caches import drop_caches
 from espalier.graph.capture import TensorTable, tensor_table
-from espalier.parallel.fully_shard import FullyShard, empty, fill_shards, shared_out, whole
+from espalier.parallel.fully_shard import FullyShard, empty, fill_shards, shared_out
 from espalier.parallel.ranks import Ranks
 
 T = TypeVar("T")
@@ -208,9 +209,9 @@ class _Move:
             new.grad = shared_out(grad if factor is None else grad.div_(factor.to(grad)), new)
         for optimizer, state in zip(self.optimizers, self.states, strict=True):
             if old in optimizer.state:
-                entries = optimizer.state[old]
                 state[new] = {
-                    key: self._followed(type(optimizer), name, full, made, key, value) for key, value in entries.items()
+                    key: self._followed(type(optimizer), name, full, made, key, value)
+                    for key, value in aged(optimizer, old, sources).items()
                 }
 
     def _followed(self, kind: type[Optimizer], name: str, full: Tensor, made: Tensor, key: str, value: Any) -> Any:

@@ -11,13 +11,14 @@ import math
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, InitVar, dataclass, field
 from functools import cached_property
 from typing import ClassVar, Literal, get_args
 
 from espalier.errors import MethodError
 from espalier.graph.dims import Concat, Dim, Fixed, Leaf, Product
 from espalier.graph.topology import Topology
+from espalier.measure.runtimes import Measure
 
 Reference = Literal["initial", "largest"]
 Terms = Mapping[tuple[str, ...], int]
@@ -111,7 +112,7 @@ class Parameters(Budget):
 
     def cost(self, topology: Topology, axes: Iterable[str]) -> Polynomial:
         volumes = ((1, topology.tensors[name]) for name in topology.parameters)
-        return _polynomial(topology, volumes)
+        return volumes_of(topology, volumes)
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class FLOPs(Budget):
 
     def cost(self, topology: Topology, axes: Iterable[str]) -> Polynomial:
         volumes = ((factor, dims) for _, factor, dims in topology.predictions[0].costs)
-        return _polynomial(topology, volumes)
+        return volumes_of(topology, volumes)
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class Latency(Budget):
-    """Seconds of one eval-mode forward pass on the example inputs, measured on the machine that trains.
+    """Seconds of one eval-mode forward pass on the example inputs, measured; or milliseconds, as ``Latency(ms=12)``.
 
     Time is no polynomial in axis sizes. So methods count in FLOPs, and how many of these fit is taken from a
     measurement at every event, as if time were in proportion to them. What follows is measured again: growth beyond
@@ -176,11 +177,27 @@ class Latency(Budget):
     as times can be measured, and a run with it does not repeat to the same bits, since times do not.
     """
 
+    value: int | float = 0
+    _: KW_ONLY
+    ms: InitVar[int | float | None] = None
+    measure: Measure | None = field(default=None, repr=False, compare=False)
+    """What measures: network and example inputs -> seconds; such as `espalier.measure.Compiled()`. None: eager PyTorch
+    on the machine that trains."""
     whole: ClassVar[bool] = False
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, ms: int | float | None = None) -> None:  # noqa: RUF033 - as its base takes no argument
+        if ms is not None:
+            number = not isinstance(ms, bool) and isinstance(ms, (int, float))
+            if self.value != 0 or self.of is not None or not number:
+                raise MethodError("Latency: give either seconds, or a fraction and of='initial', or a number ms=.")
+            object.__setattr__(self, "value", ms / 1000)
         if self.of == "largest":
             raise MethodError("Latency: the time of the largest network is not known later; give of='initial' or None.")
+        if self.measure is not None and not callable(self.measure):
+            raise MethodError(
+                f"Latency: measure= is a function of a network and example inputs that returns seconds, found "
+                f"{self.measure!r}."
+            )
         super().__post_init__()
 
     def cost(self, topology: Topology, axes: Iterable[str]) -> Polynomial:
@@ -199,7 +216,23 @@ class Latency(Budget):
         return self.value if self.of is None else self.value * pace.initial
 
 
-def _polynomial(topology: Topology, volumes: Iterable[tuple[int, tuple[Dim, ...]]]) -> Polynomial:
+@dataclass(frozen=True)
+class Memory(Budget):
+    """Bytes that one eval-mode forward pass on the example inputs holds at most (`espalier.measure.peak_memory`).
+
+    Parameters, buffers and the results that are alive at once. What is alive when depends on the sizes, so that this is
+    no polynomial in them: it is a target of `espalier.shrink` and not of methods.
+    """
+
+    def cost(self, topology: Topology, axes: Iterable[str]) -> Polynomial:
+        return FLOPs(1).cost(topology, axes)
+
+    def limit(self, initial: int, largest: int) -> int:
+        """Unknown without running the network. Raises MethodError."""
+        raise MethodError(f"{self!r} is a target of espalier.shrink; give FLOPs or Parameters to methods and plans.")
+
+
+def volumes_of(topology: Topology, volumes: Iterable[tuple[int, tuple[Dim, ...]]]) -> Polynomial:
     names = topology.names()
     total: dict[tuple[str, ...], int] = defaultdict(int)
     for factor, dims in volumes:
@@ -240,6 +273,7 @@ __all__ = [
     "Budget",
     "FLOPs",
     "Latency",
+    "Memory",
     "Pace",
     "Parameters",
     "Polynomial",

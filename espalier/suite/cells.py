@@ -23,6 +23,8 @@ def contenders(suite: Suite) -> tuple[Contender, ...]:
     for one in found:
         if one.kind == "retrained" and one.of not in names:
             raise RunError(f"suite {suite.name!r}: {one.name!r}: of: expected a contender, found {one.of!r}")
+        if one.kind == "retrained" and "unstructured" in one.tracks:
+            raise RunError(f"suite {suite.name!r}: {one.name!r}: masks are not retrained; leave out 'unstructured'")
         if one.kind == "peer" and one.peer is None:
             raise RunError(f"suite {suite.name!r}: {one.name!r}: peer: expected the name of one")
         if one.kind == "methods" and one.grow is None and one.prune is None:
@@ -34,7 +36,8 @@ def of_grid(grid: Grid) -> Iterator[Contender]:
     """The contenders of a grid: all combinations of levels, or one of so many, every level as often as any other."""
     factors = (grid.grow, grid.prune, grid.periods, grid.swing, grid.order)
     for at in product(*(range(len(factor)) for factor in factors)):
-        if sum(at) % grid.every:
+        relations = (sum(factor**power * level for factor, level in enumerate(at)) for power in range(grid.relations))
+        if any(relation % grid.modulus for relation in relations):
             continue
         grow, prune = grid.grow[at[0]], grid.prune[at[1]]
         periods, swing, order = grid.periods[at[2]], grid.swing[at[3]], grid.order[at[4]]

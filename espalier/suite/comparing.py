@@ -127,7 +127,7 @@ class Results:
             return None
         effect = over_tasks(list(by_task.values()))
         if comparison.claim == "better":
-            p = effect.p / 2 if effect.mean > 0 else 1 - effect.p / 2
+            p = effect.p if effect.mean > 0 else 1.0
         else:  # a loss of the margin has to be ruled out on every task
             p = max(not_worse(one, comparison.margin) for one in differences)
         return Row(comparison, condition, confirming, by_task, effect, p, p, pairs, missing)

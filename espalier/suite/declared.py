@@ -116,6 +116,9 @@ def _check(suite: Suite, place: str) -> None:
             raise RunError(f"{place}: {what}: expected at least one")
     if not (suite.contenders or suite.grids):
         raise RunError(f"{place}: expected [[contenders]] or [[grids]], found neither")
+    for grid in suite.grids:
+        if grid.modulus < 1 or grid.relations < 1:
+            raise RunError(f"{place}: grids {grid.name!r}: modulus and relations: expected numbers of at least 1")
     wrong = [point for point in suite.points if not 0 < point <= 1]
     if wrong:
         raise RunError(f"{place}: points: expected parts of the large network, above 0 and at most 1, found {wrong[0]}")

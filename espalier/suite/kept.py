@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from espalier.bench.folder import finite
 from espalier.errors import RunError
 
 RECORDS = "records.jsonl"
@@ -29,8 +30,8 @@ class Kept:
             if not path.is_file():
                 raise RunError(f"{path}: expected a file of records, such as docs/results/cpu.jsonl; found none")
             self._read(path)
-        if self._path.exists():
-            self._read(self._path)
+        self._cut = self._path.exists() and not self._read(self._path)
+        """Whether the last line has no end."""
 
     def get(self, key: str) -> Record | None:
         """What a cell gave; None if it was not run."""
@@ -44,27 +45,26 @@ class Kept:
         """
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            whole = not self._path.exists() or self._path.read_bytes()[-1:] in (b"", b"\n")
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(("" if whole else "\n") + json.dumps(record) + "\n")
+                file.write(("\n" if self._cut else "") + json.dumps(finite(record), allow_nan=False) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
             raise RunError(f"{self._path}: cannot be written ({error.strerror}); what was finished is kept") from error
+        self._cut = False
         self._found[str(record["key"])] = record
 
-    def __len__(self) -> int:
-        return len(self._found)
-
-    def _read(self, path: Path) -> None:
-        """All whole lines; one that was cut short is a cell that was interrupted."""
-        for line in path.read_text(encoding="utf-8").split("\n"):
+    def _read(self, path: Path) -> bool:
+        """All whole lines; one that was cut short is a cell that was interrupted. Whether the last line has an end."""
+        text = path.read_text(encoding="utf-8")
+        for line in text.split("\n"):
             try:
                 record = json.loads(line)
             except ValueError:
                 continue
             if isinstance(record, dict) and isinstance(record.get("key"), str):
                 self._found[record["key"]] = record
+        return not text or text.endswith("\n")
 
 
 __all__ = ["RECORDS", "Kept", "Record"]

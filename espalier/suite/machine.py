@@ -51,6 +51,14 @@ def peak_memory(device: str) -> int | None:
     return None if peak is None else 1024 * int(peak.split()[1])
 
 
+def load() -> float | None:
+    """Processes that wanted to run during the last minute, per core; None if nobody knows."""
+    try:
+        return round(os.getloadavg()[0] / (os.cpu_count() or 1), 2)
+    except OSError:
+        return None
+
+
 def place(device: str, threads: int) -> dict[str, Any]:
     """Versions and hardware."""
     try:
@@ -78,4 +86,4 @@ def _processor() -> str:
     return platform.processor() or platform.machine() if named is None else named.partition(":")[2].strip()
 
 
-__all__ = ["SATURATED", "forget_peak", "latencies", "peak_memory", "place"]
+__all__ = ["SATURATED", "forget_peak", "latencies", "load", "peak_memory", "place"]

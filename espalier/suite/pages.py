@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import math
 import re
-from base64 import b64encode
 from collections import Counter
 from collections.abc import Sequence
-from hashlib import sha256
 from html import escape
 from pathlib import Path
 
-from espalier.bench import charts
 from espalier.bench.charts import Point, Series, line_chart
-from espalier.bench.page_style import LOGO, PAGE_STYLE
+from espalier.bench.page import document, header
 from espalier.bench.wording import duration_text, section
 from espalier.suite.comparing import Results
 from espalier.suite.sheets import Sheet, sheets
@@ -24,6 +21,8 @@ _COLOURS = ("blue", "plum", "green", "orange", "sky", "ink", "muted", "edge")
 _STYLE = "".join(f".c{at}{{--c:var(--{colour})}}" for at, colour in enumerate(_COLOURS)) + (
     ".dashed.line{stroke-dasharray:6 5}.key.dashed i{border-top-style:dashed;border-radius:0}.wide{grid-column:1/-1}"
 )
+BUSY = 1.3
+"""Load per core above which times are not those of the benchmark alone."""
 _EMPHASIS = re.compile(r"\*(\w[^*]*)\*")
 
 
@@ -74,17 +73,28 @@ def _listed(seeds: Sequence[int]) -> str:
     return ", ".join(map(str, seeds)) or "none"
 
 
-def _unfinished(results: Results) -> str | None:
+def _notices(results: Results) -> list[str]:
+    """What a reader has to know first."""
+    found = []
     left = results.asked - len(results.cells)
-    if not left:
-        return None
-    return f"This suite has not ended: {left} of {results.asked} cells are missing, and what follows is what there is."
+    if left:
+        found.append(
+            f"This suite has not ended: {left} of {results.asked} cells are missing; what follows is what there is."
+        )
+    loads = [record["measured"]["load"] for _, record in results.cells if "result" in record]
+    known = [one for one in loads if one is not None]
+    busy = sum(one > BUSY for one in known)
+    if busy:
+        found.append(
+            f"The machine did other work beside {busy} of {len(loads)} cells (more than {BUSY:g} processes per core): "
+            "times and latencies are longer than they would be by themselves."
+        )
+    return found
 
 
 def _markdown(results: Results, found: Sequence[Sheet], made: Sequence[tuple[str, str]]) -> str:
     lines = [f"# The suite {results.suite.name}", "", results.suite.about, ""]
-    notice = _unfinished(results)
-    if notice is not None:
+    for notice in _notices(results):
         lines += [f"**{notice}**", ""]
     for sheet in found:
         lines += [f"## {sheet.title}", "", sheet.about, ""]
@@ -101,28 +111,17 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _page(results: Results, found: Sequence[Sheet], made: Sequence[tuple[str, str]]) -> str:
-    digest = b64encode(sha256(charts.SCRIPT.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    title = f"The suite {results.suite.name}"
-    notice = _unfinished(results)
-    warning = "" if notice is None else f'<p class="warn">{escape(notice)}</p>'
+    title, ended = f"The suite {results.suite.name}", len(results.cells) == results.asked
     facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in made)
-    return "\n".join(
-        [
-            '<!doctype html><html lang="en"><head><meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{escape(title)} · Espalier</title>",
-            f"<style>{charts.STYLE}{PAGE_STYLE}{_STYLE}</style></head><body><main>",
-            f'<header><div class="brand">{LOGO}<span>Espalier benchmark</span></div><h1>{escape(title)}</h1>'
-            f'<p class="lead">{escape(results.suite.about)}</p>{warning}</header>',
-            *(_section(sheet) for sheet in found[:1]),
-            _curves(results),
-            *(_section(sheet) for sheet in found[1:]),
-            section("How it was made", "", f"<dl>{facts}</dl>"),
-            f"</main><script>{charts.SCRIPT}</script></body></html>",
-        ]
-    )
+    parts = [
+        f"<style>{_STYLE}</style>",
+        header("benchmark", title, ended, escape(results.suite.about), (), _notices(results)),
+        *map(_section, found[:1]),
+        _curves(results),
+        *map(_section, found[1:]),
+        section("How it was made", "", f"<dl>{facts}</dl>"),
+    ]
+    return document(title, parts)
 
 
 def _section(sheet: Sheet) -> str:

@@ -73,12 +73,16 @@ class Prepared:
         """A network of given widths, freshly drawn.
 
         Raises:
-            RunError: the large network has other axes.
+            RunError: the large network has other axes, as it has where layers came or went.
         """
         model = self.large()
         structure = attach(model, self.example)
-        if not sizes.keys() <= structure.axes.keys():
-            raise RunError(f"the large network has no axes {sorted(sizes.keys() - structure.axes.keys())}")
+        free = {name for name, axis in structure.axes.items() if axis.reason is None}
+        if free != sizes.keys():
+            raise RunError(
+                f"an architecture is made again from the sizes of the large network's axes, {sorted(free)}; found "
+                f"{sorted(sizes)}: layers came or went, which cannot be made again from the start"
+            )
         present = {name: structure.axes[name].size for name in sizes}
         edits = [
             Resize(name, remove=tuple(range(size, present[name])))

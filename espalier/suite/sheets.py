@@ -64,8 +64,9 @@ def claims(results: Results) -> Sheet:
     about = (
         "Each claim was named before the runs. Differences are paired by seed: of each seed the mean over operating "
         "points, then the mean over seeds with Student's t, then over tasks by random effects, with 95% intervals, in "
-        "points of accuracy, or in nats where the loss is compared. p is that of the claim being wrong, one-sided, "
-        "after Holm's correction over all rows; of *not worse* it is the largest of the tasks'. *holds*: p < 0.05 on "
+        "points of accuracy, or in nats where the loss is compared. p is two-sided, and 1 for a difference of the "
+        "other sign; of *not worse* it is one-sided, against the margin, and the largest of the tasks'. All are after "
+        "Holm's correction over the rows of the same seeds. *holds*: p < 0.05 on "
         "screening seeds; *confirmed*: on fresh ones; *worse*: the interval lies below 0; *open*: neither."
     )
     header = ("comparison", "track", "claim", "equal", "difference", "p (Holm)", "pairs", "verdict", "by task")
@@ -113,15 +114,18 @@ def costs(results: Results, task: str, track: str) -> Sheet:
     for contender in _in(results, track):
         some = list(results.of(task, track, contender.name, point, condition).values())
         if some:
-            rows.append((_named(contender), *_cost(some, large)))
+            rows.append(
+                (_named(contender), *_cost(some, large, "nonzero" if track == "unstructured" else "parameters"))
+            )
     header = (
         "method", "parameters", "FLOPs", "training FLOPs", "steps", "training time", "x large", "peak memory",
         "latency of 1", "of 256", "area",
     )  # fmt: skip
     about = (
         f"At {point:g} of the large network, {condition.name} equal; means over seeds. FLOPs are those of one "
-        "inference; latencies are eager and measured, and follow FLOPs only where these are what takes the time. "
-        "*Area* is the mean validation accuracy in % over the logarithm of training FLOPs, over the last factor of 32."
+        "inference; parameters of single weights are those that are not 0; latencies are eager and measured, and "
+        "follow FLOPs only where these are what takes the time. *Area* is the mean validation accuracy in % over the "
+        "logarithm of training FLOPs, over the last factor of 32."
     )
     return Sheet(f"{task}, {track}: costs", about, header, tuple(rows))
 
@@ -173,14 +177,14 @@ def _named(contender: Contender) -> str:
     return contender.name if contender.role == "candidate" else f"{contender.name} ({contender.role})"
 
 
-def _cost(some: Sequence[Record], large: Sequence[Record]) -> tuple[str, ...]:
+def _cost(some: Sequence[Record], large: Sequence[Record], size: str) -> tuple[str, ...]:
     seconds = _mean(some, lambda one: one["measured"]["seconds"])
     of_large = _mean(large, lambda one: one["measured"]["seconds"])
     memory = _mean(some, lambda one: one["measured"]["peak_memory"])
     area = _mean(some, lambda one: one["result"]["area"])
     first, many = (_mean(some, _latency(samples)) for samples in (1, 256))
     return (
-        _si(_mean(some, lambda one: one["result"]["parameters"])),
+        _si(_mean(some, lambda one: one["result"][size])),
         _si(_mean(some, lambda one: one["result"]["flops"])),
         _si(_mean(some, lambda one: one["result"]["training_flops"])),
         _si(_mean(some, lambda one: one["result"]["steps"])),

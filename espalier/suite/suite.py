@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
 from espalier.train.settings import Course, Measure
@@ -141,8 +142,12 @@ class Grid:
     swing: tuple[float, ...] = (0.15,)
     order: tuple[Literal["alternating", "grow first", "prune first"], ...] = ("alternating",)
     until: float = 0.6
-    every: int = 1
-    """One of so many combinations is kept: those whose levels, counted from 0, add up to a multiple of it."""
+    modulus: int = 1
+    """A prime number of levels, such as 3, for a fraction of the combinations; 1 for all."""
+    relations: int = 1
+    """One of ``modulus ** relations`` combinations is kept: those with levels x_f, counted from 0, of the factors f = 0
+    (grow) to 4 (order) for which every sum over f of f^r x_f, r = 0, 1, ... below `relations`, is a multiple of the
+    modulus. Factors of so many levels then have each level equally often, in every combination of the others."""
 
 
 @dataclass(frozen=True)
@@ -188,17 +193,26 @@ class Cell:
 
     def content(self) -> dict[str, Any]:
         """All that decides the numbers, as what JSON can hold; cells of equal content are one."""
-        data = asdict(self)
-        for name in ("tracks", "role", "tuning"):
-            del data["contender"][name]
+        data, kind = asdict(self), self.contender.kind
+        data["contender"] = {name: data["contender"][name] for name in ("kind", *_DECIDES[kind])}
         del data["task"]["name"]
-        if self.contender.kind != "peer":
-            del data["contender"]["name"]
-        if self.contender.kind == "static":
-            del data["track"]
-            if self.contender.static == "large":
-                del data["point"], data["size"]
-        return data
+        ignored = {"static": ("track",), "retrained": ("track", "point", "size")}.get(kind, ())
+        if kind == "static" and self.contender.static == "large":
+            ignored = ("track", "point", "size")
+        return {name: value for name, value in data.items() if name not in ignored}
+
+
+_COURSE = ("periods", "until", "swing", "order")
+_DECIDES: Mapping[Kind, tuple[str, ...]] = MappingProxyType(
+    {
+        "methods": ("grow", "prune", "grow_options", "prune_options", *_COURSE),
+        "static": ("static",),
+        "no-op": _COURSE,
+        "retrained": (),  # the sizes of the architecture are the job's
+        "peer": ("peer", *_COURSE),
+    }
+)
+"""Kind of a contender -> the fields that make a difference."""
 
 
 def digest(data: Any) -> str:

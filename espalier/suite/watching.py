@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from espalier.bench.architecture import architecture
 from espalier.bench.folder import RunFolder
 from espalier.bench.training import Training
 
@@ -33,6 +34,10 @@ class Watching:
         self.events: list[Record] = []
         self.seconds = 0.0
         """Spent on looking."""
+
+    def begin(self, training: Training) -> None:
+        """Keep what the network is at first."""
+        self._folder.append({"kind": "start", **described(training), "architecture": architecture(training.model)})
 
     def after_step(self, training: Training) -> None:
         """Look, if it is time."""
@@ -89,6 +94,12 @@ class Watching:
         return found
 
 
+def described(training: Training) -> Record:
+    """What the network is now."""
+    sizes = {"axes": training.axes(), "weights": training.weights(), "depth": training.depth()}
+    return {**training.cost(), **sizes}
+
+
 def recovery(losses: Sequence[float], step: int, end: int) -> int | None:
     """Steps after an edit until the mean loss of the steps since then, at most `WINDOW` of them, is no higher than that
     of the last `WINDOW` before it; None if it did not come to that before `end`, or if there was nothing before."""
@@ -133,4 +144,4 @@ def area(curve: Sequence[Mapping[str, Any]], first: float, last: float) -> float
     return total / (high - low)
 
 
-__all__ = ["GROWTH", "WINDOW", "Watching", "area", "recovery"]
+__all__ = ["GROWTH", "WINDOW", "Watching", "area", "described", "recovery"]

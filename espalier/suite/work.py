@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import inspect
 import shutil
 import time
 import warnings
@@ -17,7 +19,7 @@ from espalier.bench.architecture import architecture
 from espalier.bench.folder import RunFolder
 from espalier.bench.training import Assignment, Training
 from espalier.errors import EspalierError, EspalierWarning, RunError
-from espalier.method import Method, load_methods
+from espalier.method import Method, find, load_methods
 from espalier.parts.goal import Direction
 from espalier.parts.score import derived_seed
 from espalier.suite import machine
@@ -25,7 +27,7 @@ from espalier.suite.disturbing import disturb
 from espalier.suite.peers import find_peer
 from espalier.suite.preparing import Prepared, prepare
 from espalier.suite.suite import PROTOCOL, Cell, digest
-from espalier.suite.watching import Watching, area
+from espalier.suite.watching import Watching, area, described
 from espalier.train.settings import build
 
 CELLS = "cells"
@@ -50,7 +52,8 @@ class Job:
         if self.cell.contender.kind == "methods":
             if self.methods_from is not None:
                 load_methods(self.methods_from)
-            content.append([repr(one) for one in methods_of(self.cell, 1.0, 1000)])
+            content.append([repr(one) for one in methods_of(self.cell, 1 / self.cell.task.start, 1000)])
+            content.append(_foreign(self.cell))
         return digest(content)
 
 
@@ -88,12 +91,12 @@ def carried_out(job: Job, folder: Path, threads: int) -> Record:
     }
 
 
-def methods_of(cell: Cell, start: float, steps: int) -> list[Method]:
+def methods_of(cell: Cell, growth: float, steps: int) -> list[Method]:
     """The methods of a cell.
 
     Args:
         cell: of the kind ``methods``.
-        start: what the network costs at first, as a part of the large one.
+        growth: what a growing network costs in the end, as a multiple of what it costs at first.
         steps: of the whole training, or how finely the budget is counted.
 
     Raises:
@@ -105,12 +108,10 @@ def methods_of(cell: Cell, start: float, steps: int) -> list[Method]:
         options["grow"] = contender.grow_options
     if contender.prune_options:
         options["prune"] = contender.prune_options
-    if cell.track == "unstructured":
-        setting, size = "shrinking" if contender.grow is None else "constant", cell.point
-    else:
-        setting, size = cell.track, {"growing": cell.point / start, "shrinking": cell.point}.get(cell.track, 1.0)
-        if start == 1.0:  # the content of a cell does not know yet what its network costs
-            size = {"growing": 1 / cell.task.start}.get(cell.track, size)
+    setting: str = cell.track
+    if setting == "unstructured":
+        setting = "shrinking" if contender.grow is None else "constant"
+    size = {"growing": growth, "constant": 1.0}.get(cell.track, cell.point)
     return build(
         setting,
         contender.grow,
@@ -121,6 +122,14 @@ def methods_of(cell: Cell, start: float, steps: int) -> list[Method]:
         course=contender.course,
         options=options,
     )
+
+
+def _foreign(cell: Cell) -> list[str]:
+    """Digests of the files in which methods of others are: their code may change while their parts look the same."""
+    named: tuple[tuple[Direction, str | None], ...] = (("grow", cell.contender.grow), ("prune", cell.contender.prune))
+    makers = [find(direction, name).make for direction, name in named if name is not None]
+    files = [inspect.getsourcefile(make) for make in makers if make.__module__.partition(".")[0] != "espalier"]
+    return [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files if file is not None]
 
 
 def _trained(job: Job, path: Path, threads: int) -> Record:
@@ -135,29 +144,30 @@ def _trained(job: Job, path: Path, threads: int) -> Record:
         assert cell.contender.peer is not None
         training = find_peer(cell.contender.peer).train(prepared, watching)
     else:
-        training = _own(job, prepared, folder, watching)
+        training = _own(job, prepared, watching)
     loss, accuracy = training.evaluate(training.assignment.data.x_test, training.assignment.data.y_test)
-    result: Record = {"test_accuracy": accuracy, "test_loss": loss, **_described(training)}
+    result: Record = {"test_accuracy": accuracy, "test_loss": loss, **described(training)}
     result |= {"training_flops": training.training_flops, "steps": training.step}
     seconds = round(training.seconds - watching.seconds, 3)
     modules = architecture(training.model)
     folder.append({"kind": "end", **result, "architecture": modules, "seconds": seconds, "static": None})
     last = prepared.large_training_flops * cell.scale
     result |= {
-        "live": sum(live for live, _ in result["weights"].values()),
+        "nonzero": sum(int(one.count_nonzero()) for one in training.model.parameters()),
         "curve": watching.curve,
         "edits": watching.edits(),
         "area": area(watching.curve, last / 32, last),
     }
     measured = {
         "seconds": seconds,
+        "load": machine.load(),
         "peak_memory": machine.peak_memory(job.device),
         "latency": machine.latencies(training.model, prepared.example, cell.compiled),
     }
     return {"result": result, "measured": measured}
 
 
-def _own(job: Job, prepared: Prepared, folder: RunFolder, watching: Watching) -> Training:
+def _own(job: Job, prepared: Prepared, watching: Watching) -> Training:
     """A cell of Espalier's own methods, or a static network."""
     cell, contender = job.cell, job.cell.contender
     methods: list[Method] = []
@@ -166,8 +176,8 @@ def _own(job: Job, prepared: Prepared, folder: RunFolder, watching: Watching) ->
         if cell.track == "growing":
             first = cell.point * cell.task.start
         model = prepared.scaled(first)
-        start = getattr(prepared.cost(model), cell.size) / getattr(prepared.large_cost, cell.size)
-        methods = methods_of(cell, start, prepared.steps)
+        start = getattr(prepared.cost(model), cell.size)
+        methods = methods_of(cell, cell.point * getattr(prepared.large_cost, cell.size) / start, prepared.steps)
     elif contender.kind == "retrained":
         if job.sizes is None:
             raise RunError(f"{contender.name}: there is no architecture of {contender.of!r} to be trained from scratch")
@@ -179,7 +189,7 @@ def _own(job: Job, prepared: Prepared, folder: RunFolder, watching: Watching) ->
         prepared.row, prepared.data, methods, prepared.steps, cell.seed, prepared.spending, cell.task.bfloat16
     )
     training = Training(assignment, model)
-    folder.append({"kind": "start", **_described(training), "architecture": architecture(training.model)})
+    watching.begin(training)
     due = contender.course.moments if contender.kind == "no-op" else ()
 
     def after_step() -> None:
@@ -191,12 +201,6 @@ def _own(job: Job, prepared: Prepared, folder: RunFolder, watching: Watching) ->
 
     training.run(after_step, watching.on_epoch, watching.on_event)
     return training
-
-
-def _described(training: Training) -> Record:
-    return {
-        **training.cost(), "axes": training.axes(), "weights": training.weights(), "depth": training.depth(),
-    }  # fmt: skip
 
 
 def _config(job: Job, prepared: Prepared, threads: int) -> Record:

@@ -79,6 +79,24 @@ def save(structure: Structure, folder: str | Path, *, session: Session | None = 
     fully = _shared_out(structure)
     if fully is None and not structure.peers.leads:
         return
+    contents = contents_of(structure, session)
+    writers = {name: files.writer(name, one) for name, one in contents.items()}
+    if fully is None:
+        files.write(Path(folder), writers)
+    else:
+        from espalier.train.checkpoint_shards import save_shards  # slow to import
+
+        save_shards(fully, structure.peers, structure.optimizer, Path(folder), writers)
+
+
+def contents_of(structure: Structure, session: Session | None = None) -> dict[str, Any]:
+    """What `save` writes: name of a file -> what JSON can hold, or tensors by name. Tensors are the live ones.
+
+    Of a network that is sharded, without parameters and optimizer.
+
+    Raises:
+        CheckpointError, SurgeryError: as `save`.
+    """
     model, optimizer = structure.model, structure.optimizer
     if session is not None and session.structure is not structure:
         raise CheckpointError("session: expected the session of this structure, found one of another.")
@@ -86,31 +104,23 @@ def save(structure: Structure, folder: str | Path, *, session: Session | None = 
     structure.surgery.check_untouched(table)
     _check_extra_state(model)
     followers = [tensor_table(module).tensors for module in structure.surgery.follow]
-    network = _described(structure, table, followers)
-    writers = {
-        "network.json": files.json_writer(network.to_json()),
-        "network.safetensors": files.tensors_writer(table.tensors if fully is None else _buffers(table)),
-    }
+    network, whole = _described(structure, table, followers), structure.peers.whole
+    tensors = table.tensors if whole else _buffers(table)
+    contents: dict[str, Any] = {"network.json": network.to_json(), "network.safetensors": tensors}
     if structure.masks:
-        packed = {name: torch.from_numpy(np.packbits(mask.cpu().numpy())) for name, mask in structure.masks.items()}
-        writers["masks.safetensors"] = files.tensors_writer(packed)
+        contents["masks.safetensors"] = {
+            name: torch.from_numpy(np.packbits(mask.cpu().numpy())) for name, mask in structure.masks.items()
+        }
     if followers:
-        tensors = {f"{number}:{name}": one for number, found in enumerate(followers) for name, one in found.items()}
-        writers["followers.safetensors"] = files.tensors_writer(tensors)
-    if optimizer is not None and fully is None:
-        described, tensors = checkpoint_optimizer.described(optimizer, _names(table))
-        writers["optimizer.json"] = files.json_writer(described)
-        writers["optimizer.safetensors"] = files.tensors_writer(tensors)
+        contents["followers.safetensors"] = {
+            f"{number}:{name}": one for number, found in enumerate(followers) for name, one in found.items()
+        }
+    if optimizer is not None and whole:
+        described = checkpoint_optimizer.described(optimizer, _names(table))
+        contents["optimizer.json"], contents["optimizer.safetensors"] = described
     if session is not None:
-        state, tensors = session.state_parts()
-        writers["session.json"] = files.json_writer(state)
-        writers["session.safetensors"] = files.tensors_writer(tensors)
-    if fully is None:
-        files.write(Path(folder), writers)
-    else:
-        from espalier.train.checkpoint_shards import save_shards  # slow to import
-
-        save_shards(fully, structure.peers, optimizer, Path(folder), writers)
+        contents["session.json"], contents["session.safetensors"] = session.state_parts()
+    return contents
 
 
 def load(
@@ -150,11 +160,13 @@ def load(
     inside = unwrapped(model, optimizer, follow)
     peers = inside.peers
     try:
-        structure = _loaded(Path(folder), inside, example_inputs, optimizer, keep, limits, follow)
+        paths = files.read(Path(folder))
+        structure = loaded(_stored(paths, inside), inside, example_inputs, optimizer, keep, limits, follow)
         if inside.fully is not None:
             from espalier.train.checkpoint_shards import fill  # slow to import
 
-            fill(files.read(Path(folder)), inside.fully, optimizer)
+            fill(paths, inside.fully, optimizer)
+            structure.surgery.youth.look()
     except Exception as error:
         peers.settle("loading a checkpoint", error)
         raise
@@ -163,8 +175,17 @@ def load(
     return inside.bind(structure)
 
 
-def _loaded(
-    folder: Path,
+def _stored(paths: Mapping[str, Path], inside: Unwrapped) -> files.Stored:
+    """What the files hold, with what was saved as shards unless each process is to read its own."""
+    if "shards.json" not in paths or not inside.peers.whole:
+        return files.Stored(paths)
+    from espalier.train.checkpoint_shards import Together  # slow to import
+
+    return Together(paths)
+
+
+def loaded(
+    contents: Mapping[str, Any],
     inside: Unwrapped,
     example_inputs: Any,
     optimizer: Optimizer | None,
@@ -172,14 +193,14 @@ def _loaded(
     limits: Mapping[str, LimitLike] | None,
     follow: Sequence[nn.Module],
 ) -> Structure:
-    paths = files.read(folder)
-    network = SavedNetwork.parsed(files.read_json(paths["network.json"]))
+    """As `load` in one process, from what `contents_of` gave; of a network that is sharded, all but the shards."""
+    network = SavedNetwork.parsed(contents["network.json"])
     model, hollow = inside.model, not inside.peers.whole
     follow = [uncompiled(module) for module in follow]
     check_model(model)
     if optimizer is not None:
         check_optimizer(optimizer, inside.peers.live(model).named_parameters())
-    if hollow and (network.depth or "masks.safetensors" in paths):
+    if hollow and (network.depth or "masks.safetensors" in contents):
         raise CheckpointError("the saved network has masks, or layers came or went in it; load it without FullyShard.")
     here = None if hollow else optimizer
     journal = Journal()
@@ -188,8 +209,8 @@ def _loaded(
             replay(journal, model, network.depth, [optimizer] if optimizer is not None else [], _roots(model, follow))
             table = tensor_table(model)
             network.check_tensors(table)
-            values = _checked(_values(paths, table, network, hollow), network.tensors)
-            masks = _masks(paths, network.tensors, table)
+            values = _checked(_values(contents["network.safetensors"], table, network, hollow), network.tensors)
+            masks = _masks(contents.get("masks.safetensors", {}), network.tensors, table)
             attributes = network.attribute_changes(model)
             structure, after, found = _described_by(
                 network, attributes, model, inside.compiled, example_inputs,
@@ -202,12 +223,12 @@ def _loaded(
                     f"follow: {len(network.followers)} copies were saved, found {len(follow)}; pass all or none."
                 )
             for number, module in enumerate(follow):
-                replacements += _follower_replacements(number, module, network, values, paths)
+                replacements += _follower_replacements(number, module, network, values, contents)
                 path = _prefix(module, network).removesuffix(".")
                 settings += [
                     (module, replace(one, module=".".join(filter(None, (path, one.module))))) for one in attributes
                 ]
-            restored = _restored(here, table, paths)
+            restored = _restored(here, table, contents)
             before = after if network.depth else structure.topology
             _commit(journal, replacements, settings, here, restored, _changes(before, after))
             _take_over(structure, after, found, attributes, network, masks)
@@ -285,6 +306,14 @@ class _Replacement:
     new: Tensor
 
 
+def described(structure: Structure) -> SavedNetwork:
+    """All but the values that a checkpoint says of a network. Raises CheckpointError or SurgeryError, as `save`."""
+    table = tensor_table(structure.model)
+    structure.surgery.check_untouched(table)
+    _check_extra_state(structure.model)
+    return _described(structure, table, [])
+
+
 def _described(structure: Structure, table: TensorTable, followers: Sequence[Mapping[str, Tensor]]) -> SavedNetwork:
     topology = structure.topology
     known, sizes = structure.surgery.known, {one.name: topology.sizes[n] for n, one in topology.axes.items()}
@@ -310,7 +339,7 @@ def _check_extra_state(model: nn.Module) -> None:
             )
 
 
-def _checked(values: dict[str, Tensor], saved: Mapping[str, SavedTensor], prefix: str = "") -> dict[str, Tensor]:
+def _checked(values: Mapping[str, Tensor], saved: Mapping[str, SavedTensor], prefix: str = "") -> dict[str, Tensor]:
     """The values of the tensors in `saved`, whose file must hold just these shapes and types."""
     for name, one in saved.items():
         value = values.get(prefix + name)
@@ -320,10 +349,9 @@ def _checked(values: dict[str, Tensor], saved: Mapping[str, SavedTensor], prefix
     return {name: values[prefix + name] for name in saved}
 
 
-def _masks(paths: Mapping[str, Path], saved: Mapping[str, SavedTensor], table: TensorTable) -> dict[str, Tensor]:
+def _masks(packed: Mapping[str, Tensor], saved: Mapping[str, SavedTensor], table: TensorTable) -> dict[str, Tensor]:
     """The masks, which are saved as one bit per weight."""
     masks: dict[str, Tensor] = {}
-    packed = files.read_tensors(paths["masks.safetensors"]) if "masks.safetensors" in paths else {}
     for name, bits in packed.items():
         one, count = saved.get(name), 0 if name not in saved else math.prod(saved[name].shape)
         if one is None or bits.dtype != torch.uint8 or tuple(bits.shape) != (-(-count // 8),):
@@ -383,25 +411,17 @@ def _laid_out(value: Tensor, order: Sequence[int], device: torch.device) -> Tens
     return value if 0 in value.stride() else laid_out(value, order, device)
 
 
-def _values(paths: Mapping[str, Path], table: TensorTable, network: SavedNetwork, hollow: bool) -> dict[str, Tensor]:
+def _values(
+    found: Mapping[str, Tensor], table: TensorTable, network: SavedNetwork, hollow: bool
+) -> Mapping[str, Tensor]:
     """The saved tensors; without the values of parameters, for a model that is to have none."""
-    found = files.read_tensors(paths["network.safetensors"])
     if not hollow:
-        return _with_shards(paths, found, "parameter:")
+        return found
     known = {name: one for name, one in table.tensors.items() if name in network.tensors}
     return {
         name: empty(one, network.tensors[name].shape) if isinstance(one, nn.Parameter) else found[name]
         for name, one in known.items()
     }
-
-
-def _with_shards(paths: Mapping[str, Path], found: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
-    """The tensors of a file, with those of this kind that were saved as shards, put together."""
-    if "shards.json" not in paths:
-        return found
-    from espalier.train.checkpoint_shards import put_together  # slow to import
-
-    return {**found, **put_together(paths, kind)}
 
 
 def _buffers(table: TensorTable) -> dict[str, Tensor]:
@@ -414,7 +434,7 @@ def _follower_replacements(
     module: nn.Module,
     network: SavedNetwork,
     values: Mapping[str, Tensor],
-    paths: Mapping[str, Path],
+    contents: Mapping[str, Any],
 ) -> list[_Replacement]:
     """What a copy of the model will hold: what it held when it was saved, or else the values of the model."""
     tensors, prefix = tensor_table(module).tensors, _prefix(module, network)
@@ -436,7 +456,7 @@ def _follower_replacements(
                 f"follow: {name} of copy {number}: expected {saved[name].dtype} of shape {fresh}, found {one.dtype} of "
                 f"shape {tuple(one.shape)}; pass a copy of the freshly built model."
             )
-    found = _checked(files.read_tensors(paths["followers.safetensors"]), saved, f"{number}:")
+    found = _checked(contents["followers.safetensors"], saved, f"{number}:")
     return _replacements(tensors, found, saved)
 
 
@@ -446,11 +466,10 @@ def _prefix(module: nn.Module, network: SavedNetwork) -> str:
     return "" if all(name in names for name in network.tensors) else "module."
 
 
-def _restored(optimizer: Optimizer | None, table: TensorTable, paths: Mapping[str, Path]) -> RestoredOptimizer | None:
-    if optimizer is None or "optimizer.json" not in paths:
+def _restored(optimizer: Optimizer | None, table: TensorTable, contents: Mapping[str, Any]) -> RestoredOptimizer | None:
+    if optimizer is None or "optimizer.json" not in contents:
         return None
-    data, found = files.read_json(paths["optimizer.json"]), files.read_tensors(paths["optimizer.safetensors"])
-    tensors = _with_shards(paths, found, "state:")
+    data, tensors = contents["optimizer.json"], contents["optimizer.safetensors"]
     return checkpoint_optimizer.restored(optimizer, _names(table), data, tensors)
 
 
@@ -532,10 +551,11 @@ def _take_over(
         settled=True,
     )
     structure.surgery.enforcer.enforce(masks, tensor_table(structure.model).tensors)
+    structure.surgery.youth.look()
 
 
 def _names(table: TensorTable) -> dict[int, str]:
     return {id(tensor): name for name, tensor in table.tensors.items()}
 
 
-__all__ = ["load", "save"]
+__all__ = ["contents_of", "described", "load", "loaded", "save"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -70,6 +70,28 @@ def read(folder: Path) -> dict[str, Path]:
         return _checked_paths(folder)
     except OSError as error:
         raise CheckpointError(f"the checkpoint in {folder} cannot be read: {error}.") from error
+
+
+class Stored(Mapping[str, Any]):
+    """What the files of a checkpoint hold, by name; each is read when it is asked for."""
+
+    def __init__(self, paths: Mapping[str, Path]) -> None:
+        self.paths = paths
+
+    def __getitem__(self, name: str) -> Any:
+        path = self.paths[name]
+        return read_json(path) if name.endswith(".json") else read_tensors(path)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+def writer(name: str, content: Mapping[str, Any]) -> Writer:
+    """Writes a file of that name: JSON, or tensors."""
+    return json_writer(content) if name.endswith(".json") else tensors_writer(content)
 
 
 def json_writer(data: Mapping[str, Any]) -> Writer:

@@ -11,7 +11,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from uuid import uuid4
 
 import torch
@@ -75,8 +75,18 @@ def save_shards(
     peers.settle("saving a checkpoint", None)
 
 
-def put_together(paths: Mapping[str, Path], kind: str) -> dict[str, Tensor]:
-    """The sharded tensors of a kind, ``parameter:`` or ``state:``, whole; each process reads them by itself."""
+class Together(files.Stored):
+    """What the files of a checkpoint hold, with what was saved as shards; each process reads for itself."""
+
+    _KINDS: Final = {"network.safetensors": _PARAMETER, "optimizer.safetensors": _STATE}
+
+    def __getitem__(self, name: str) -> Any:
+        content = super().__getitem__(name)
+        return content if name not in self._KINDS else {**content, **_put_together(self.paths, self._KINDS[name])}
+
+
+def _put_together(paths: Mapping[str, Path], kind: str) -> dict[str, Tensor]:
+    """The sharded tensors of a kind, ``parameter:`` or ``state:``, whole."""
     folder = _shards(paths)
     wanted = {
         key: torch.empty(one.size, dtype=one.properties.dtype)
@@ -176,4 +186,4 @@ def _described(folder: Path) -> dict[str, Any]:
     return dict(FileSystemReader(folder).read_metadata().state_dict_metadata)
 
 
-__all__ = ["FILE", "fill", "put_together", "save_shards"]
+__all__ = ["FILE", "Together", "fill", "save_shards"]

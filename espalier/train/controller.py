@@ -180,7 +180,7 @@ class Controller:
         if not isinstance(budget, Latency):
             return True
         with without_a_trace(self._structure.model):
-            seconds = latency(self._structure.model, self._structure.example)
+            seconds = (budget.measure or latency)(self._structure.model, self._structure.example)
         seconds = self._structure.peers.agreed("the latency", seconds)
         flops = self._cost(one).at(self._sizes(one))
         initial = seconds * one.initial / flops if one.pace is None else one.pace.initial

@@ -159,14 +159,42 @@ class Session:
         """The loss of a batch, the penalties of methods included; the batch is remembered for the next event."""
         self._batch = batch
         self._memories.catch_up()
-        total = self._evaluated(batch)
+        return self._completed(self._evaluated(batch), 1.0)
+
+    def heard(self, batch: Batch, loss: Tensor, share: float = 1.0) -> Tensor:
+        """As `loss`, for trainers that have evaluated the loss of a batch themselves: what to take the gradient of.
+
+        Args:
+            batch: what the loss is of; remembered for the next event.
+            loss: a scalar.
+            share: the part of the penalties to add, where an optimizer step sums up several losses.
+
+        Raises:
+            MethodError: a method has the loss evaluated in a way of its own; `loss` does that.
+        """
+        if self._gated is not None:
+            raise MethodError(
+                f"{self._gated.method.name} draws gates while the loss is evaluated; have your trainer take the loss "
+                "from session.loss(batch)."
+            )
+        self._batch = batch
+        self._memories.catch_up()
+        return self._completed(loss, share)
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether a method has the loss evaluated in a way of its own, so that `loss` is the only way to it."""
+        return self._gated is not None
+
+    def _completed(self, total: Tensor, share: float) -> Tensor:
+        """A loss of training with the penalties; triggers hear it."""
         if self._listening and total.requires_grad:  # not where the user only evaluates
             for one in self._listening:
                 one.watch.hear(total)
         for one in self._penalised:
             assert one.method.penalty is not None
             penalty = one.method.penalty(self._context(one))
-            total = total if penalty is None else total + penalty
+            total = total if penalty is None else total + share * penalty
         return total
 
     def decided(self) -> AbstractContextManager[None]:
@@ -286,7 +314,7 @@ class Session:
             raise CheckpointError(
                 f"the checkpoint in {folder} holds no session; save it with espalier.save(..., session=session)."
             )
-        self._load(files.read_json(paths["session.json"]), files.read_tensors(paths["session.safetensors"]))
+        self.load_parts(files.read_json(paths["session.json"]), files.read_tensors(paths["session.safetensors"]))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken, in a network that has the sizes it had then (`espalier.load`).
@@ -297,9 +325,10 @@ class Session:
         """
         if not isinstance(state, Mapping) or "tensors" not in state:
             raise CheckpointError("this is no state of a session, or one of another version: it holds no tensors.")
-        self._load(state, from_text(state["tensors"]))
+        self.load_parts(state, from_text(state["tensors"]))
 
-    def _load(self, data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    def load_parts(self, data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Go on where `state_parts` was taken; otherwise as `load_state_dict`."""
         found = State.from_json(together(data, tensors), self._controller.running, self._sizes())
         self._controller.running = list(found.running)
         self._events, self._metrics = list(found.events), list(found.metrics)

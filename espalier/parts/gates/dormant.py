@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from espalier.edit.optimizer import dims_of_state
+from espalier.edit.young import AGE, YOUTH, forget_if_grown_up
 from espalier.graph.capture import tensor_table
 from espalier.graph.dims import IntArray, axes_of, labels
 from espalier.graph.topology import Topology
@@ -44,6 +45,10 @@ class Entries:
     def at(self, dim: int, rows: Tensor) -> Entries:
         """Some positions along a dimension of the tensor, which these entries have."""
         return Entries(self.dims, self.values.index_select(self.dims.index(dim), rows))
+
+    def all_at(self, number: float) -> Entries:
+        """As many entries, all of them that number."""
+        return Entries(self.dims, torch.full_like(self.values, number))
 
     def to_state(self) -> list[Any]:
         """As what the state of a memory can hold."""
@@ -174,6 +179,10 @@ def give_state_back(structure: Structure, sleepers: Sequence[Sleeper], ids: Ids)
         for key, entries in one.state.items():
             if isinstance(present.get(key), Tensor) and dims_of_state(key, present[key], tensor) == entries.dims:
                 _put(present[key], entries, places.of(one))
+        if AGE in present and AGE not in one.state:
+            _put(present[AGE], one.values.all_at(YOUTH), places.of(one))
+            forget_if_grown_up(present)
+    structure.surgery.youth.look()
 
 
 def handed_over(woken: Sequence[Sleeper], asleep: Sequence[Sleeper]) -> list[Sleeper]:

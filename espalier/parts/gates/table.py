@@ -22,6 +22,8 @@ from espalier.parts.names import Now, carried
 
 SHUT = -1e6
 """The logit of a gate that is shut for good: it does not move."""
+_OPEN = 1e6
+"""The logit of one that is open for good: nothing pulls at it."""
 _NEVER = 1e-9
 """A probability at which a gate never is open."""
 
@@ -125,6 +127,7 @@ class GateTable:
         stage = self.settings.stages.stage(progress)
         if stage != self.stage:
             self.stage = stage
+            self._keep_one(progress)
             self._adam = {key: Adam.fresh(one) for key, one in self.logits.items()}
             self._low = {key: torch.zeros_like(one) for key, one in self._low.items()}
         self.k = self.k_at(progress)
@@ -137,6 +140,16 @@ class GateTable:
         moving = {key: one for key, one in parted(gradient, self.logits).items() if bool(one.any())}
         if moving:  # decided gates rest, whatever their momenta
             self._move(moving, gradient if len(moving) == len(self.logits) else joined(moving))
+
+    def _keep_one(self, progress: float) -> None:
+        """Open for good what has to stay though it is shut: it is trained as what it is judged as.
+
+        That is the last gate of a key, and once all are decided the likeliest one of a key of which all are shut.
+        """
+        found = self.settings.kind.judged
+        for row in self.logits.values() if self.never_empty else ():
+            if (len(row) == 1 or self.stage == 2) and not bool(found(row, self.k_at(progress)).any()):
+                row[int(row.argmax())] = _OPEN
 
     def _move(self, keys: Mapping[str, Tensor], gradient: Tensor) -> None:
         """A step of Adam with the logits of some keys; `gradient` is theirs in a row."""
@@ -152,6 +165,7 @@ class GateTable:
         """Count which gates are low."""
         for key, p in self.probabilities(progress).items():
             self._low[key] = torch.where(p < self.settings.low, self._low[key] + 1, 0)
+        self._keep_one(progress)
 
     def ready(self, progress: float) -> dict[str, Tensor]:
         """Key -> which gates have been shut for so long that what they are on may leave."""

@@ -67,7 +67,7 @@ class Refit:
         Warns (EspalierWarning) of readers that cannot be refitted; they lose their units without compensation.
         """
         topology = context.structure.topology
-        kept = _kept_units(topology, chosen)
+        kept = kept_units(topology, chosen)
         readers, left_out = _readers(context, chosen)
         with _inputs_noted(readers, self.rows, context), without_a_trace(context.structure.model):
             for module in context.structure.model.modules():
@@ -95,7 +95,8 @@ class _Moments:
         self._products: Tensor | None = None
 
     def add(self, rows: Tensor) -> None:
-        total, products = rows.double().sum(0), (rows.T @ rows).double()
+        wide = rows.float() if rows.dtype.itemsize < 4 else rows  # sums of products do not fit into half precision
+        total, products = wide.double().sum(0), (wide.T @ wide).double()
         self.count += len(rows)
         self._sum = total if self._sum is None else self._sum + total
         self._products = products if self._products is None else self._products + products
@@ -157,7 +158,8 @@ def _solved(matrix: Tensor, right: Tensor) -> Tensor:
     return torch.cholesky_solve(right, factor)
 
 
-def _kept_units(topology: Topology, chosen: Selection) -> dict[int, IntArray]:
+def kept_units(topology: Topology, chosen: Selection) -> dict[int, IntArray]:
+    """Number of each axis -> its units that stay when the chosen ones go."""
     kept = {}
     for axis, units in chosen.items():
         number = topology.by_name[axis].number
@@ -254,4 +256,4 @@ def _sample(count: int, most: int, generator: torch.Generator) -> Tensor:
     return torch.randperm(count, generator=generator)[:most]
 
 
-__all__ = ["Refit"]
+__all__ = ["Refit", "kept_units"]

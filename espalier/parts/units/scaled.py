@@ -80,7 +80,7 @@ def scaled_plan(
     if goal.direction == "grow":
         counts = {axis: size - free[axis] for axis, size in proportional(goal).items()}
         return Plan(tuple(Resize(axis, add=count) for axis, count in counts.items() if count), seed=seed)
-    context = Context(structure, tuple(free), 0, 0, 0.0, seed, _no_loss, None, ())
+    context = Context(structure, tuple(free), 0, 0, 0.0, seed, no_loss, None, ())
     scores = score(context, goal)
     check_scores(scores, context, goal, "scaled_plan")
     return Plan(tuple(Resize(axis, remove=units) for axis, units in select(scores, goal).items()), seed=seed)
@@ -136,8 +136,9 @@ def _out_of_reach(budget: Budget, goal: Goal) -> str:
     )
 
 
-def _no_loss(batch: Any) -> Tensor:
-    raise MethodError("scaled_plan: this score needs a loss, which only a Session has; choose one of weights alone.")
+def no_loss(batch: Any) -> Tensor:
+    """In place of the loss, for scores outside of a session."""
+    raise MethodError("this score needs a loss, which only a Session has; choose one of weights alone.")
 
 
-__all__ = ["scaled_plan"]
+__all__ = ["no_loss", "scaled_plan"]

@@ -1,26 +1,13 @@
-"""Wanda: weights times the norms of what they read (Sun et al. 2023, arXiv:2306.11695).
-
-    score of w_ij = |w_ij| * ||x_j||,    x_j all activations that input j of the layer had
-
-needs no gradients, only activations, which hooks on linear and convolutional modules see; they are gone afterwards. For
-a convolution x_j is input channel j at all positions.
-"""
+"""Wanda: single weights times the norms of what they read (`espalier.parts.units.inputs`)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-
-from espalier.errors import MethodError
-from espalier.measure.stats import without_a_trace
 from espalier.parts.checks import check_count
 from espalier.parts.goal import Goal, Scores
 from espalier.parts.score import Context
-from espalier.parts.units.taylor import batches_of
+from espalier.parts.units.inputs import times_inputs
 from espalier.parts.weights.saliency import live_tensors
 
 
@@ -34,67 +21,7 @@ class WeightTimesInput:
         check_count("batches", self.batches)
 
     def __call__(self, context: Context, goal: Goal, /) -> Scores:
-        tensors = live_tensors(context, goal)
-        readers = {name: _readers(context.structure.model, name, tensor) for name, tensor in tensors.items()}
-        squares: dict[nn.Module, Tensor] = {}
-
-        def seen(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            found = _input_squares(module, inputs[0])
-            squares[module] = squares[module] + found if module in squares else found
-
-        modules = dict.fromkeys(module for found in readers.values() for module in found)
-        hooks = [module.register_forward_pre_hook(seen) for module in modules]
-        try:
-            with without_a_trace(context.structure.model):
-                for module in context.structure.model.modules():
-                    module.training = False
-                for batch in batches_of(context, self.batches):
-                    context.loss(batch)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        scores = {}
-        for name, tensor in tensors.items():
-            found = [_factors(module, squares[module].sqrt()) for module in readers[name] if module in squares]
-            if not found:
-                raise MethodError(f"{name}: its module did not run on these batches; leave it out with axes=[...].")
-            scores[name] = tensor.detach().abs().double() * torch.stack(found).sum(0)
-        return Scores(scores)
-
-
-def _readers(model: nn.Module, name: str, tensor: Tensor) -> list[nn.Module]:
-    """The modules that multiply activations with a parameter."""
-    found: list[nn.Module] = [
-        module
-        for module in model.modules()
-        if isinstance(module, (nn.Linear, _ConvNd))
-        and not isinstance(module, _ConvTransposeNd)
-        and module.weight is tensor
-    ]
-    if not found:
-        raise MethodError(
-            f"{name}: Wanda knows what linear and convolutional modules read, and this is the weight of none; leave it "
-            "out with axes=[...]."
-        )
-    return found
-
-
-def _input_squares(module: nn.Module, inputs: Tensor) -> Tensor:
-    """Sum of squares of every input unit."""
-    dim = inputs.dim() - 1
-    if isinstance(module, _ConvNd):
-        dim -= len(module.kernel_size)
-    others = [other for other in range(inputs.dim()) if other != dim]
-    squares = inputs.detach().double().square()
-    return squares.sum(others) if others else squares
-
-
-def _factors(module: nn.Module, norms: Tensor) -> Tensor:
-    """The norms in a form that broadcasts to the weight: (outputs, inputs per group, 1...)."""
-    if not isinstance(module, _ConvNd):
-        return norms[None, :]
-    per_group = norms.view(module.groups, -1).repeat_interleave(module.out_channels // module.groups, 0)
-    return per_group.view(*per_group.shape, *(1 for _ in module.kernel_size))
+        return Scores(times_inputs(context, live_tensors(context, goal), self.batches))
 
 
 __all__ = ["WeightTimesInput"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from torch import nn
@@ -41,21 +43,26 @@ def in_turns(
         prepared.cell.task.bfloat16,
     )  # fmt: skip
     training = Training(assignment, model)
+    watching.begin(training)
 
     def after_step(until: float) -> None:
         watching.after_step(training)
         if training.done >= until:
             raise _Pause
 
-    for number, moment in enumerate((*moments, float("inf"))):
+    number = 0
+    while True:
+        until = moments[number] if number < len(moments) else math.inf
         try:
-            training.run(lambda until=moment: after_step(until), watching.on_epoch, watching.on_event)  # type: ignore[misc]
+            training.run(partial(after_step, until), watching.on_epoch, watching.on_event)
         except _Pause:
+            number = sum(moment <= training.done for moment in moments)  # one step may go past several
             before, loss = training.cost(), _probed(training)
-            changed = edit(training.model, number, len(moments))
+            changed = edit(training.model, number - 1, len(moments))
             training = Training(assignment, changed, follows=training)
             watching.on_event(_event(training, before, (loss, _probed(training)), name))
-    return training
+        else:
+            return training
 
 
 def _probed(training: Training) -> float:

@@ -40,7 +40,11 @@ class TorchPrune:
 
         course = cell.contender.course
         moments = tuple(at + 0.5 / course.periods for at in course.moments)
-        return in_turns(prepared, watching, prepared.large(), moments, edit, "torch.nn.utils.prune")
+        training = in_turns(prepared, watching, prepared.large(), moments, edit, "torch.nn.utils.prune")
+        for one in training.model.modules():
+            if isinstance(one, (nn.Linear, nn.Conv2d)) and prune.is_pruned(one):
+                prune.remove(one, "weight")  # type: ignore[no-untyped-call]
+        return training
 
 
 __all__ = ["TorchPrune"]

@@ -6,6 +6,7 @@ import copy
 import importlib.util
 from typing import Any
 
+import torch
 from torch import nn
 
 from espalier.bench.training import Training
@@ -74,8 +75,12 @@ def _pruned(prepared: Prepared, model: nn.Module, ratio: float) -> nn.Module:
     torch_pruning.pruner.BasePruner(
         changed, prepared.example, importance=importance, pruning_ratio=ratio, ignored_layers=outputs
     ).step()
-    changed.train(training)  # building its graph leaves the network in eval mode
-    return changed
+    try:
+        with torch.no_grad():
+            changed.eval()(prepared.example)
+    except RuntimeError as error:
+        raise RunError(f"the network does not run any more after Torch-Pruning changed it: {error}") from error
+    return changed.train(training)
 
 
 __all__ = ["TorchPruning"]

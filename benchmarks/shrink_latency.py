@@ -1,0 +1,292 @@
+"""Twice as fast on a CPU: `esp.shrink`, torch-pruning and NVIDIA ModelOpt, with the same budget and distillation.
+
+    python benchmarks/shrink_latency.py DATA.npz WEIGHTS [--models resnet20 vit] [--tools NAME ...] [--seeds 3]
+    python benchmarks/shrink_latency.py --table
+
+A ResNet-20 and a small ViT (`espalier.bench.models`) are trained for 10 epochs on images of 16x16 pixels (averaged from
+32x32). Every tool gets the trained network and has to halve the time of a forward pass of 64 images, eager, on one
+thread, by the processor time of the process, which other work on the machine hardly touches. Then it trains for two
+epochs, with the network it began with as the teacher (0.9 of the loss, temperature 4).
+
+- `espalier`: `esp.shrink` with target=Latency(0.5, of="initial"), two rounds.
+- `torch-pruning`: group norms (`GroupMagnitudeImportance`), global, at once; the pruning ratio is the smallest, by
+  bisection, at which the time is measured to be half.
+- `modelopt`: `fastnas` with a constraint on FLOPs, as it knows no measured times; the largest part of the FLOPs, of
+  50%, 40%, 30% and 20%, at which the time is half.
+
+The training that a tool costs is counted in FLOPs, three forward passes for a step, those of teacher and of scoring
+included, as a part of what training the network took. Scores are accuracies on the 10,000 test images, which no tool
+sees; `esp.shrink` evaluates on 5,000 validation images. One line of JSON per model, seed and tool goes to
+`docs/results/shrink_latency.jsonl`; what is there is not run again. Trained networks, and the rounds of `esp.shrink`,
+are kept in WEIGHTS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from paired import Record, append, interval, origin, read, reading, scaled
+from torch import Tensor, nn
+
+import espalier as esp
+from espalier.bench.augment import crop_and_flip
+from espalier.bench.data import Dataset, batches, load
+from espalier.bench.models import build
+from espalier.bench.tasks import cosine
+from espalier.measure.repeated import Reading, repeated
+
+RESULTS = Path(__file__).parent.parent / "docs/results"
+PIXELS, EPOCHS, TUNED, BATCH, TIMED = 16, 10, 2, 128, 64
+RATES = {"resnet20": (0.1, 0.02), "vit": (2e-3, 5e-4)}
+"""Learning rates of training and of tuning."""
+TARGET, MAX_DROP = 0.5, 0.005
+DRAWS = 8 * 4 * 100
+"""Images that `esp.shrink` looks at in a round, forwards and backwards."""
+
+
+class Task:
+    """One kind of network on one data set."""
+
+    def __init__(self, model: str, data: Dataset, seed: int, weights: Path) -> None:
+        self.name, self.data, self.seed = model, data, seed
+        self._path, self.folder = weights / f"{model}-{seed}.pt", weights / f"shrink-{model}-{seed}"
+        self._augment = crop_and_flip(padding=PIXELS // 8)
+        self.example = torch.zeros(TIMED, *data.input_shape)
+        self._per_epoch = -(-len(data.x_train) // BATCH)
+        self.trained = self._base()
+        self.eager = esp.measure.Eager(clock=time.process_time)
+
+    def accuracy(self, model: nn.Module, test: bool = False) -> float:
+        data = self.data
+        x, y = (data.x_test, data.y_test) if test else (data.x_val, data.y_val)
+        model.eval()
+        with torch.no_grad():
+            return sum(int((model(a).argmax(1) == b).sum()) for a, b in batches(x, y, 100)) / len(x)
+
+    def tune(self, model: nn.Module, tuning: esp.Tuning) -> None:
+        """Train for this part of the epochs there are for tuning."""
+        steps = round(TUNED * self._per_epoch * tuning.share)
+        model.train()
+        self._train(model, steps, RATES[self.name][1], tuning, self.seed + 100 * tuning.number)
+
+    def flops(self, model: nn.Module) -> float:
+        """Of one image."""
+        return esp.attach(model, self.example).cost().flops / TIMED
+
+    def spent(self, model: nn.Module, share: float) -> float:
+        """Tuning a network for a part of the time, the teacher included, as a part of the training of the first one."""
+        first = self.flops(self.trained)
+        return share * TUNED * (3 * self.flops(model) + first) / (EPOCHS * 3 * first)
+
+    def ratio(self, model: nn.Module) -> Reading:
+        """The time of a forward pass as a part of what it was, pass by pass in turn."""
+        first, ours = (self.eager.prepared(one, self.example) for one in (self.trained, model))
+        return repeated(lambda: ours() / first(), lambda found: found.narrow(0.03), most=100)
+
+    def _train(self, model: nn.Module, steps: int, rate: float, tuning: esp.Tuning, seed: int) -> None:
+        optimizer: torch.optim.Optimizer
+        if self.name.startswith("resnet"):
+            optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
+        else:
+            optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=0.05)
+        warm = max(1, steps // 20)
+        for step, (x, y) in zip(range(steps), self._batches(seed), strict=False):
+            factor = min(1, (step + 1) / warm) * cosine(max(0, step - warm) / (steps - warm))
+            for group in optimizer.param_groups:
+                group["lr"] = rate * factor
+            outputs = model(x)
+            loss = tuning.loss(outputs, x, F.cross_entropy(outputs, y))
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            if not self.name.startswith("resnet"):
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+
+    def _batches(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        generator = torch.Generator().manual_seed(seed)
+        while True:
+            yield from batches(self.data.x_train, self.data.y_train, BATCH, generator, self._augment)
+
+    def _base(self) -> nn.Module:
+        model = build(self.name, self.data.input_shape, self.data.classes, seed=self.seed)
+        if not self._path.exists():
+            self._train(model, EPOCHS * self._per_epoch, RATES[self.name][0], esp.Tuning(1, 1, 1.0), self.seed)
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save({"state": model.state_dict()}, self._path)
+        model.load_state_dict(torch.load(self._path, weights_only=True)["state"])
+        return model.eval()
+
+
+def by_espalier(task: Task) -> tuple[nn.Module, float, str]:
+    """The network, what its training cost, and the outcome."""
+    found = esp.shrink(
+        task.trained, task.example, target=esp.Latency(TARGET, of="initial", measure=task.eager), train=task.tune,
+        evaluate=task.accuracy, max_drop=MAX_DROP, teacher=task.trained, rounds=2,
+        folder=task.folder,
+        on_round=lambda one: print(one, flush=True),
+    )  # fmt: skip
+    print(found, flush=True)
+    first = task.flops(task.trained)
+    spent = 0.0
+    for before, after in zip(found.rounds, found.rounds[1:], strict=False):
+        per_image, scored = after.flops / TIMED, 3 * before.flops / TIMED * DRAWS
+        spent += 0.5 * TUNED * (3 * per_image + first) / (EPOCHS * 3 * first)
+        spent += scored / (EPOCHS * 3 * first * len(task.data.x_train))
+    return found.last, spent, f"{found.outcome}, round_to={found.round_to}"
+
+
+def by_torch_pruning(task: Task) -> tuple[nn.Module, float, str]:
+    """Group norms over all layers, at the smallest ratio that is fast enough."""
+    import torch_pruning as tp
+
+    def pruned(ratio: float) -> nn.Module:
+        model = copy.deepcopy(task.trained)
+        heads = {module.qkv: module.num_heads for module in model.modules() if hasattr(module, "qkv")}
+        tokens = [(model.class_token, 2), (model.positions, 2)] if task.name == "vit" else None
+        tp.pruner.MetaPruner(
+            model, task.example[:2], importance=tp.importance.GroupMagnitudeImportance(p=2), global_pruning=True,
+            pruning_ratio=ratio, ignored_layers=[model.head], num_heads=heads, unwrapped_parameters=tokens,
+            max_pruning_ratio=0.9,
+        ).step()  # fmt: skip
+        for module in model.modules():
+            if hasattr(module, "qkv"):  # it changes layers and not what the code reads
+                module.head_dim = module.qkv.out_features // (3 * module.num_heads)
+        return model.eval()
+
+    low, high = 0.0, 0.9
+    for _ in range(6):
+        middle = (low + high) / 2
+        low, high = (low, middle) if task.ratio(pruned(middle)).high <= TARGET else (middle, high)
+    model = pruned(high)
+    task.tune(model, esp.Tuning(1, 1, 1.0, task.trained))
+    return model, task.spent(model, 1.0), f"ratio {high:.2f}"
+
+
+def by_modelopt(task: Task) -> tuple[nn.Module, float, str]:
+    """FastNAS, at the largest part of the FLOPs that is fast enough."""
+    import modelopt.torch.prune as mtp
+
+    data = task.data
+    loader = list(batches(data.x_train[:2000], data.y_train[:2000], BATCH))
+    for part in (50, 40, 30, 20):
+        model, _ = mtp.prune(
+            copy.deepcopy(task.trained), mode="fastnas", constraints={"flops": f"{part}%"},
+            dummy_input=task.example[:1],
+            config={"data_loader": loader, "score_func": task.accuracy, "collect_func": lambda batch: batch[0]},
+        )  # fmt: skip
+        if task.ratio(model.eval()).high <= TARGET:
+            break
+    task.tune(model, esp.Tuning(1, 1, 1.0, task.trained))
+    return model, task.spent(model, 1.0), f"{part}% of the FLOPs"
+
+
+TOOLS: dict[str, Callable[[Task], tuple[nn.Module, float, str]]] = {
+    "espalier": by_espalier,
+    "torch-pruning": by_torch_pruning,
+    "modelopt": by_modelopt,
+}
+
+
+def measured(task: Task, tool: str) -> Record:
+    """One row: run a tool, and look at what came of it."""
+    record: Record = {"model": task.name, "seed": task.seed, "tool": tool, **origin()}
+    start = time.process_time()
+    try:
+        model, spent, remark = TOOLS[tool](task)
+    except Exception as error:  # a tool that cannot do it is a result
+        return {**record, "failed": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
+    ratio = task.ratio(model)
+    return {
+        **record,
+        "before": task.accuracy(task.trained, test=True),
+        "after": task.accuracy(model, test=True),
+        "time": [ratio.value, ratio.low, ratio.high],
+        "flops": task.flops(model) / task.flops(task.trained),
+        "parameters": sum(one.numel() for one in model.parameters())
+        / sum(p.numel() for p in task.trained.parameters()),
+        "spent": spent,
+        "remark": remark,
+        "seconds": time.process_time() - start,
+    }
+
+
+def table(records: list[Record]) -> str:
+    """Means over seeds, with 95% intervals where there is more than one."""
+    heads = (
+        "model",
+        "tool",
+        "seeds",
+        "time",
+        "before",
+        "after",
+        "points lost",
+        "FLOPs",
+        "parameters",
+        "training spent",
+    )
+    lines = [" | ".join(["", *heads, ""]).strip(), "|" + " --- |" * len(heads)]
+    for model in RATES:
+        for tool in TOOLS:
+            rows = [one for one in records if (one["model"], one["tool"]) == (model, tool)]
+            cells = [model, tool, str(len(rows)), *_cells(rows)]
+            lines.append("| " + " | ".join([*cells, *[""] * (len(heads) - len(cells))]) + " |")
+    return "\n".join(lines)
+
+
+def _cells(rows: list[Record]) -> list[str]:
+    good = [one for one in rows if "failed" not in one]
+    if not good:
+        return [rows[0]["failed"].replace("|", "/") if rows else "not run"]
+
+    def mean(key: str) -> float:
+        return statistics.mean(one[key] for one in good)
+
+    lost, half = interval([100 * (one["before"] - one["after"]) for one in good])
+    part = statistics.mean(one["time"][0] for one in good)
+    return [
+        f"{part:.3f} ({1 / part:.2f}x faster)",
+        f"{mean('before'):.2%}",
+        f"{mean('after'):.2%}",
+        f"{lost:.2f}" + (f" ± {half:.2f}" if len(good) > 1 else ""),
+        *(f"{mean(key):.1%}" for key in ("flops", "parameters", "spent")),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", nargs="?", type=Path)
+    parser.add_argument("weights", nargs="?", type=Path)
+    parser.add_argument("--models", nargs="+", default=list(RATES), choices=list(RATES))
+    parser.add_argument("--tools", nargs="+", default=list(TOOLS), choices=list(TOOLS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--table", action="store_true")
+    options = parser.parse_args()
+    path, text = RESULTS / "shrink_latency.jsonl", RESULTS / "shrink_latency.md"
+    if not options.table:
+        if options.data is None or options.weights is None:
+            sys.exit("give the data and a folder for trained networks, or --table")
+        torch.set_num_threads(1)
+        data = scaled(load(options.data), PIXELS)
+        known = {(one["model"], one["seed"], one["tool"]) for one in read(path)}
+        for seed in options.seeds:
+            for model in options.models:
+                left = [tool for tool in options.tools if (model, seed, tool) not in known]
+                task = Task(model, data, seed, options.weights) if left else None
+                for tool in left:
+                    assert task is not None
+                    append(path, measured(task, tool))
+    if options.table:
+        about = "Written by `python benchmarks/shrink_latency.py --table`; see there what was done."
+        text.write_text(f"# Twice as fast\n\n{about}\n\n{table(read(path))}\n{reading(text)}")
+
+
+if __name__ == "__main__":
+    main()

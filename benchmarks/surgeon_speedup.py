@@ -1,0 +1,51 @@
+"""What a second process is worth to a search: seconds with one and with two, one thread each, on two idle cores.
+
+    python -m benchmarks.surgeon_speedup digits
+
+Prints both for `espalier evolve` as it is used, with the start trained alone beside the search, and for the search by
+itself, whose single network keeps only one process busy between cycles.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+from espalier.bench.evolve import EvolveOptions, chosen, evolve
+from espalier.bench.search_progress import SearchLines
+from espalier.table import text_table
+
+
+def seconds(options: EvolveOptions, workers: int) -> float:
+    """That a search takes with so many processes; in a process of its own even if it is one."""
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        evolve(options, Path(folder) / "search", SearchLines(StringIO()), workers)
+        return time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("task", nargs="?")
+    parser.add_argument("--data")
+    parser.add_argument("--model")
+    parser.add_argument("--width", type=float)
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--cycles", type=int)
+    parser.add_argument("--proposals")
+    options = chosen(vars(parser.parse_args()))
+    print(f"{options.problem}, {options.epochs} epochs; load before: {os.getloadavg()[0]:.1f}")
+    rows = []
+    for name, baseline in (("with the start beside it", True), ("the search alone", False)):
+        one, two = (seconds(replace(options, baseline=baseline), workers) for workers in (1, 2))
+        rows.append((name, f"{one:.1f}", f"{two:.1f}", f"{one / two:.2f}"))
+    print("\n".join(text_table(("", "one process, s", "two, s", "times as fast"), rows, right=(1, 2, 3))))
+
+
+if __name__ == "__main__":
+    main()

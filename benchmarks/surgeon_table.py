@@ -1,0 +1,203 @@
+"""The Surgeon against plain training of the start for the same training FLOPs, all branches charged.
+
+    python -m benchmarks.surgeon_table starts RECORDS --cifar cifar10-jpeg.npz    # five kinds of start
+    python -m benchmarks.surgeon_table rescue RECORDS    # starts that cannot learn
+    python -m benchmarks.surgeon_table moves  RECORDS    # the same starts as the first, edited at random
+    python -m benchmarks.surgeon_table report RECORDS TABLES.md
+
+Every run is a line of RECORDS as soon as it ends; the same command goes on with those that are missing. A run of the
+Surgeon and the plain one beside it have the same seed: of weights, order and augmentation. Both are judged on the test
+data once, at the end. The Surgeon has its default settings everywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+import torch
+
+from benchmarks.mixed import mixed
+from benchmarks.paired import Record, append, interval, origin, read, reading
+from benchmarks.surgeon_problems import BATCH, Images
+from espalier.evolve.job import FORWARD_AND_BACKWARD
+from espalier.evolve.proposals import RandomMoves
+from espalier.evolve.surgeon import Search, Surgeon
+
+
+@dataclass(frozen=True)
+class Start:
+    """A network to begin with, and for how many steps it is trained alone."""
+
+    widths: tuple[int, ...]
+    steps: int
+    dead: int | None = None
+
+
+STARTS = {
+    "good": Start((32, 32), 4000),
+    "too small": Start((10, 10, 10), 8000),
+    "too narrow in one place": Start((32, 2, 32), 4000),
+    "too large": Start((200, 200), 2500),
+    "badly shaped": Start((8, 16, 64), 6000),
+}
+INSUFFICIENT = ("too small", "too narrow in one place", "badly shaped")
+STUCK = {
+    "a bottleneck of one unit": Start((32, 1, 32), 4000),
+    "a layer of dead units": Start((32, 32, 32), 4000, dead=1),
+    "twelve layers of six units": Start((6,) * 12, 4000),
+}
+WAYS = {"plain": Surgeon(cycles=0), "surgeon": Surgeon(), "random": Surgeon(RandomMoves())}
+TABLES = {
+    "starts": (STARTS, ("surgeon", "plain")),
+    "rescue": (STUCK, ("surgeon", "plain")),
+    "moves": (STARTS, ("random",)),
+}
+
+
+def measure(table: str, path: Path, sources: dict[str, str], seeds: Sequence[int]) -> None:
+    """Do the runs that are missing, seed by seed."""
+    starts, ways = TABLES[table]
+    done = {(one["data"], one["start"], one["seed"], one["way"]) for one in read(path)}
+    for seed in seeds:
+        for data, source in sources.items():
+            for name, start in starts.items():
+                for way in ways:
+                    if (data, name, seed, way) not in done:
+                        found = _run(Images(data, source, start.widths, seed, start.dead), start.steps, WAYS[way])
+                        line = {"data": data, "start": name, "seed": seed, "way": way, **found, **origin()}
+                        append(path, line)
+                        print(f"{data} {name} {seed} {way}: {found['accuracy']:.4f}, {found['parameters']}", flush=True)
+
+
+def _run(problem: Images, steps: int, surgeon: Surgeon) -> Record:
+    total = FORWARD_AND_BACKWARD * BATCH * 2 * problem.multiplications * steps
+    records: list[Record] = []
+    began, cpu = time.perf_counter(), time.process_time()
+    with tempfile.TemporaryDirectory() as folder:
+        end = Search(problem, surgeon, total, Path(folder), on_record=lambda one: records.append(dict(one))).run()
+    last = {one["name"]: one for one in records if one["kind"] == "branch"}
+    won = [last[one["name"]] for one in records if one["kind"] == "won" and one["name"] is not None]
+    return {
+        "accuracy": end["test_accuracy"], "loss": end["test_loss"], "parameters": end["parameters"],
+        "parameters_before": records[0]["parameters"], "flops": end["flops"], "flops_before": records[0]["flops"],
+        "steps": end["steps"], "spent": end["total_spent"], "total": total,
+        "won": [{name: one[name] for name in ("edit", "what", "gain", "error", "price")} for one in won],
+        "tried": len(last), "seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu,
+    }  # fmt: skip
+
+
+def report(records: Sequence[Record], path: Path) -> None:
+    """Write the tables, above what a person wrote below them."""
+    runs = {(one["data"], one["start"], one["seed"], one["way"]): one for one in records}
+    title = "# The Surgeon and plain training for the same training FLOPs"
+    parts = [title, "", *_starts(runs), "", *_rescue(runs), "", *_moves(runs)]
+    path.write_text("\n".join(parts) + "\n" + reading(path))
+
+
+Runs = dict[tuple[str, str, int, str], Record]
+
+
+def _pairs(
+    runs: Runs, starts: Sequence[str], other: str = "plain"
+) -> Iterator[tuple[str, str, list[tuple[Record, Record]]]]:
+    for data in sorted({key[0] for key in runs}, reverse=True):
+        for start in starts:
+            seeds = sorted(key[2] for key in runs if key[:2] == (data, start) and key[3] == "surgeon")
+            pairs = [(runs[data, start, seed, "surgeon"], runs[data, start, seed, other])
+                     for seed in seeds if (data, start, seed, other) in runs]  # fmt: skip
+            if pairs:
+                yield data, start, pairs
+
+
+def _starts(runs: Runs) -> list[str]:
+    lines = [
+        "| data | start | seeds | plain | Surgeon | difference, points | error | parameters | wall time |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    groups: dict[str, list[float]] = {}
+    for data, start, pairs in _pairs(runs, list(STARTS)):
+        points = [100 * (found["accuracy"] - plain["accuracy"]) for found, plain in pairs]
+        groups[f"{data}, {start}"] = points
+        mean, half = interval(points)
+        errors = [sum(1 - one["accuracy"] for one in ones) for ones in zip(*pairs, strict=True)]
+        size = fmean(found["parameters"] / found["parameters_before"] for found, _ in pairs)
+        slower = sum(found["seconds"] for found, _ in pairs) / sum(plain["seconds"] for _, plain in pairs)
+        lines.append(
+            f"| {data} | {start} {_widths(start)} | {len(pairs)} | {fmean(one['accuracy'] for _, one in pairs):.2%} | "
+            f"{fmean(one['accuracy'] for one, _ in pairs):.2%} | {mean:+.2f} ± {half:.2f} | "
+            f"{errors[0] / errors[1] - 1:+.0%} | {size:.2f}x | {slower:.2f}x |"
+        )
+    if len(groups) > 1 and any(len(one) > 1 for one in groups.values()):
+        fit = mixed(groups)
+        low, high = fit.interval
+        lines += ["", f"Over all starts, by a mixed model with the start as random effect: {fit.mean:+.2f} points, 95% "
+                      f"interval {low:+.2f} to {high:+.2f} (standard deviation between starts {fit.between**0.5:.2f}, "
+                      f"within {fit.within**0.5:.2f})."]  # fmt: skip
+    return lines
+
+
+def _widths(start: str) -> str:
+    return "-".join(map(str, {**STARTS, **STUCK}[start].widths))
+
+
+def _rescue(runs: Runs) -> list[str]:
+    lines = ["| data | start | seeds | plain | Surgeon | the good start alone | missing, points |",
+             "| --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    for data, start, pairs in _pairs(runs, list(STUCK)):
+        good = [one["accuracy"] for key, one in runs.items() if key[:2] == (data, "good") and key[3] == "plain"]
+        found, plain = (fmean(one["accuracy"] for one in ones) for ones in zip(*pairs, strict=True))
+        text = f"{fmean(good):.2%} | {100 * (fmean(good) - found):+.2f}" if good else "|"
+        lines.append(f"| {data} | {start} {_widths(start)} | {len(pairs)} | {plain:.2%} | {found:.2%} | {text} |")
+    return lines
+
+
+def _moves(runs: Runs) -> list[str]:
+    lines = [
+        "| data | start | seeds | gain per 10^9 FLOPs, recommended | random | accuracy, recommended | random |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    sums = defaultdict[str, list[float]](list)
+    for data, start, pairs in _pairs(runs, list(STARTS), "random"):
+        gains = [[1e9 * sum(won["gain"] for won in one["won"]) / one["spent"] for one in ones]
+                 for ones in zip(*pairs, strict=True)]  # fmt: skip
+        accuracies = [fmean(one["accuracy"] for one in ones) for ones in zip(*pairs, strict=True)]
+        for way, values in zip(("recommended", "random"), gains, strict=True):
+            sums[way] += values
+        lines.append(
+            f"| {data} | {start} | {len(pairs)} | {fmean(gains[0]):.4f} | {fmean(gains[1]):.4f} | "
+            f"{accuracies[0]:.2%} | {accuracies[1]:.2%} |"
+        )
+    if sums:
+        lines += ["", f"Mean accepted gain per 10^9 training FLOPs: {fmean(sums['recommended']):.4f} recommended, "
+                      f"{fmean(sums['random']):.4f} random."]  # fmt: skip
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=(*TABLES, "report"))
+    parser.add_argument("records", type=Path)
+    parser.add_argument("tables", type=Path, nargs="?", help="where the report goes")
+    parser.add_argument("--mnist", default="mnist", help="path of an .npz file, or the name of the data set")
+    parser.add_argument("--cifar", help="path of an .npz file; without it MNIST alone")
+    parser.add_argument("--seeds", type=int, default=5)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    if given.table == "report":
+        if given.tables is None:
+            parser.error("report: where to? Give TABLES.md")
+        report(read(given.records), given.tables)
+        return
+    sources = {"mnist": given.mnist, **({"cifar10-jpeg": given.cifar} if given.cifar else {})}
+    measure(given.table, given.records, sources, range(given.seeds))
+
+
+if __name__ == "__main__":
+    main()
