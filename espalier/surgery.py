@@ -109,6 +109,9 @@ class Surgery:
         check_optimizer(optimizer, self.model.named_parameters())
         check_shapes(optimizer, list(table.tensors.items()))
         self._enforce({})  # the hook of the optimizer before goes
+        if optimizer is not self.optimizer:
+            self.youth = Youth(optimizer)
+        self.youth.look()
         self.optimizer, self.enforcer = optimizer, Enforcer(optimizer)
         self._undo = UndoStack([optimizer], self._undo_limit)
         self._undone.clear()

@@ -105,7 +105,7 @@ class Run:
         search, found = self._search, self._kept.found
         if found:
             search.per_result, search.overhead = float(found["per_result"]), float(found["overhead"])
-            search.round_to = int(found["round_to"])
+            search.round_to, search.scope = int(found["round_to"]), found["scope"]
             return
         search.learn_costs()
         if round_to == "auto":
@@ -232,7 +232,12 @@ class Run:
         cost = self._structure.cost()
         one = Round(number, limit, reading, score, cost.parameters, cost.flops, sizes_of(self._structure))
         search = self._search
-        learnt = {"per_result": search.per_result, "overhead": search.overhead, "round_to": search.round_to}
+        learnt = {
+            "per_result": search.per_result,
+            "overhead": search.overhead,
+            "round_to": search.round_to,
+            "scope": search.scope,
+        }
         found = learnt if number else {}
         self._kept.add(one, self._structure, found)
         if self._on_round is not None:

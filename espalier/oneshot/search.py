@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -25,12 +26,14 @@ from espalier.oneshot.worth import Known
 from espalier.parts.budget import Budget, FLOPs, Parameters, Polynomial, volumes_of
 from espalier.parts.goal import Scores
 from espalier.parts.units.scaled import scaled_plan
+from espalier.parts.units.select import Scope
 from espalier.structure import Structure
 
 _TRIES, _FEW_TRIES = 7, 4
 _CLOSE = 0.95
 """Part of the limit that a measured network has to need, or it could be larger."""
 _ROUND = (1, 4, 8, 16, 32)
+_SCOPES: tuple[Scope, ...] = ("global", "axis")
 _BETTER = 0.98
 """What is lost with a rounding has to be so much less than with the finer one before it."""
 _PROBES = 6
@@ -48,8 +51,8 @@ class Work(Budget):
     def cost(self, topology: Topology, axes: Iterable[str]) -> Polynomial:
         total: dict[tuple[str, ...], int] = defaultdict(int, FLOPs(1).cost(topology, axes).terms)
         if round(self.results):
-            for product, count in _results(topology).terms.items():
-                total[product] += round(self.results) * count
+            for names, count in _results(topology).terms.items():
+                total[names] += round(self.results) * count
         return Polynomial(dict(total))
 
     def at(self, topology: Topology) -> int:
@@ -65,6 +68,7 @@ class Search:
         self.refused: dict[str, str] = {}
         """Axis -> why surgery refused to change it."""
         self.round_to = 1
+        self.scope: Scope = "global"
         self.per_result = self.overhead = 0.0
         """What an element of a result costs, in FLOPs; and what the target counts where there is no work at all."""
 
@@ -84,17 +88,21 @@ class Search:
         self.per_result, self.overhead = _fitted(np.array(rows), np.array(values))
 
     def choose_rounding(self, scores: Scores) -> None:
-        """Take the coarsest widths with which the target is met at the least loss of what units are worth."""
+        """Take the widths with which the target is met at the least loss of what units are worth.
+
+        Multiples of some number that kernels like, the coarsest that help; and whether axes compete or all keep their
+        proportions, which kernels may like as well.
+        """
         if not isinstance(self.target, Timed):
             return
-        best, chosen, now = math.inf, 1, self.target.initial
-        for self.round_to in _ROUND:
+        best, chosen, now = math.inf, (self.scope, 1), self.target.initial
+        for self.scope, self.round_to in product(_SCOPES, _ROUND):
             plan, _ = self._measured(self.target.limit, now, scores, _FEW_TRIES)
             if plan is not None:
                 lost = sum(float(scores.values[edit.axis][list(edit.remove)].sum()) for edit in plan.edits)
                 if lost < _BETTER * best:
-                    best, chosen = lost, self.round_to
-        self.round_to = chosen
+                    best, chosen = lost, (self.scope, self.round_to)
+        self.scope, self.round_to = chosen
 
     def smallest(self) -> Reading:
         """What the smallest network that the limits allow costs."""
@@ -206,7 +214,7 @@ class Search:
         known = Known(scores.values)
         try:
             return scaled_plan(
-                self.structure, budget, score=known, scope="global", axes=self.axes, round_to=self.round_to
+                self.structure, budget, score=known, scope=self.scope, axes=self.axes, round_to=self.round_to
             )
         except MethodError:
             return Plan(())
