@@ -18,6 +18,7 @@ from espalier.oneshot.result import Shrunk as Shrunk
 from espalier.oneshot.shrink import shrink as shrink
 from espalier.oneshot.tuning import Distillation as Distillation
 from espalier.oneshot.tuning import Tuning as Tuning
+from espalier.parallel.fully_shard import FullyShard as FullyShard
 from espalier.parts.budget import FLOPs as FLOPs
 from espalier.parts.budget import Latency as Latency
 from espalier.parts.budget import Memory as Memory

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,19 +15,20 @@ from espalier.edit.apply import copy_of
 from espalier.edit.changes import Limits, find_axis
 from espalier.edit.interrupt import uninterrupted
 from espalier.edit.optimizer import check as check_optimizer
+from espalier.edit.whole import is_sharded
 from espalier.errors import PlanError
 from espalier.graph.capture import tensor_table
 from espalier.graph.cells import named_cells
 from espalier.graph.solver import Reason
 from espalier.graph.topology import Topology, infer
-from espalier.parallel.wrapped import unwrapped
+from espalier.parallel.wrapped import Model, unwrapped
 from espalier.structure import Structure
 
 LimitLike = Limits | tuple[int | None, int | None]
 
 
 def attach(
-    model: nn.Module,
+    model: Model,
     example_inputs: Any,
     *,
     optimizer: Optimizer | None = None,
@@ -40,7 +42,8 @@ def attach(
 
     Args:
         model: any module that runs on the example inputs, or what `torch.compile` made of one; or a
-            DistributedDataParallel around one, which is made anew after every edit, on all ranks.
+            DistributedDataParallel around one, which is made anew after every edit, on all ranks; or an
+            `espalier.FullyShard`.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments. Only shapes, types and devices
             count.
         optimizer: the optimizer that trains the model; its state will follow every edit.
@@ -58,21 +61,20 @@ def attach(
         PlanError: another wrapper is given instead of the model, or a name in `keep` or `limits` is unknown.
         ParallelError: the wrapper does what could not be done again after an edit.
     """
-    wrapper, model = model, uncompiled(model)
-    model, peers = unwrapped(model, optimizer)
+    inside = unwrapped(model, optimizer, follow)
+    model, live = inside.model, inside.peers.live(inside.model)
     check_model(model)
     if type(undo_limit) is not int or undo_limit < 0:
         raise PlanError(f"undo_limit: expected a number of edits of at least 0, found {undo_limit!r}.")
     if optimizer is not None:
-        check_optimizer(optimizer, model.named_parameters())
+        check_optimizer(optimizer, live.named_parameters())
     with uninterrupted():
         topology = infer(model, example_inputs)
     structure = attached(
         model, example_inputs, topology, optimizer=optimizer, keep=keep, limits=limits, follow=follow,
-        undo_limit=undo_limit, cells=cells, wrapper=wrapper,
+        undo_limit=undo_limit, cells=cells, wrapper=inside.compiled,
     )  # fmt: skip
-    structure.surgery.peers = peers
-    return structure
+    return inside.bind(structure)
 
 
 def attached(
@@ -133,13 +135,28 @@ def check_model(model: nn.Module) -> None:
             raise PlanError(
                 f"{found} a TorchScript module, whose code cannot follow an edit; attach to the Python model."
             )
+        if _is_one(module, "torch.distributed.fsdp", "FullyShardedDataParallel"):
+            raise PlanError(
+                f"{found} a FullyShardedDataParallel wrapper, whose flat parameters cannot be edited; give "
+                "espalier.attach an espalier.FullyShard, which uses fully_shard (FSDP2)."
+            )
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_sharded(tensor):
+            raise PlanError(
+                f"{name} is sharded already; give espalier.attach an espalier.FullyShard of the plain model and of the "
+                "function that shards it."
+            )
         if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
             raise PlanError(f"{name} has no shape yet; run the model once on real inputs before attach.")
         if tensor.is_inference():
             raise PlanError(
                 f"{name} was made under torch.inference_mode(), so it cannot be trained; build the model outside."
             )
+
+
+def _is_one(value: object, module: str, name: str) -> bool:
+    """Whether a value is of a class in a module that is slow to import; nothing is before somebody has imported it."""
+    return module in sys.modules and isinstance(value, getattr(sys.modules[module], name))
 
 
 def _kept(model: nn.Module, topology: Topology, keep: Iterable[str]) -> dict[int, Reason]:

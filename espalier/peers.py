@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, TypeVar
 
 import torch.distributed
@@ -31,6 +32,10 @@ class Peers(Protocol):
     def leads(self) -> bool:
         """Whether the word of this process counts; it also writes the files."""
 
+    @property
+    def whole(self) -> bool:
+        """Whether all tensors of the model are here between events too."""
+
     def live(self, model: nn.Module) -> nn.Module:
         """What a training step calls in place of the model."""
 
@@ -42,6 +47,9 @@ class Peers(Protocol):
 
     def rebind(self) -> None:
         """After the tensors have changed: have gradients synchronised again."""
+
+    def looking(self) -> AbstractContextManager[None]:
+        """While it lasts all tensors of the model are here."""
 
     def agreed(self, what: str, value: T) -> T:
         """What the process that leads has found: a plan, numbers, names."""
@@ -61,6 +69,7 @@ class Alone:
 
     size = 1
     leads = True
+    whole = True
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
@@ -78,6 +87,10 @@ class Alone:
 
     def rebind(self) -> None:
         """There is nothing to bind."""
+
+    def looking(self) -> AbstractContextManager[None]:
+        """They always are."""
+        return nullcontext()
 
     def agreed(self, what: str, value: T) -> T:
         """The value."""
@@ -117,4 +130,13 @@ def _wraps(model: nn.Module, known: nn.Module | None) -> bool:
     return any(other is model for one in wrappers if one is not known for other in one.modules())
 
 
-__all__ = ["Alone", "Peers", "refuse_wrapped"]
+def check_whole(peers: Peers, what: str) -> None:
+    """Raise ParallelError for a network that is sharded: what reads its parameters would find no numbers."""
+    if not peers.whole:
+        raise ParallelError(
+            f"{what} reads parameters, of which no process has all in a network that is sharded; call espalier.save on "
+            "all ranks, load the checkpoint into a plain model in one process, and do it there."
+        )
+
+
+__all__ = ["Alone", "Peers", "check_whole", "refuse_wrapped"]

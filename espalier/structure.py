@@ -80,7 +80,7 @@ class Structure:
     ) -> None:
         self.surgery = Surgery(model, optimizer, Known.first(topology, example, limits), follow, undo_limit)
         self._cells = tuple(cells)
-        self._wrapper = model if wrapper is None else wrapper
+        self._compiled = wrapper
 
     @property
     def model(self) -> nn.Module:
@@ -89,8 +89,8 @@ class Structure:
 
     @property
     def runs(self) -> nn.Module:
-        """What training runs: the live model, or what `torch.compile` made of it if that was attached."""
-        return self._wrapper
+        """What training runs: what `attach` was given, the live model or what wraps it."""
+        return self.peers.live(self.model) if self._compiled is None else self._compiled
 
     @property
     def optimizer(self) -> Optimizer | None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from espalier.compiled import CompiledCode
-from espalier.edit.apply import NewTensors, check_values, commit, compensating_attributes, copy_of, masked
+from espalier.edit.apply import NewTensors, check_values, compensating_attributes, copy_of, masked
 from espalier.edit.attributes import AttributeChange
 from espalier.edit.births import followed
 from espalier.edit.changes import Changes, Limits, find_axis
@@ -34,6 +34,7 @@ from espalier.edit.refresh import verified
 from espalier.edit.repair import UnrepairedError
 from espalier.edit.scales import Constant
 from espalier.edit.stage import Staged, settled, stage, with_refusal
+from espalier.edit.store import Here, Store
 from espalier.edit.verify import Subject, Verification, resized_example, verify
 from espalier.edit.young import Youth
 from espalier.errors import PlanError, SurgeryError
@@ -58,6 +59,8 @@ class Surgery:
         self.follow = tuple(follow)
         self.peers: Peers = Alone(model)
         """The processes that train it together."""
+        self.store: Store = Here()
+        """Where the entries of its tensors are."""
         self.enforcer = Enforcer(optimizer)
         self.youth = Youth(optimizer)
         self.youth.look()
@@ -160,7 +163,7 @@ class Surgery:
         with uninterrupted():
             staged, contract, attributes, table, masking = self._prepare(plan, within_limits=within_limits)
             work, found = NewTensors(plan, staged.changes, contract, masking), {}
-            for name, tensor in table.tensors.items():
+            for name, tensor in self.store.values(table).items():
                 sources = work.sources(name, tensor)
                 if sources is not None:
                     found[name] = work.made(name, tensor, sources).detach()
@@ -208,6 +211,7 @@ class Surgery:
 
     def _carried_out(self, plan: Plan) -> tuple[Journal, Known, Edit]:
         """A plan done to model and optimizer, of which this object knows nothing yet."""
+        self.store.check(plan)
         journal = Journal()
         if not plan.depth or plan.edits or plan.masks or plan.values or plan.deltas:
             known, edit = self._resized(journal, plan)
@@ -250,7 +254,7 @@ class Surgery:
         )
         optimizers = [self.optimizer] if self.optimizer is not None else []
         followers = [copy_of(table, module) for module in self.follow]
-        commit(
+        self.store.commit(
             journal, self.model, table, plan, changes, contract, masking, attributes, optimizers, followers,
             undoable=self.may_undo,
         )  # fmt: skip
@@ -322,13 +326,13 @@ class Surgery:
         staged = self._staged(subject, plan, self.known.limits if within_limits else {})
         check_values(plan, staged.changes, subject.table)
         masking = masking_of(plan, staged.changes, self.known.masks, subject.table.tensors)
-        constants = self._changed_constants(subject, staged)
-        contract = contract_of(staged.changes, subject.table.tensors, constants, hold_norms=plan.hold_norms)
+        constants, values = self._changed_constants(subject, staged), self.store.values(subject.table)
+        contract = contract_of(staged.changes, values, constants, hold_norms=plan.hold_norms)
         if not staged.changes.axes:
             contract = replace(contract, why="what is masked is zero, and what is live anew starts at zero")
         if plan.values or plan.deltas:
-            contract = self._judged(contract, staged.changes, plan, subject.table, masking)
-        contract = masked(contract, NewTensors(plan, staged.changes, contract, masking), subject.table.tensors)
+            contract = self._judged(contract, staged.changes, plan, values, masking)
+        contract = masked(contract, NewTensors(plan, staged.changes, contract, masking), values)
         compensating, without_eps = compensating_attributes(self.model, contract)
         if without_eps is not None and contract.kind == "exact":
             why = f"the norm in {without_eps or 'the model'} keeps its eps, which is not in an attribute of the module"
@@ -336,19 +340,19 @@ class Surgery:
         return staged, contract, [*staged.attributes, *compensating], subject.table, masking
 
     def _judged(
-        self, contract: Contract, changes: Changes, plan: Plan, table: TensorTable, masking: Masking
+        self, contract: Contract, changes: Changes, plan: Plan, values: Mapping[str, Tensor], masking: Masking
     ) -> Contract:
         """The contract of a plan that brings tensors of its own, which are made for it as they will be."""
         work, made = NewTensors(plan, changes, contract, masking), {}
 
         def after(name: str) -> Tensor:
             if name not in made:
-                tensor = table.tensors[name]
+                tensor = values[name]
                 sources = work.sources(name, tensor)
                 made[name] = tensor if sources is None else work.made(name, tensor, sources)
             return made[name]
 
-        names = {changes.before.aliases.get(name, name) for name in plan.values}
+        names = dict.fromkeys(changes.before.aliases.get(name, name) for name in plan.values)
         deltas = {changes.before.aliases.get(name, name): delta for name, delta in plan.deltas.items()}
         return judged(contract, changes, after, names, deltas)
 

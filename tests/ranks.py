@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
 import traceback
 import warnings
@@ -50,8 +51,9 @@ def _results(pipes: list[Connection], timeout: float) -> list[Any]:
         assert ready, f"ranks {sorted(set(range(len(pipes))) - found.keys())} have not ended within {timeout} s"
         for pipe in ready:
             rank = pipes.index(pipe)  # type: ignore[arg-type]
-            failure, found[rank] = pipes[rank].recv()
+            failure, result = pipes[rank].recv()
             assert failure is None, f"rank {rank} failed: {failure}"
+            found[rank] = torch.load(io.BytesIO(result), weights_only=False)
     return [found[rank] for rank in range(len(pipes))]
 
 
@@ -64,7 +66,9 @@ def _process(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=timedelta(seconds=collective)
     )
     try:
-        pipe.send((None, work(rank, size, *args)))
+        result = io.BytesIO()
+        torch.save(work(rank, size, *args), result)  # a pipe would send tensors as memory of a process that ends
+        pipe.send((None, result.getvalue()))
     except BaseException:
         pipe.send((traceback.format_exc(), None))
     finally:

@@ -45,6 +45,14 @@ def test_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(structure.history) == 11  # type: ignore[attr-defined]
 
 
+def test_distributed() -> None:
+    try:
+        scope = run_blocks(DOCS / "distributed.md")
+    finally:
+        torch.distributed.destroy_process_group()
+    assert len(scope["session"].events) >= 2  # type: ignore[attr-defined]
+
+
 def test_compile() -> None:
     scope = run_blocks(DOCS / "compile.md")
     assert scope["session"].steps_done == 20  # type: ignore[attr-defined]

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from espalier.adapters.config import ConfigError
+from espalier.peers import check_whole
 from espalier.structure import Structure
 
 
@@ -59,7 +60,9 @@ def save_adapter(structure: Structure, folder: str | Path, adapter: str = "defau
 
     Raises:
         ConfigError: the model has no such adapter.
+        ParallelError: the network is sharded.
     """
+    check_whole(structure.peers, "save_adapter")
     follow_ranks(structure, adapter)
     model: Any = structure.model
     model.save_pretrained(folder, selected_adapters=[adapter], **options)

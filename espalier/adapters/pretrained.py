@@ -20,6 +20,7 @@ from espalier.parts.budget import Units
 from espalier.parts.goal import UNBOUNDED, Cap, Goal
 from espalier.parts.score import Context, GroupNorm, Score, check_scores
 from espalier.parts.units.scaled import no_loss
+from espalier.peers import check_whole
 from espalier.structure import Structure
 
 _WEIGHTS = GroupNorm()
@@ -51,7 +52,9 @@ def save_pretrained(structure: Structure, folder: str | Path, **options: Any) ->
 
     Raises:
         ConfigError: the configuration cannot say what the model has become; nothing was written.
+        ParallelError: the network is sharded.
     """
+    check_whole(structure.peers, "save_pretrained")
     config = config_of(structure)
     _check_outputs(structure, config)
     _set(structure.model, config)
@@ -75,7 +78,9 @@ def plan_to_config(structure: Structure, *, score: Score = _WEIGHTS, seed: int =
     Raises:
         ConfigError: the present configuration does not describe the model, or there is no model with these settings.
         PlanError: a setting is unknown, or asks for what no plan can do, or for another number of layers.
+        ParallelError: the network is sharded.
     """
+    check_whole(structure.peers, "plan_to_config")
     config = config_of(structure)
     for name in settings:
         if getattr(config, name, None) is None:

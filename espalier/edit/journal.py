@@ -9,7 +9,7 @@ that an edit of a large network needs no second copy of what it changes, and kee
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -127,6 +127,13 @@ class HookRecord:
 
 
 @dataclass(frozen=True)
+class OutsideRecord:
+    """A change of what no other record knows, made as a whole."""
+
+    restore: Callable[[], None]
+
+
+@dataclass(frozen=True)
 class GroupRecord:
     """The parameters of a group of an optimizer, and the state of those that leave it, before their change."""
 
@@ -158,7 +165,7 @@ class Journal:
 
     def __init__(self) -> None:
         self._records: list[
-            TensorRecord | StateRecord | AttributeRecord | ModulesRecord | HookRecord | GroupRecord
+            TensorRecord | StateRecord | AttributeRecord | ModulesRecord | HookRecord | GroupRecord | OutsideRecord
         ] = []
 
     def replace_tensor(self, tensor: Tensor, new: Tensor, grad: Tensor | None = None, name: str = "a tensor") -> None:
@@ -200,6 +207,10 @@ class Journal:
     def keep_hook(self, handle: RemovableHandle) -> None:
         """Note a hook that was put on a module just now."""
         self._records.append(HookRecord(handle))
+
+    def keep_way_back(self, restore: Callable[[], None]) -> None:
+        """Note a change that was made just now, by what takes it back."""
+        self._records.append(OutsideRecord(restore))
 
     def set_group(
         self, optimizer: Optimizer, group: dict[str, Any], parameters: Sequence[Tensor], names: Mapping[int, str]

@@ -126,20 +126,40 @@ def plan_state(
     is True where a mask holds or held the parameter at zero: directions are zero there, sizes of steps left alone.
     Raises OptimizerError for state that cannot follow: of a shape or kind that no rule explains.
     """
-    resized = factor is not None or any(source is not None for source in sources)
-    if not resized and zero is None:
-        return {}
-    if resized and isinstance(optimizer, LBFGS) and optimizer.state:
+    if isinstance(optimizer, LBFGS) and optimizer.state and _is_resized(sources, factor):
         raise OptimizerError(
             f"LBFGS keeps directions over all parameters as flat vectors, which cannot follow the edit of {name}; "
             "build a new LBFGS after the edit, or train with an optimizer that keeps its state per parameter."
         )
-    planned: dict[str, Tensor] = {}
+    entries = aged(optimizer, parameter, sources)
+    return followed(type(optimizer), entries, parameter, sources, new_value, name, factor, zero)
+
+
+def aged(optimizer: Optimizer, parameter: Tensor, sources: Sources) -> dict[str, Any]:
+    """The state of a parameter before an edit; with the ages of its entries, if new ones come."""
     state = dict(optimizer.state.get(parameter, {}))
     if AGE not in state and any(source is not None and bool((source < 0).any()) for source in sources):
         grown_up = ages(optimizer, parameter)
         state |= {} if grown_up is None else {AGE: grown_up}
-    for key, value in state.items():
+    return state
+
+
+def followed(
+    kind: type[Optimizer],
+    entries: Mapping[str, Any],
+    parameter: Tensor,
+    sources: Sources,
+    new_value: Tensor,
+    name: str,
+    factor: Tensor | None,
+    zero: Tensor | None,
+) -> dict[str, Tensor]:
+    """As `plan_state`, of some entries of the state of one parameter in an optimizer of that kind."""
+    resized = _is_resized(sources, factor)
+    if not resized and zero is None:
+        return {}
+    planned: dict[str, Tensor] = {}
+    for key, value in entries.items():
         if not isinstance(value, Tensor) and not _holds_tensors(value):
             continue
         rule = _rule(key, value, parameter) if isinstance(value, Tensor) else None
@@ -147,7 +167,7 @@ def plan_state(
             continue
         if rule is None:
             raise OptimizerError(
-                f"{type(optimizer).__name__} state {key!r} of {name} is {_describe(value)}, which fits neither the "
+                f"{kind.__name__} state {key!r} of {name} is {_describe(value)}, which fits neither the "
                 f"parameter of shape {tuple(parameter.shape)} nor a known factor of it, so it cannot follow an edit to "
                 f"{tuple(new_value.shape)}; keep this parameter as it is, or clear optimizer.state of it before the "
                 "edit, if it may start anew."
@@ -156,11 +176,15 @@ def plan_state(
             planned[key] = _followed(value, rule, parameter, sources, new_value)
             if factor is not None:
                 # RMSprop's momentum is of steps, not of gradients.
-                power = 0 if (type(optimizer), key) == (RMSprop, "momentum_buffer") else rule.power
+                power = 0 if (kind, key) == (RMSprop, "momentum_buffer") else rule.power
                 planned[key].mul_(_state_factor(factor, rule, new_value, power).to(planned[key]))
             if zero is not None and rule.start in MASKED and planned[key].shape == zero.shape:
                 planned[key].masked_fill_(zero, 0)
     return planned
+
+
+def _is_resized(sources: Sources, factor: Tensor | None) -> bool:
+    return factor is not None or any(source is not None for source in sources)
 
 
 def _state_factor(factor: Tensor, rule: Rule, new_value: Tensor, power: int) -> Tensor:

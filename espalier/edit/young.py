@@ -30,6 +30,8 @@ from torch import Tensor
 from torch.optim import Adadelta, Adagrad, Optimizer, RMSprop
 from torch.utils.hooks import RemovableHandle
 
+from espalier.edit.whole import whole
+
 AGE: Final = "age"
 """The state that holds, for every entry of a parameter, how many steps it has seen, `YOUTH` at most."""
 YOUTH: Final = 100
@@ -49,7 +51,7 @@ def ages(optimizer: Optimizer, parameter: Tensor) -> Tensor | None:
 
 def forget_if_grown_up(state: MutableMapping[str, Any]) -> None:
     """Drop the ages from the state of a parameter if all of them are `YOUTH`."""
-    if AGE in state and bool((state[AGE] >= YOUTH).all()):
+    if AGE in state and bool(whole((state[AGE] >= YOUTH).all())):
         del state[AGE]
 
 
@@ -137,7 +139,7 @@ class Youth:
 
 def stale(mean: Tensor, square: Tensor, young: Tensor) -> Tensor:
     """By how much what the optimizer remembers of grown-up entries is larger than the squares of this step; else 1."""
-    remembered, seen = torch.where(young, 0.0, mean).sum(), torch.where(young, 0.0, square).sum()
+    remembered, seen = (whole(torch.where(young, 0.0, one).sum()) for one in (mean, square))
     return torch.where((remembered > 0) & (seen > 0), remembered / seen, 1.0)
 
 

@@ -20,6 +20,7 @@ from espalier.export import plain
 from espalier.export.tree import Tree, sources
 from espalier.graph.capture import call_arguments, flatten_tensors, map_tensors, tensor_table
 from espalier.graph.undisturbed import undisturbed
+from espalier.peers import check_whole
 from espalier.structure import Structure
 from espalier.train.checkpoint import described
 from espalier.train.checkpoint_network import SavedNetwork
@@ -48,7 +49,9 @@ def export_code(structure: Structure, folder: str | Path, build: Callable[[], nn
         ExportError: an inserted layer cannot be expressed, `build` gives a model of another class, or outputs differ.
         CheckpointError: `build` gives a model of other sizes, or there is state outside of parameters and buffers.
         PlanError: the layers that came do not fit what `build` gives.
+        ParallelError: the network is sharded.
     """
+    check_whole(structure.peers, "an export")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     network, model = described(structure), structure.model

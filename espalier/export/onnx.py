@@ -15,6 +15,7 @@ from espalier.compiled import uncompiled
 from espalier.errors import ExportError
 from espalier.export.code import outputs_of, random_like
 from espalier.graph.capture import call_arguments, map_tensors
+from espalier.peers import check_whole
 from espalier.structure import Structure
 
 
@@ -44,13 +45,18 @@ def export_onnx(
     Raises:
         ExportError: onnx, onnxscript or onnxruntime is missing; the network cannot be exported; or the outputs differ
             by more.
+        ParallelError: the network is sharded.
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
         try:
             import_module(package)
         except ImportError as error:
             raise ExportError(f"{package} is missing: pip install 'espalier[export]'.") from error
-    model = uncompiled(network) if isinstance(network, nn.Module) else network.model
+    if isinstance(network, nn.Module):
+        model = uncompiled(network)
+    else:
+        check_whole(network.peers, "an export")
+        model = network.model
     if example is None:
         if isinstance(network, nn.Module):
             raise ExportError("example: give example inputs, from which the network is exported.")

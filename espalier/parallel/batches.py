@@ -56,7 +56,7 @@ def _column(number: int, parts: Sequence[Any], like: Any) -> Any:
             )
         return like
     rest = {tuple(one.shape[1:]) for one in parts}
-    if like.dim() == 0 or len(rest) != 1:
+    if any(one.dim() == 0 for one in parts) or len(rest) != 1:
         shapes = ", ".join(str(tuple(one.shape)) for one in parts)
         raise ParallelError(
             f"entry {number} of the batch has the shapes {shapes} on the ranks; samples are expected along the first "

@@ -78,6 +78,13 @@ class Ranks:
             )
         return [post[1] for post in posts]
 
+    def meet(self, what: str, plan: Plan | None, sizes: Mapping[str, int]) -> None:
+        """See `Peers.meet`."""
+        shown = what if plan is None else str(plan).replace("\n", "; ")
+        found = {"edit": what if plan is None else plan, "network": dict(sizes)}
+        advice = "Make the same edit on every rank, or let an espalier.Session decide for all of them."
+        self.same("an edit", found, shown, advice)
+
     def settle(self, what: str, error: Exception | None) -> None:
         """See `Peers.settle`. Where all failed each goes on with its own error; what all heard of is not told again."""
         if not isinstance(error, ParallelError):

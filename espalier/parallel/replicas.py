@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch.distributed as dist
 from torch import nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
@@ -36,6 +38,8 @@ _HOOKS = (
 
 class Replicas:
     """One replica per process; see `espalier.peers.Peers`."""
+
+    whole = True
 
     def __init__(self, wrapper: DistributedDataParallel) -> None:
         """Raises ParallelError if the wrapper does what could not be done again after an edit."""
@@ -63,10 +67,7 @@ class Replicas:
         """Raise ParallelError unless all are about to do the same, and the wrapper can be made anew."""
         check_wrapper(self._wrapper)
         refuse_wrapped(self._wrapper.module, self._wrapper)
-        shown = what if plan is None else str(plan).replace("\n", "; ")
-        found = {"edit": plan if plan is not None else what, "network": dict(sizes)}
-        advice = "Make the same edit on every rank, or let an espalier.Session decide for all of them."
-        self._ranks.same("an edit", found, shown, advice)
+        self._ranks.meet(what, plan, sizes)
 
     def settle(self, what: str, error: Exception | None) -> None:
         """Raise ParallelError if the others could do what this process could not, or the other way round."""
@@ -74,7 +75,9 @@ class Replicas:
 
     def rebind(self) -> None:
         """Make the wrapper anew."""
-        with warnings.catch_warnings():
+        parameters = tuple(self._wrapper.module.parameters())
+        # making it sends the values of rank 0 to all, which are what they have already: no change that ends an undo
+        with warnings.catch_warnings(), _unsafe_preserve_version_counter(parameters):
             warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 has another name for broadcast_buffers
             fresh = DistributedDataParallel(self._wrapper.module, **_settings(self._wrapper))
         for hook, state in _comm_hooks(self._wrapper):
@@ -83,6 +86,10 @@ class Replicas:
         kept = {name: old[name] for name in (*_HOOKS, "training") if name in old}
         old.clear()
         old.update(vars(fresh), **kept)
+
+    def looking(self) -> AbstractContextManager[None]:
+        """All tensors are here."""
+        return nullcontext()
 
     def agreed(self, what: str, value: T) -> T:
         """What the first process has found."""
@@ -117,7 +124,7 @@ def check_wrapper(wrapper: DistributedDataParallel) -> None:
             )
     if wrapper._join_config.enable:
         raise ParallelError(
-            "the DistributedDataParallel wrapper is inside of join(): ranks that have run out of batches do not come "
+            "the DistributedDataParallel wrapper was given to join(): ranks that have run out of batches do not come "
             "to edits. Give every rank the same number of batches (DistributedSampler with drop_last=True, for one)."
         )
     for hook, state in _comm_hooks(wrapper):

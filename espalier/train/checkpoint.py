@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from espalier.attach import LimitLike, attach, attached, check_model
+from espalier.attach import LimitLike, attached, check_model
 from espalier.compiled import uncompiled
 from espalier.edit.apply import copy_of
 from espalier.edit.attributes import AttributeChange
@@ -42,7 +42,8 @@ from espalier.graph.capture import TensorTable, tensor_table
 from espalier.graph.dims import NEW
 from espalier.graph.topology import INTERFACE, Topology, infer
 from espalier.measure.cost import cost_of
-from espalier.parallel.wrapped import unwrapped
+from espalier.parallel.fully_shard import FullyShard, empty
+from espalier.parallel.wrapped import Model, Unwrapped, unwrapped
 from espalier.record import Edit
 from espalier.structure import Structure
 from espalier.train import checkpoint_files as files
@@ -65,8 +66,9 @@ def save(structure: Structure, folder: str | Path, *, session: Session | None = 
     With a session its state too, for `Session.load`.
 
     All parameters and buffers are saved, those that are not persistent too, and the optimizer's state and options.
-    Gradients, random state, schedulers and train or eval mode are not. Of several processes rank 0 alone writes, and
-    nobody waits for it. An interrupted save leaves the folder with the
+    Gradients, random state, schedulers and train or eval mode are not. Of replicas rank 0 alone writes, and nobody
+    waits for it; of a network that is sharded every rank writes its part, all of them have to call this, and whatever
+    number of ranks, or one process, can load it. An interrupted save leaves the folder with the
     earlier checkpoint or with the new one, whole. Other files in the folder are left alone.
 
     Raises:
@@ -74,14 +76,23 @@ def save(structure: Structure, folder: str | Path, *, session: Session | None = 
             session is one of another structure.
         SurgeryError: the model's tensors were resized by something else than this structure.
     """
-    if not structure.peers.leads:
+    fully = _shared_out(structure)
+    if fully is None and not structure.peers.leads:
         return
     contents = contents_of(structure, session)
-    files.write(Path(folder), {name: files.writer(name, one) for name, one in contents.items()})
+    writers = {name: files.writer(name, one) for name, one in contents.items()}
+    if fully is None:
+        files.write(Path(folder), writers)
+    else:
+        from espalier.train.checkpoint_shards import save_shards  # slow to import
+
+        save_shards(fully, structure.peers, structure.optimizer, Path(folder), writers)
 
 
 def contents_of(structure: Structure, session: Session | None = None) -> dict[str, Any]:
     """What `save` writes: name of a file -> what JSON can hold, or tensors by name. Tensors are the live ones.
+
+    Of a network that is sharded, without parameters and optimizer.
 
     Raises:
         CheckpointError, SurgeryError: as `save`.
@@ -93,8 +104,9 @@ def contents_of(structure: Structure, session: Session | None = None) -> dict[st
     structure.surgery.check_untouched(table)
     _check_extra_state(model)
     followers = [tensor_table(module).tensors for module in structure.surgery.follow]
-    network = _described(structure, table, followers)
-    contents: dict[str, Any] = {"network.json": network.to_json(), "network.safetensors": table.tensors}
+    network, whole = _described(structure, table, followers), structure.peers.whole
+    tensors = table.tensors if whole else _buffers(table)
+    contents: dict[str, Any] = {"network.json": network.to_json(), "network.safetensors": tensors}
     if structure.masks:
         contents["masks.safetensors"] = {
             name: torch.from_numpy(np.packbits(mask.cpu().numpy())) for name, mask in structure.masks.items()
@@ -103,7 +115,7 @@ def contents_of(structure: Structure, session: Session | None = None) -> dict[st
         contents["followers.safetensors"] = {
             f"{number}:{name}": one for number, found in enumerate(followers) for name, one in found.items()
         }
-    if optimizer is not None:
+    if optimizer is not None and whole:
         described = checkpoint_optimizer.described(optimizer, _names(table))
         contents["optimizer.json"], contents["optimizer.safetensors"] = described
     if session is not None:
@@ -113,7 +125,7 @@ def contents_of(structure: Structure, session: Session | None = None) -> dict[st
 
 def load(
     folder: str | Path,
-    model: nn.Module,
+    model: Model,
     example_inputs: Any,
     *,
     optimizer: Optimizer | None = None,
@@ -132,7 +144,8 @@ def load(
     Args:
         folder: what `save` was given.
         model: built by the same code as the saved one, at the sizes that it had before all edits; or a
-            DistributedDataParallel around it, as for `attach`, on any number of ranks.
+            DistributedDataParallel around it or an `espalier.FullyShard` of it, as for `attach`, on any number of
+            ranks.
         example_inputs: as for `attach`, at the original size of the interface.
         optimizer: of the saved type and built from this model's parameters in the same groups; None to leave it out.
         keep: modules or axes that have to stay as they are, besides those that were kept when it was saved.
@@ -144,47 +157,63 @@ def load(
             Nothing was changed.
         CaptureError, OptimizerError, PlanError: as `attach`.
     """
-    model, peers = unwrapped(model, optimizer)
+    inside = unwrapped(model, optimizer, follow)
+    peers = inside.peers
     try:
-        structure = loaded(
-            files.Stored(files.read(Path(folder))), model, example_inputs, optimizer, keep, limits, follow
-        )
+        paths = files.read(Path(folder))
+        structure = loaded(_stored(paths, inside), inside, example_inputs, optimizer, keep, limits, follow)
+        if inside.fully is not None:
+            from espalier.train.checkpoint_shards import fill  # slow to import
+
+            fill(paths, inside.fully, optimizer)
+            structure.surgery.youth.look()
     except Exception as error:
         peers.settle("loading a checkpoint", error)
         raise
     peers.settle("loading a checkpoint", None)
-    structure.surgery.peers = peers
     peers.rebind()
-    return structure
+    return inside.bind(structure)
+
+
+def _stored(paths: Mapping[str, Path], inside: Unwrapped) -> files.Stored:
+    """What the files hold, with what was saved as shards unless each process is to read its own."""
+    if "shards.json" not in paths or not inside.peers.whole:
+        return files.Stored(paths)
+    from espalier.train.checkpoint_shards import Together  # slow to import
+
+    return Together(paths)
 
 
 def loaded(
     contents: Mapping[str, Any],
-    model: nn.Module,
+    inside: Unwrapped,
     example_inputs: Any,
     optimizer: Optimizer | None,
     keep: Iterable[str],
     limits: Mapping[str, LimitLike] | None,
     follow: Sequence[nn.Module],
 ) -> Structure:
-    """As `load` in one process, from what `contents_of` gave."""
+    """As `load` in one process, from what `contents_of` gave; of a network that is sharded, all but the shards."""
     network = SavedNetwork.parsed(contents["network.json"])
-    wrapper, model = model, uncompiled(model)
+    model, hollow = inside.model, not inside.peers.whole
     follow = [uncompiled(module) for module in follow]
     check_model(model)
     if optimizer is not None:
-        check_optimizer(optimizer, model.named_parameters())
+        check_optimizer(optimizer, inside.peers.live(model).named_parameters())
+    if hollow and (network.depth or "masks.safetensors" in contents):
+        raise CheckpointError("the saved network has masks, or layers came or went in it; load it without FullyShard.")
+    here = None if hollow else optimizer
     journal = Journal()
     try:
         with uninterrupted():
             replay(journal, model, network.depth, [optimizer] if optimizer is not None else [], _roots(model, follow))
             table = tensor_table(model)
             network.check_tensors(table)
-            values = _checked(contents["network.safetensors"], network.tensors)
+            values = _checked(_values(contents["network.safetensors"], table, network, hollow), network.tensors)
             masks = _masks(contents.get("masks.safetensors", {}), network.tensors, table)
             attributes = network.attribute_changes(model)
             structure, after, found = _described_by(
-                network, attributes, wrapper, example_inputs,
+                network, attributes, model, inside.compiled, example_inputs,
                 optimizer=optimizer, keep=keep, limits=limits, follow=follow,
             )  # fmt: skip
             replacements = _replacements(table.tensors, values, network.tensors)
@@ -199,15 +228,25 @@ def loaded(
                 settings += [
                     (module, replace(one, module=".".join(filter(None, (path, one.module))))) for one in attributes
                 ]
-            restored = _restored(optimizer, table, contents)
+            restored = _restored(here, table, contents)
             before = after if network.depth else structure.topology
-            _commit(journal, replacements, settings, optimizer, restored, _changes(before, after))
+            _commit(journal, replacements, settings, here, restored, _changes(before, after))
             _take_over(structure, after, found, attributes, network, masks)
             structure.surgery.compiled.renew(layers=bool(network.depth))
     except BaseException:
         journal.rollback()
         raise
     return structure
+
+
+def _shared_out(structure: Structure) -> FullyShard | None:
+    """The network as it is shared out among processes; None if it is not."""
+    if structure.peers.whole:
+        return None
+    from espalier.parallel.shards import ShardStore  # slow to import
+
+    assert isinstance(structure.surgery.store, ShardStore)
+    return structure.surgery.store.fully
 
 
 def _roots(model: nn.Module, follow: Sequence[nn.Module]) -> list[nn.Module]:
@@ -218,7 +257,8 @@ def _roots(model: nn.Module, follow: Sequence[nn.Module]) -> list[nn.Module]:
 def _described_by(
     network: SavedNetwork,
     attributes: Sequence[AttributeChange],
-    wrapper: nn.Module,
+    model: nn.Module,
+    wrapper: nn.Module | None,
     example: Any,
     *,
     optimizer: Optimizer | None,
@@ -232,12 +272,15 @@ def _described_by(
     built, what is left of it need not fit together.
     """
     if not network.depth:
-        structure = attach(wrapper, example, optimizer=optimizer, keep=keep, limits=limits, follow=follow)
+        topology = infer(model, example)
+        structure = attached(
+            model, example, topology, optimizer=optimizer, keep=keep, limits=limits, follow=follow, wrapper=wrapper
+        )
         network.check_axes(structure.initial_sizes)
         after = _resized(structure.topology, network)
         _verify(structure, after, attributes)
         return structure, after, network.with_findings(after)
-    model, shapes = uncompiled(wrapper), {name: one.shape for name, one in network.tensors.items()}
+    shapes = {name: one.shape for name, one in network.tensors.items()}
     with attributes_set(model, attributes):
         try:
             after = infer(model, network.resized(example), shapes=shapes)
@@ -356,11 +399,34 @@ def _replacements(
 ) -> list[_Replacement]:
     try:
         return [
-            _Replacement(name, tensor, laid_out(values[name], saved[name].order, tensor.device))
+            _Replacement(name, tensor, _laid_out(values[name], saved[name].order, tensor.device))
             for name, tensor in tensors.items()
         ]
     except ValueError as error:
         raise CheckpointError(f"network.json is damaged: {error}.") from error
+
+
+def _laid_out(value: Tensor, order: Sequence[int], device: torch.device) -> Tensor:
+    """See `laid_out`; what holds no values takes no memory either."""
+    return value if 0 in value.stride() else laid_out(value, order, device)
+
+
+def _values(
+    found: Mapping[str, Tensor], table: TensorTable, network: SavedNetwork, hollow: bool
+) -> Mapping[str, Tensor]:
+    """The saved tensors; without the values of parameters, for a model that is to have none."""
+    if not hollow:
+        return found
+    known = {name: one for name, one in table.tensors.items() if name in network.tensors}
+    return {
+        name: empty(one, network.tensors[name].shape) if isinstance(one, nn.Parameter) else found[name]
+        for name, one in known.items()
+    }
+
+
+def _buffers(table: TensorTable) -> dict[str, Tensor]:
+    """What of a plain model has values, where its parameters are sharded."""
+    return {name: one for name, one in table.tensors.items() if not isinstance(one, nn.Parameter)}
 
 
 def _follower_replacements(

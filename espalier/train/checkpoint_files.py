@@ -32,6 +32,7 @@ FILES: Final = (
     "optimizer.safetensors",
     "session.json",
     "session.safetensors",
+    "shards.json",
 )
 """Every file that a checkpoint can have, apart from its manifest; other files of the folder are left alone."""
 
@@ -75,17 +76,17 @@ class Stored(Mapping[str, Any]):
     """What the files of a checkpoint hold, by name; each is read when it is asked for."""
 
     def __init__(self, paths: Mapping[str, Path]) -> None:
-        self._paths = paths
+        self.paths = paths
 
     def __getitem__(self, name: str) -> Any:
-        path = self._paths[name]
+        path = self.paths[name]
         return read_json(path) if name.endswith(".json") else read_tensors(path)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._paths)
+        return iter(self.paths)
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self.paths)
 
 
 def writer(name: str, content: Mapping[str, Any]) -> Writer:

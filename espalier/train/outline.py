@@ -19,6 +19,8 @@ from torch.optim import Optimizer
 from espalier.attach import LimitLike
 from espalier.errors import CheckpointError
 from espalier.graph.capture import tensor_table
+from espalier.parallel.wrapped import unwrapped
+from espalier.peers import check_whole
 from espalier.structure import Structure
 from espalier.train import checkpoint_files as files
 from espalier.train.checkpoint import contents_of, loaded
@@ -36,8 +38,10 @@ def outline_of(session: Session) -> dict[str, Any]:
 
     Raises:
         CheckpointError, SurgeryError: as `espalier.save`; CheckpointError also where copies follow the model.
+        ParallelError: the network is sharded.
     """
     structure = session.structure
+    check_whole(structure.peers, "an outline")
     if structure.surgery.follow:
         raise CheckpointError("copies that follow the model are in no outline; save with espalier.save.")
     contents = contents_of(structure, session)
@@ -96,7 +100,8 @@ def reshaped(
         name: unsaved[name] if name in unsaved else _nothing(one.shape, one.dtype)
         for name, one in network.tensors.items()
     }
-    return loaded(contents, model, example_inputs, optimizer, keep, limits, ())
+    inside = unwrapped(model, optimizer, ())
+    return inside.bind(loaded(contents, inside, example_inputs, optimizer, keep, limits, ()))
 
 
 def put_in_order(outline: Outline, model: nn.Module, optimizer: Optimizer) -> None:

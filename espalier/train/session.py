@@ -113,6 +113,7 @@ class Session:
         self._slowing = Slowing(structure)
         for one in self._controller.running:
             self._check_provided(one)
+            self._check_possible(one)
         structure.peers.same(
             "the session",
             {
@@ -130,7 +131,7 @@ class Session:
 
     @property
     def model(self) -> nn.Module:
-        """The live model: what `attach` was given, a DistributedDataParallel if it was one."""
+        """The live model: under DistributedDataParallel the wrapper, with FullyShard what is sharded now."""
         return self.structure.peers.live(self.structure.model)
 
     @property
@@ -349,11 +350,6 @@ class Session:
             names = " and ".join(one.method.name for one in gated)
             raise MethodError(f"{names} both evaluate the loss in a way of their own; give one of them.")
         self._gated = next(iter(gated), None)
-        if self._gated is not None and self.structure.peers.size > 1:
-            raise MethodError(
-                f"{self._gated.method.name} evaluates the loss under gates that each process would draw and train on "
-                "its own; train it in one process, or take a method without gates."
-            )
         if self._gated is not None and is_compiled(self.structure.runs):
             warn(
                 f"{self._gated.method.name} puts gates in place of parameters while the loss is evaluated, which "
@@ -382,6 +378,23 @@ class Session:
         if undoing and not self.structure.may_undo:
             raise MethodError(
                 f"{method.name}: accept= and Latency undo what they reject; attach with undo_limit above 0."
+            )
+
+    def _check_possible(self, one: Running) -> None:
+        method = one.method
+        if method.gating is not None and self.structure.peers.size > 1:
+            raise MethodError(
+                f"{method.name} evaluates the loss under gates that each process would draw and train on its own; "
+                "train it in one process, or take a method without gates."
+            )
+        if self.structure.peers.whole:
+            return
+        looks = (method.penalty, method.memory)
+        if any(part is not None for part in looks) or method.recovery.slows or method.level != "units":
+            raise MethodError(
+                f"{method.name} looks at parameters in every step, or changes more than units, which is not supported "
+                "for a network that is sharded; take a method of units without penalty, memory and rates of new units, "
+                "or train replicas under DistributedDataParallel."
             )
 
     def _clock_at(self, done: float) -> int:
@@ -414,7 +427,8 @@ class Session:
         peers = self.structure.peers
         try:
             self._batch = peers.joined(self._batch)
-            self._happen()
+            with peers.looking():
+                self._happen()
         except Exception as error:
             peers.settle("an event", error)
             raise

@@ -1,0 +1,61 @@
+"""Where the entries of a network's tensors are, and how an edit gets at them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from espalier.edit.apply import Copy, commit
+from espalier.edit.attributes import AttributeChange
+from espalier.edit.changes import Changes
+from espalier.edit.contract import Contract
+from espalier.edit.journal import Journal
+from espalier.edit.masks import Masking
+from espalier.edit.plan import Plan
+from espalier.graph.capture import TensorTable
+
+
+class Store(Protocol):
+    """Gives an edit the entries of tensors, and has them replaced."""
+
+    def check(self, plan: Plan) -> None:
+        """Raise PlanError for a plan of a kind that cannot be carried out here."""
+
+    def values(self, table: TensorTable) -> Mapping[str, Tensor]:
+        """The tensors of a table with their entries."""
+
+    def commit(
+        self,
+        journal: Journal,
+        model: nn.Module,
+        table: TensorTable,
+        plan: Plan,
+        changes: Changes,
+        contract: Contract,
+        masking: Masking,
+        attributes: Sequence[AttributeChange],
+        optimizers: Sequence[Optimizer],
+        followers: Sequence[Copy],
+        *,
+        undoable: bool = True,
+    ) -> None:
+        """See `espalier.edit.apply.commit`."""
+
+
+class Here:
+    """In the tensors themselves."""
+
+    def check(self, plan: Plan) -> None:
+        """Every plan can be carried out."""
+
+    def values(self, table: TensorTable) -> Mapping[str, Tensor]:
+        """The tensors."""
+        return table.tensors
+
+    commit = staticmethod(commit)
+
+
+__all__ = ["Here", "Store"]
