@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from blocks import BLOCKS
+from effort import in_turn
 from loops import loss_of
 from test_memory import Marks
 from torch import Tensor
@@ -139,8 +140,10 @@ def test_methods_of_widths_follow_layers_that_come_and_go(name: str, seed: int) 
     assert {"grow", "prune"} <= actions <= {"grow", "prune", "rejected"}
 
 
-@pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize(
+    ("name", "seed"),
+    [pytest.param(name, seed, marks=in_turn(row, seed)) for row, name in enumerate(BLOCKS) for seed in range(2)],
+)
 def test_a_run_goes_on_to_the_same_bits_across_edits_of_layers(name: str, seed: int, tmp_path: Path) -> None:
     edits = drawn_edits(name, seed)
     at = sorted(edits)[2] + 1

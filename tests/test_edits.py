@@ -217,7 +217,10 @@ def relative_steps_of_new_units(make: Make, seed: int, forget: bool) -> tuple[fl
     return tuple(float(steps[32:].mean() / steps[:32].mean()) ** 0.5 for steps in found)
 
 
-@pytest.mark.parametrize("name", ["SGD momentum", "Adam", "AdamW", "RMSprop", "Adagrad"])
+@pytest.mark.parametrize(
+    "name",
+    ["SGD momentum", "Adam", *(pytest.param(one, marks=pytest.mark.slow) for one in ("AdamW", "RMSprop", "Adagrad"))],
+)
 def test_new_units_take_steps_of_ordinary_size(name):
     make = (lambda p: optim.SGD(p, lr=0.05, momentum=0.9)) if name == "SGD momentum" else PER_ELEMENT[name]
     found = [relative_steps_of_new_units(make, seed, forget=False) for seed in range(5)]

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from effort import in_turn
 from snapshots import differences, snapshot
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -78,7 +79,7 @@ def check_masked_is_removed(model: nn.Module, example, axes: list[str], *, train
         model.eval()
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=in_turn(row)) for row, name in enumerate(ZOO)])
 def test_masked_is_removed(name):
     model, example = in_double(name)
     for module in model.modules():
@@ -97,7 +98,7 @@ def test_masked_is_removed(name):
     check_masked_is_removed(model, example, axes, trains=not chance and not name.startswith("hf_"))
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=in_turn(row)) for row, name in enumerate(ZOO)])
 def test_masked_is_removed_on_all_axes_at_once(name):
     model, example = in_double(name)
     model.eval()

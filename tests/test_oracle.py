@@ -5,6 +5,7 @@ import random
 
 import pytest
 import torch
+from effort import in_turn
 from oracles import disturb
 from torch import Tensor, nn
 from zero_and_remove import TOLERANCE, RemovalOracle, corruptions, difference, emptied, held_outputs
@@ -43,7 +44,13 @@ def some_units(structure: Structure) -> dict[str, list[int]]:
     }
 
 
-@pytest.mark.parametrize("name", [name for name in ZOO if name not in WITHOUT_AXES])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=in_turn(row))
+        for row, name in enumerate([name for name in ZOO if name not in WITHOUT_AXES])
+    ],
+)
 def test_every_axis_at_once_and_each_alone(name):
     structure = attached(name)
     units = some_units(structure)

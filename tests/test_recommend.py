@@ -466,8 +466,11 @@ def test_limits_are_kept() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["one_unit", "frozen_parameters", "shared_module", "lenet", "vgg_batch_norm", "densenet", "hard_coded_view",
-     "encoder_norm_first", "vit", "grouped_query", "tied_embeddings"],
+    [
+        "one_unit", "frozen_parameters", "lenet", "vgg_batch_norm", "hard_coded_view", "vit",
+        *(pytest.param(name, marks=pytest.mark.slow)
+          for name in ("shared_module", "densenet", "encoder_norm_first", "grouped_query", "tied_embeddings")),
+    ],
 )  # fmt: skip
 def test_small_networks_of_every_kind(name: str) -> None:
     """Something is said of every axis, and every plan can be carried out."""

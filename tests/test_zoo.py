@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from effort import NIGHTLY
+from effort import NIGHTLY, in_turn
 from snapshots import differences, snapshot
 from torch.optim import AdamW
 from training import assert_state_fits, finite, train
@@ -100,7 +100,7 @@ def assert_explained(structure: Structure) -> None:
     assert dict(structure.topology.unknown) == {}
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=in_turn(row)) for row, name in enumerate(ZOO)])
 def test_every_axis_that_says_that_it_may_change_can(name):
     structure, _ = attached(name)
     before = snapshot(structure.model, structure.optimizer)
