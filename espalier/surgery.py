@@ -192,6 +192,7 @@ class Surgery:
             self._enforce(known.masks)
             self.youth.look()
             self._renew_compiled(edit)
+            self.peers.rebind()
             self._undo.push(journal)
         except BaseException:
             journal.rollback()
@@ -203,7 +204,6 @@ class Surgery:
         self._undone.append(self.known)
         self.known = known
         self.history.append(edit)
-        self.peers.rebind()
         return edit
 
     def _enforce(self, masks: Masks) -> None:

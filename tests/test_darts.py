@@ -129,6 +129,7 @@ def test_which_cells_of_two_states_may_come_and_go() -> None:
     assert sites["cells.3"].why_not["removal"].startswith("turns 8 x 8 x 8 into 16 x 4 x 4")
 
 
+@pytest.mark.slow
 def test_cells_of_two_states_go_as_if_the_list_had_never_had_them(tmp_path: Path) -> None:
     structure, model, optimizer = two_states()
     x, before = structure.example, snapshot(model, optimizer, structure)

@@ -52,6 +52,7 @@ def test_networks_that_hypothesis_draws(written, seed):
     assert found.counts["networks"] == 1
 
 
+@pytest.mark.slow
 def test_the_checks_look_at_something(capsys):
     """Shares over some networks, printed: an oracle that feels nothing, or axes that are all frozen, test nothing."""
     found, used = Findings(), set()

@@ -155,6 +155,7 @@ def test_the_strategy_keeps_to_its_limits(example):
     assert outputs(model, x, False, 0).isfinite().all()
 
 
+@pytest.mark.slow
 def test_the_strategy_shrinks_to_one_block():
     model, _ = hypothesis.find(
         networks(max_size=3, domains=("image",)),

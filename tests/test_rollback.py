@@ -207,7 +207,7 @@ def test_a_failure_at_every_call_of_an_edit(failure):
 STAGES = (
     *("espalier.surgery.tensor_table", "espalier.surgery.stage", "espalier.surgery.check_values"),
     *("espalier.surgery.contract_of", "espalier.surgery.compensating_attributes"),
-    *("espalier.surgery.resized_example", "espalier.surgery.commit", "espalier.surgery.cost_of"),
+    *("espalier.surgery.resized_example", "espalier.edit.store.Here.commit", "espalier.surgery.cost_of"),
     *("espalier.edit.stage.changes_of", "espalier.edit.stage.repaired", "espalier.edit.refresh.verify"),
     *("espalier.edit.repair.known_changes", "espalier.edit.verify.capture", "espalier.edit.apply.fill"),
     *("espalier.edit.apply.gather", "espalier.edit.apply.plan_state", "espalier.edit.apply.changed_attribute"),
