@@ -4,11 +4,11 @@
     python benchmarks/shrink_latency.py --table
 
 A ResNet-20, one of twice its width and a small ViT (`espalier.bench.models`) are trained for 10 epochs (MNIST: 3) on
-images of 16x16 pixels (averaged from 32x32; MNIST: 14x14 from 28x28). A third of the time of the narrow one is spent on
-no work at all but on calling operators, so that half of the time is a fifth of the work by widths alone. Every tool gets the trained network and has to halve the
-time of a forward pass of 64 images, eager, on one thread, by the processor time of the process, which other work on the
-machine hardly touches. Then it trains for a quarter of these epochs, with the network it began with as the teacher (0.9 of the loss,
-temperature 4).
+images of half their width and height, by averaging: 16x16 pixels of CIFAR-10, 14x14 of MNIST. A third of the time of
+the narrow ResNet is spent on no work at all but on calling operators, so that half of the time is a fifth of the work
+by widths alone. Every tool gets the trained network and has to halve the time of a forward pass of 64 images, eager, on
+one thread, by the processor time of the process, which other work on the machine hardly touches. Then it trains for a
+quarter of these epochs, with the network it began with as the teacher (0.9 of the loss, temperature 4).
 
 - `espalier`: `esp.shrink` with target=Latency(0.5, of="initial"), in one round.
 - `torch-pruning`: group norms (`GroupMagnitudeImportance`), global, at once; the pruning ratio is the smallest, by
@@ -62,10 +62,8 @@ class Task:
 
     def __init__(self, model: str, data: Dataset, seed: int, weights: Path) -> None:
         self.name, self.data, self.seed = model, data, seed
-        self._path, self.folder = (
-            weights / f"{data.name}-{model}-{seed}.pt",
-            weights / f"shrink-{data.name}-{model}-{seed}",
-        )
+        self._path = weights / f"{data.name}-{model}-{seed}.pt"
+        self.folder = weights / f"shrink-{data.name}-{model}-{seed}"
         self.epochs = EPOCHS.get(data.name, 10)
         self._augment = crop_and_flip(padding=data.input_shape[-1] // 8, flip=data.name != "mnist")
         self.example = torch.zeros(TIMED, *data.input_shape)
