@@ -69,7 +69,7 @@ class Task:
         self.epochs = EPOCHS.get(data.name, 10)
         self._augment = crop_and_flip(padding=data.input_shape[-1] // 8, flip=data.name != "mnist")
         self.example = torch.zeros(TIMED, *data.input_shape)
-        self._per_epoch, self._used = -(-len(data.x_train) // BATCH), 0.0
+        self._per_epoch, self.used = -(-len(data.x_train) // BATCH), 0.0
         self.trained = self._base()
         self.eager = esp.measure.Eager(clock=time.process_time)
 
@@ -83,7 +83,7 @@ class Task:
     def tune(self, model: nn.Module, tuning: esp.Tuning) -> None:
         """Train for this part of the epochs there are for tuning."""
         steps = round(TUNED * self.epochs * self._per_epoch * tuning.share)
-        self._used += steps * (3 * self.flops(model) + self.flops(self.trained))
+        self.used += steps * (3 * self.flops(model) + self.flops(self.trained))
         model.train()
         self._train(model, steps, RATES[self.name][1], tuning, self.seed + 100 * tuning.number)
 
@@ -93,8 +93,8 @@ class Task:
 
     @property
     def spent(self) -> float:
-        """What tuning has cost since the task began, the teacher included, as a part of the first training."""
-        return self._used / (self.epochs * self._per_epoch * 3 * self.flops(self.trained))
+        """What tuning has cost, the teacher included, as a part of the first training; for one tool."""
+        return self.used / (self.epochs * self._per_epoch * 3 * self.flops(self.trained))
 
     def ratio(self, model: nn.Module) -> Reading:
         """The time of a forward pass as a part of what it was, pass by pass in turn."""
@@ -204,7 +204,7 @@ TOOLS: dict[str, Callable[[Task], tuple[nn.Module, float, str]]] = {
 def measured(task: Task, tool: str) -> Record:
     """One row: run a tool, and look at what came of it."""
     record: Record = {"data": task.data.name, "model": task.name, "seed": task.seed, "tool": tool, **origin()}
-    start = time.process_time()
+    start, task.used = time.process_time(), 0.0
     try:
         model, spent, remark = TOOLS[tool](task)
     except Exception as error:  # a tool that cannot do it is a result

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import espalier as esp
 from espalier.errors import ShrinkError
+from espalier.oneshot.blocks import droppable
 
 WIDTH = 16
 
@@ -86,8 +87,10 @@ def test_blocks_go_where_widths_save_nothing_and_the_training_is_shared_out(deep
 
 
 def test_blocks_stay_where_asked_and_where_they_are_worth_more_than_width(deep: Residual) -> None:
-    for options in ({"blocks": False}, {"keep": [f"blocks.{n}.up" for n in range(5)]}, {"axes": ["stem"]}):
+    for options in ({"blocks": False}, {"axes": ["stem"]}):
         assert shrunk(deep, **options).outcome == "out of reach"
+    able = droppable(esp.attach(deep, EXAMPLE), ["blocks.2.up"], [((TRAIN[0],), {})])
+    assert {one.name for one in able} == {"blocks.0", "blocks.1", "blocks.3", "blocks.4"}
 
     def worthless(model: nn.Module) -> float:
         model(TRAIN[0])
