@@ -30,28 +30,25 @@ import os
 import random
 import statistics
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import cast
 
 import torch
 import torch.nn.functional as F
+from characters import BATCH, CONTEXT, Text, loss_on, train, trained_once, windows
 from paired import Record, append, interval, origin, read, reading
 from torch import Tensor, nn
 
 import espalier as esp
 from espalier.bench.data import default_root
-from espalier.bench.tasks import cosine
 from espalier.edit.depth_edits import Remove
 from espalier.edit.plan import Plan
 
 RESULTS = Path(__file__).parent.parent / "docs/results"
-BLOCKS, SIZE, HEADS, CONTEXT = 8, 96, 4, 64
-STEPS, BATCH, LEARNING_RATE, WEIGHT_DECAY, WARM_UP = 2400, 24, 2e-3, 0.1, 100
+BLOCKS, SIZE, HEADS, STEPS = 8, 96, 4, 2400
 MOST = BLOCKS - 2
 CHOSEN_ON, TESTED_ON = 256, 384
 RETRAINED, RETRAINING_RATE, RANDOM_RETRAINED = 100, 5e-4, 5
@@ -109,72 +106,15 @@ class Transformer(nn.Module):
         return cast(Tensor, self.head(self.norm(self.blocks(x))))
 
 
-@dataclass(frozen=True, eq=False)
-class Text:
-    """A text as numbers, in the parts that training, choosing and testing see."""
-
-    train: Tensor
-    choose: Tensor
-    test: Tensor
-    characters: int
-
-    @classmethod
-    def read(cls, path: Path) -> Text:
-        data = path.read_text()
-        numbers = {one: at for at, one in enumerate(sorted(set(data)))}
-        whole = torch.tensor([numbers[one] for one in data])
-        cuts = [round(0.9 * len(whole)), round(0.95 * len(whole))]
-        return cls(*whole.tensor_split(cuts), characters=len(numbers))
-
-    def drawn(self, seed: int, steps: int) -> Iterator[Tensor]:
-        """Batches (N, T + 1) of training text, from random places."""
-        generator = torch.Generator().manual_seed(seed)
-        for _ in range(steps):
-            starts = torch.randint(len(self.train) - CONTEXT, (BATCH, 1), generator=generator)
-            yield self.train[starts + torch.arange(CONTEXT + 1)]
-
-
-def windows(text: Tensor, count: int) -> Tensor:
-    """The first windows (count, T + 1) of a text, that overlap by one character."""
-    return text.unfold(0, CONTEXT + 1, CONTEXT)[:count]
-
-
 def loss_of(model: nn.Module, batch: Tensor) -> Tensor:
     return F.cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
-
-
-def loss_on(model: nn.Module, held: Tensor) -> float:
-    with torch.no_grad():
-        return statistics.mean(float(loss_of(model, part)) for part in held.split(64))
-
-
-def train(model: nn.Module, text: Text, seed: int, steps: int, rate: float, warm_up: int) -> None:
-    optimizer = torch.optim.AdamW(model.parameters(), rate, betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY)
-    for step, batch in enumerate(text.drawn(seed, steps)):
-        optimizer.param_groups[0]["lr"] = rate * min(1.0, (step + 1) / warm_up) * cosine(step / steps)
-        loss = loss_of(model, batch)
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        if step % 200 == 199:
-            print(f"  step {step + 1}: {float(loss.detach()):.4f}", flush=True)
 
 
 def trained(text: Text, seed: int, weights: Path) -> Transformer:
     """The network of a seed, trained only once."""
     torch.manual_seed(seed)
-    model = Transformer(text.characters)
-    kept = weights / f"{seed}.pt"
-    if kept.exists():
-        model.load_state_dict(torch.load(kept, weights_only=True))
-    else:
-        started = time.perf_counter()
-        train(model, text, seed, STEPS, LEARNING_RATE, WARM_UP)
-        weights.mkdir(parents=True, exist_ok=True)
-        torch.save(model.state_dict(), kept)
-        print(f"trained the network of seed {seed} in {time.perf_counter() - started:.0f} s", flush=True)
-    return model
+    batches = text.drawn(seed, STEPS, CONTEXT + 1)
+    return trained_once(Transformer(text.characters), weights / f"{seed}.pt", loss_of, batches, STEPS)
 
 
 class Removal:
@@ -182,7 +122,9 @@ class Removal:
 
     def __init__(self, model: Transformer, text: Text) -> None:
         self._model = model
-        self._choose, self._test = windows(text.choose, CHOSEN_ON), windows(text.test, TESTED_ON)
+        self._choose, self._test = (
+            windows(part, count, CONTEXT + 1) for part, count in ((text.choose, CHOSEN_ON), (text.test, TESTED_ON))
+        )
         self._structure = esp.attach(model, self._choose[:2, :-1])
         self._seen: dict[tuple[str, frozenset[int]], float] = {}
 
@@ -224,7 +166,7 @@ class Removal:
         key = what, frozenset(removed)
         if key not in self._seen:
             with without(self._structure, removed):
-                self._seen[key] = loss_on(self._model, held)
+                self._seen[key] = loss_on(self._model, loss_of, held)
         return self._seen[key]
 
 
@@ -281,9 +223,10 @@ def measure(text: Text, seed: int, weights: Path, numbers: Sequence[int]) -> Ite
 def retrained(text: Text, seed: int, weights: Path, removed: Blocks) -> float:
     """Loss on the test text without these blocks, after some more training."""
     model = trained(text, seed, weights)
-    esp.attach(model, windows(text.choose, 2)[:, :-1]).apply(plan_of(removed))
-    train(model, text, 1000 + seed, RETRAINED, RETRAINING_RATE, warm_up=10)
-    return loss_on(model.eval(), windows(text.test, TESTED_ON))
+    esp.attach(model, windows(text.choose, 2, CONTEXT)).apply(plan_of(removed))
+    batches = text.drawn(1000 + seed, RETRAINED, CONTEXT + 1)
+    train(model, loss_of, batches, RETRAINED, RETRAINING_RATE, warm_up=10)
+    return loss_on(model.eval(), loss_of, windows(text.test, TESTED_ON, CONTEXT + 1))
 
 
 # --- Records and tables ----------------------------------------------------------------------------------------------

@@ -30,11 +30,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from characters import BATCH, CONTEXT, Text, loss_on, trained_once, windows
 from paired import Record, append, origin, read, reading
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -42,13 +42,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import espalier as esp
 from espalier.adapters.pretrained import save_pretrained
 from espalier.bench.data import default_root
-from espalier.bench.tasks import cosine
 from espalier.method import Method, find
 
 RECORDS = Path(__file__).parent.parent / "docs/results/prune_llm.jsonl"
-CONTEXT = 64
-STEPS, BATCH, RATE, DECAY, WARM_UP = 2000, 24, 2e-3, 0.1, 100
-CALIBRATED_ON, TESTED_ON, DRAWN = 128, 384, 5
+STEPS, CALIBRATED_ON, TESTED_ON, DRAWN = 2000, 128, 384, 5
 READER = """
 import sys
 sys.modules["espalier"] = None
@@ -60,36 +57,6 @@ model = transformers.LlamaForCausalLM.from_pretrained(folder).eval()
 with torch.no_grad():
     sys.exit(not torch.equal(model(input_ids=batch).logits, expected))
 """
-
-
-@dataclass(frozen=True, eq=False)
-class Text:
-    """A text as numbers, in the parts that training, calibration and testing see."""
-
-    train: Tensor
-    calibrate: Tensor
-    test: Tensor
-    characters: int
-
-    @classmethod
-    def read(cls, path: Path) -> Text:
-        data = path.read_text()
-        numbers = {one: at for at, one in enumerate(sorted(set(data)))}
-        whole = torch.tensor([numbers[one] for one in data])
-        cuts = [round(0.9 * len(whole)), round(0.95 * len(whole))]
-        return cls(*whole.tensor_split(cuts), characters=len(numbers))
-
-    def drawn(self, seed: int, steps: int) -> Iterator[Tensor]:
-        """Batches (N, T) of training text, from random places."""
-        generator = torch.Generator().manual_seed(seed)
-        for _ in range(steps):
-            starts = torch.randint(len(self.train) - CONTEXT, (BATCH, 1), generator=generator)
-            yield self.train[starts + torch.arange(CONTEXT)]
-
-
-def windows(text: Tensor, count: int) -> Tensor:
-    """The first windows (count, T) of a text."""
-    return text.unfold(0, CONTEXT, CONTEXT)[:count]
 
 
 def loss_of(model: nn.Module, batch: Tensor) -> Tensor:
@@ -114,31 +81,8 @@ def built(characters: int, seed: int) -> LlamaForCausalLM:
 
 def trained(text: Text, seed: int, weights: Path) -> LlamaForCausalLM:
     """The network of a seed, trained only once."""
-    model, kept = built(text.characters, seed), weights / f"{seed}.pt"
-    if kept.exists():
-        model.load_state_dict(torch.load(kept, weights_only=True))
-        return model.eval()
-    started = time.perf_counter()
-    optimizer = torch.optim.AdamW(model.parameters(), RATE, betas=(0.9, 0.95), weight_decay=DECAY)
-    for step, batch in enumerate(text.drawn(seed, STEPS)):
-        optimizer.param_groups[0]["lr"] = RATE * min(1.0, (step + 1) / WARM_UP) * cosine(step / STEPS)
-        loss = loss_of(model, batch)
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        if step % 200 == 199:
-            print(f"  step {step + 1}: {float(loss.detach()):.4f}", flush=True)
-    weights.mkdir(parents=True, exist_ok=True)
-    torch.save(model.state_dict(), kept)
-    print(f"trained the network of seed {seed} in {time.perf_counter() - started:.0f} s", flush=True)
-    return model.eval()
-
-
-def perplexity(model: nn.Module, held: Tensor) -> float:
-    """Of windows (count, T) of a text."""
-    with torch.no_grad():
-        return math.exp(statistics.mean(float(loss_of(model, part)) for part in held.split(64)))
+    batches = text.drawn(seed, STEPS, CONTEXT)
+    return trained_once(built(text.characters, seed), weights / f"{seed}.pt", loss_of, batches, STEPS).eval()
 
 
 def methods() -> Iterator[tuple[str, float, int, Method]]:
@@ -165,10 +109,12 @@ def methods() -> Iterator[tuple[str, float, int, Method]]:
 def pruned(text: Text, seed: int, weights: Path, method: Method, drawn: int) -> dict[str, Any]:
     """What one method makes of the trained network, and what is left of its perplexity."""
     model = trained(text, seed, weights)
-    calibration, held = windows(text.calibrate, CALIBRATED_ON), windows(text.test, TESTED_ON)
+    calibration, held = (
+        windows(part, count, CONTEXT) for part, count in ((text.choose, CALIBRATED_ON), (text.test, TESTED_ON))
+    )
     optimizer = torch.optim.SGD(model.parameters(), 0.0)
     structure = esp.attach(model, {"input_ids": held[:2]}, optimizer=optimizer)
-    before, cost = perplexity(model, held), structure.cost()
+    before, cost = math.exp(loss_on(model, loss_of, held)), structure.cost()
     probe = [*calibration.split(32)]
     session = esp.Session(structure, [method], loss=loss_of, probe=probe, total_steps=1, seed=drawn)
     started = time.perf_counter()
@@ -178,7 +124,7 @@ def pruned(text: Text, seed: int, weights: Path, method: Method, drawn: int) -> 
     live = sum(int(mask.sum()) - mask.numel() for mask in structure.masks.values())
     found = {
         "before": before,
-        "after": perplexity(model, held),
+        "after": math.exp(loss_on(model, loss_of, held)),
         "parameters": [cost.parameters, structure.cost().parameters + live],
         "flops": [cost.flops, structure.cost().flops],
         "seconds": round(seconds, 2),

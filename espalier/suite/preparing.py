@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,13 +16,15 @@ from espalier.attach import attach
 from espalier.bench.data import DATASETS, Dataset, default_root, load
 from espalier.bench.models import build, example_inputs, redraw
 from espalier.bench.tasks import Task, task
-from espalier.bench.training import FORWARD_AND_BACKWARD, Spending
+from espalier.bench.training import FORWARD_AND_BACKWARD, Assignment, Spending
 from espalier.edit.plan import Plan, Resize
 from espalier.errors import RunError
 from espalier.measure.cost import Cost
+from espalier.method import Method
 from espalier.parts.budget import Budget, FLOPs, Parameters
 from espalier.parts.units.scaled import scaled_plan
 from espalier.structure import Structure
+from espalier.suite import machine
 from espalier.suite.suite import Cell, SuiteTask
 from espalier.train.settings import Measure
 
@@ -53,6 +55,13 @@ class Prepared:
     def example(self) -> Tensor:
         """Inputs to attach with: two samples."""
         return example_inputs(self.data.input_shape, self.data.x_train.device)
+
+    def assignment(self, methods: Sequence[Method]) -> Assignment:
+        """What to train, by the clock of the machine."""
+        clock = machine.clock(self.data.x_train.device.type)
+        return Assignment(
+            self.row, self.data, methods, self.steps, self.cell.seed, self.spending, self.cell.task.bfloat16, clock
+        )
 
     def large(self) -> nn.Module:
         """The large network, freshly drawn."""

@@ -172,8 +172,8 @@ class Suite:
     confirm_seeds: tuple[int, ...] = ()
     looks: int = 12
     """Times that a training is looked at on held-out data, each at a half more of the budget than the one before."""
-    compiled: bool = False
-    """Whether the latency of compiled networks is measured too, which takes half a minute each."""
+    timed: tuple[str, ...] = ()
+    """Contenders whose final networks `espalier bench speed` times, eager, compiled and in ONNX Runtime."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,11 @@ class Cell:
     scale: float
     seed: int
     looks: int = 12
-    compiled: bool = False
+
+    def names(self) -> dict[str, Any]:
+        """What tells a cell from the others of its suite."""
+        data = {name: getattr(self, name) for name in ("track", "point", "size", "budget", "scale", "seed")}
+        return {"task": self.task.name, "contender": self.contender.name, **data}
 
     def content(self) -> dict[str, Any]:
         """All that decides the numbers, as what JSON can hold; cells of equal content are one."""

@@ -17,14 +17,15 @@ import torch
 
 from espalier.bench.architecture import architecture
 from espalier.bench.folder import RunFolder
-from espalier.bench.training import Assignment, Training
+from espalier.bench.tasks import task
+from espalier.bench.training import Training
 from espalier.errors import EspalierError, EspalierWarning, RunError
 from espalier.method import Method, find, load_methods
 from espalier.parts.goal import Direction
 from espalier.parts.score import derived_seed
 from espalier.suite import machine
 from espalier.suite.disturbing import disturb
-from espalier.suite.peers import find_peer
+from espalier.suite.peers import find_peer, installed
 from espalier.suite.preparing import Prepared, prepare
 from espalier.suite.suite import PROTOCOL, Cell, digest
 from espalier.suite.watching import Watching, area, described
@@ -47,13 +48,20 @@ class Job:
 
     @property
     def key(self) -> str:
-        """The address of what it gives: the same for equal content, defaults of methods included."""
-        content: list[Any] = [PROTOCOL, self.cell.content(), self.device.split(":")[0], self.sizes]
-        if self.cell.contender.kind == "methods":
+        """The address of what it gives: the same for equal content, which is all that a suite's file, the row of the
+        task, the defaults of methods, files of others and versions of peers say. Espalier's own code is no part of it
+        but by `PROTOCOL`."""
+        cell = self.cell
+        content: list[Any] = [PROTOCOL, cell.content(), task(cell.task.like).content(), self.device.split(":")[0]]
+        content.append(self.sizes)
+        if cell.contender.kind == "peer":
+            assert cell.contender.peer is not None
+            content.append(installed(find_peer(cell.contender.peer).package))
+        if cell.contender.kind == "methods":
             if self.methods_from is not None:
                 load_methods(self.methods_from)
-            content.append([repr(one) for one in methods_of(self.cell, 1 / self.cell.task.start, 1000)])
-            content.append(_foreign(self.cell))
+            content.append([repr(one) for one in methods_of(cell, 1 / cell.task.start, 1000)])
+            content.append(_foreign(cell))
         return digest(content)
 
 
@@ -83,7 +91,7 @@ def carried_out(job: Job, folder: Path, threads: int) -> Record:
         torch.set_num_threads(before)
     return {
         "key": job.key,
-        "cell": dataclasses.asdict(job.cell),
+        "cell": job.cell.names(),
         **found,
         "warnings": said,
         "place": machine.place(job.device, threads),
@@ -145,10 +153,10 @@ def _trained(job: Job, path: Path, threads: int) -> Record:
         training = find_peer(cell.contender.peer).train(prepared, watching)
     else:
         training = _own(job, prepared, watching)
+    seconds = round(training.seconds - training.looked, 3)
     loss, accuracy = training.evaluate(training.assignment.data.x_test, training.assignment.data.y_test)
     result: Record = {"test_accuracy": accuracy, "test_loss": loss, **described(training)}
     result |= {"training_flops": training.training_flops, "steps": training.step}
-    seconds = round(training.seconds - watching.seconds, 3)
     modules = architecture(training.model)
     folder.append({"kind": "end", **result, "architecture": modules, "seconds": seconds, "static": None})
     last = prepared.large_training_flops * cell.scale
@@ -162,7 +170,7 @@ def _trained(job: Job, path: Path, threads: int) -> Record:
         "seconds": seconds,
         "load": machine.load(),
         "peak_memory": machine.peak_memory(job.device),
-        "latency": machine.latencies(training.model, prepared.example, cell.compiled),
+        "latency": machine.latencies(training.model, prepared.example, job.device),
     }
     return {"result": result, "measured": measured}
 
@@ -185,10 +193,7 @@ def _own(job: Job, prepared: Prepared, watching: Watching) -> Training:
     else:
         part = {"large": 1.0, "small": cell.point * cell.task.start}.get(contender.static, cell.point)
         model = prepared.scaled(part)
-    assignment = Assignment(
-        prepared.row, prepared.data, methods, prepared.steps, cell.seed, prepared.spending, cell.task.bfloat16
-    )
-    training = Training(assignment, model)
+    training = Training(prepared.assignment(methods), model)
     watching.begin(training)
     due = contender.course.moments if contender.kind == "no-op" else ()
 
