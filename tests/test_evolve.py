@@ -481,6 +481,21 @@ def test_a_smaller_network_need_not_be_better_and_a_larger_one_has_to():
     assert not accepted(-0.02, 300, 300, training=0.03)
 
 
+def test_what_training_costs_is_an_estimate_and_needs_no_confidence():
+    differences = torch.randn(400, generator=torch.Generator().manual_seed(3)).double()
+    differences = 0.1 * (differences - differences.mean()) / differences.std()  # standard error 0.005
+    control = {"losses": packed(torch.ones(400)), "parameters": 100, "flops": 100}
+
+    def accepted(gain, training, **prices):
+        branch = {"losses": packed(1.0 - gain + differences), "parameters": 200, "flops": 200}
+        return Objective(**prices).verdict(branch, control, 1, training).accepted
+
+    assert accepted(0.012, 0.010)
+    assert not accepted(0.012, 0.013)
+    assert not accepted(0.007, 0.0)  # 1.64 standard errors are 0.0082
+    assert not accepted(0.012, 0.0, parameters=0.01)  # a price that was asked for is no estimate
+
+
 def test_prices_are_those_of_the_curve_that_they_are_taken_from():
     def loss(steps):
         return 0.3 + 40 / steps
