@@ -54,7 +54,9 @@ RATES = {"resnet20": (0.1, 0.05), "resnet20-wide": (0.1, 0.05), "vit": (2e-3, 1e
 WIDTHS = {"resnet20": 1.0, "resnet20-wide": 2.0, "vit": 1.0}
 TARGET, MAX_DROP, ROUNDS = 0.5, 0.005, 1
 DRAWS = 8 * 4 * 100
-"""Images that `esp.shrink` looks at in a round, forwards and backwards."""
+"""Images that `esp.shrink` looks at in a round, forwards and backwards,"""
+SCORED = ROUNDS + 2
+"""and at most so often: for two numbers of blocks too, which are counted as if they were the whole network."""
 
 
 class Task:
@@ -67,7 +69,7 @@ class Task:
         self.epochs = EPOCHS.get(data.name, 10)
         self._augment = crop_and_flip(padding=data.input_shape[-1] // 8, flip=data.name != "mnist")
         self.example = torch.zeros(TIMED, *data.input_shape)
-        self._per_epoch = -(-len(data.x_train) // BATCH)
+        self._per_epoch, self.used = -(-len(data.x_train) // BATCH), 0.0
         self.trained = self._base()
         self.eager = esp.measure.Eager(clock=time.process_time)
 
@@ -81,6 +83,7 @@ class Task:
     def tune(self, model: nn.Module, tuning: esp.Tuning) -> None:
         """Train for this part of the epochs there are for tuning."""
         steps = round(TUNED * self.epochs * self._per_epoch * tuning.share)
+        self.used += steps * (3 * self.flops(model) + self.flops(self.trained))
         model.train()
         self._train(model, steps, RATES[self.name][1], tuning, self.seed + 100 * tuning.number)
 
@@ -88,10 +91,10 @@ class Task:
         """Of one image."""
         return esp.attach(model, self.example).cost().flops / TIMED
 
-    def spent(self, model: nn.Module, share: float) -> float:
-        """Tuning a network for a part of the time, the teacher included, as a part of the training of the first one."""
-        first = self.flops(self.trained)
-        return share * TUNED * (3 * self.flops(model) + first) / (3 * first)
+    @property
+    def spent(self) -> float:
+        """What tuning has cost, the teacher included, as a part of the first training; for one tool."""
+        return self.used / (self.epochs * self._per_epoch * 3 * self.flops(self.trained))
 
     def ratio(self, model: nn.Module) -> Reading:
         """The time of a forward pass as a part of what it was, pass by pass in turn."""
@@ -142,13 +145,8 @@ def by_espalier(task: Task) -> tuple[nn.Module, float, str]:
         on_round=lambda one: print(one, flush=True),
     )  # fmt: skip
     print(found, flush=True)
-    first = task.flops(task.trained)
-    spent = 0.0
-    for before, after in zip(found.rounds, found.rounds[1:], strict=False):
-        per_image, scored = after.flops / TIMED, 3 * before.flops / TIMED * DRAWS
-        spent += TUNED / ROUNDS * (3 * per_image + first) / (3 * first)
-        spent += scored / (task.epochs * 3 * first * len(task.data.x_train))
-    return found.last, spent, f"{found.outcome}, round_to={found.round_to}"
+    scored = SCORED * DRAWS / (task.epochs * len(task.data.x_train))
+    return found.last, task.spent + scored, f"{found.outcome}, round_to={found.round_to}, {'; '.join(found.notes)}"
 
 
 def by_torch_pruning(task: Task) -> tuple[nn.Module, float, str]:
@@ -175,7 +173,7 @@ def by_torch_pruning(task: Task) -> tuple[nn.Module, float, str]:
         low, high = (low, middle) if task.ratio(pruned(middle)).high <= TARGET else (middle, high)
     model = pruned(high)
     task.tune(model, esp.Tuning(1, 1, 1.0, task.trained))
-    return model, task.spent(model, 1.0), f"ratio {high:.2f}"
+    return model, task.spent, f"ratio {high:.2f}"
 
 
 def by_modelopt(task: Task) -> tuple[nn.Module, float, str]:
@@ -193,7 +191,7 @@ def by_modelopt(task: Task) -> tuple[nn.Module, float, str]:
         if task.ratio(model.eval()).high <= TARGET:
             break
     task.tune(model, esp.Tuning(1, 1, 1.0, task.trained))
-    return model, task.spent(model, 1.0), f"{part}% of the FLOPs"
+    return model, task.spent, f"{part}% of the FLOPs"
 
 
 TOOLS: dict[str, Callable[[Task], tuple[nn.Module, float, str]]] = {
@@ -206,7 +204,7 @@ TOOLS: dict[str, Callable[[Task], tuple[nn.Module, float, str]]] = {
 def measured(task: Task, tool: str) -> Record:
     """One row: run a tool, and look at what came of it."""
     record: Record = {"data": task.data.name, "model": task.name, "seed": task.seed, "tool": tool, **origin()}
-    start = time.process_time()
+    start, task.used = time.process_time(), 0.0
     try:
         model, spent, remark = TOOLS[tool](task)
     except Exception as error:  # a tool that cannot do it is a result

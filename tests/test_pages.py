@@ -77,7 +77,24 @@ def test_huggingface(capsys: pytest.CaptureFixture[str]) -> None:
     run_blocks(DOCS / "huggingface.md")
     said = capsys.readouterr().out
     assert "model.layers.1.mlp.gate_proj: the model has weight (23, 12) for (24, 12)" in said
-    assert "wanda-units (prune)" in said
+
+
+def test_grow(capsys: pytest.CaptureFixture[str]) -> None:
+    scope = run_blocks(DOCS / "grow.md")
+    assert scope["structure"].axes["0"].size > 4  # type: ignore[attr-defined]
+    assert float(scope["accuracy"]) > 0.9  # type: ignore[arg-type]
+
+
+def test_constant_budget() -> None:
+    scope = run_blocks(DOCS / "constant_budget.md")
+    assert len(scope["session"].structure.masks) == 3  # type: ignore[attr-defined]
+
+
+def test_shrink_llm(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("transformers")
+    scope = run_blocks(DOCS / "shrink_llm.md")
+    assert "wanda-units (prune)" in capsys.readouterr().out
+    assert scope["perplexity"](scope["again"]) < 2 * scope["before"]  # type: ignore[operator]
 
 
 @pytest.mark.filterwarnings("ignore")  # of the trainers themselves

@@ -20,6 +20,7 @@ from torch import nn
 import espalier as esp
 from espalier.bench.records import read_run
 from espalier.bench.report import write_report
+from espalier.bench.report_search import write_search_report
 from espalier.cli import main
 from espalier.errors import MethodError, RunError
 from espalier.measure.runtimes import Eager, Runtime
@@ -121,8 +122,7 @@ def test_suites_that_are_shipped_say_what_they_take(name):
     assert suite.takes
     cells = expand(suite)
     assert len({one.task.name for one in cells}) == len(suite.tasks)
-    for track in {one.track for one in cells}:
-        one = next(one for one in cells if one.track == track and one.contender.kind == "methods")
+    for one in {one.track: one for one in cells if one.contender.kind == "methods"}.values():
         assert methods_of(one, 4.0, 1000)
 
 
@@ -448,6 +448,28 @@ def test_networks_are_timed_beside_the_large_one(tmp_path, monkeypatch):
     assert sheet.rows[0][:4] == ("digits", "static", "0.4", f"{record['flops'][0] / record['flops'][1]:.2f}")
     assert sheet.rows[1][1] == "not for FLOPs"
     assert "ONNX Runtime 1: it is not installed" in sheet.about
+
+
+@pytest.mark.slow
+def test_the_surgeon_is_charged_for_all_its_branches(tmp_path):
+    large = done(cell("shrinking", kind="static", static="large"), tmp_path)["result"]
+    one = done(cell("growing", kind="surgeon", proposals="random", cycles=1), tmp_path)
+    result, budget = one["result"], 3 * large["flops"] * 300
+    assert 0.8 * budget < result["training_flops"] <= budget
+    assert set(result["axes"]) == set(large["axes"])
+    assert write_search_report(tmp_path / "cells" / one["key"]).stat().st_size > 10_000
+
+
+def test_a_method_that_decides_the_size_begins_with_the_large_network(tmp_path):
+    moons = SuiteTask("moons", "moons", "moons", "embedded-mlp", epochs=6, batch_size=128)
+    one = dataclasses.replace(cell("shrinking", budget="samples", prune="npn"), task=moons)
+    record = done(one, tmp_path)
+    folder = read_run(tmp_path / "cells" / record["key"])
+    assert folder.start["parameters"] == 80 * 100 + 80 + 2 * 80 + 2 + 200
+    assert record["result"]["steps"] == 24
+    optioned = dataclasses.replace(one.contender, prune_options={"low": 0.1})
+    with pytest.raises(RunError, match="comes with the training of 'embedded-mlp'"):
+        methods_of(dataclasses.replace(one, contender=optioned), 1.0, 10)
 
 
 # --- what the benchmark asked of the rest ----------------------------------------------------------------------------

@@ -144,6 +144,16 @@ _CIFAR10 = Task(
     schedule=one_cycle,
     augment=crop_and_flip(),
 )
+_TEXT = Task(
+    name="tinyshakespeare",
+    model="gpt",
+    epochs=5,
+    batch_size=64,
+    optimizer=adamw,
+    learning_rate=2e-3,
+    weight_decay=1e-2,
+    schedule=one_cycle,
+)
 _ANY_NPZ = Task(
     name="npz",
     model="mlp",
@@ -166,6 +176,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             replace(_CIFAR10, name="cifar100", epochs=100),
             # house numbers are not mirror images
             replace(_CIFAR10, name="svhn", epochs=30, augment=crop_and_flip(flip=False)),
+            _TEXT,
         )
     }
 )

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from espalier.attach import attach
 from espalier.bench.data import Dataset, batches
 from espalier.bench.gate_records import can_be_drawn, gates_record, is_shown, map_record, points_record
-from espalier.bench.models import example_inputs
 from espalier.bench.tasks import Task
 from espalier.edit.masks import NO_MASKS, Masks
 from espalier.errors import CheckpointError, RunError
@@ -94,8 +93,8 @@ class Objective:
         return F.cross_entropy(logits.float(), labels, label_smoothing=self._label_smoothing)
 
     def hits(self, labels: Tensor) -> Tensor:
-        """How many samples of the last batch were classified correctly."""
-        return (self.logits.argmax(dim=1) == labels).sum()
+        """How many samples of the last batch were classified correctly; a sample of several places counts by part."""
+        return (self.logits.argmax(dim=1) == labels).view(len(labels), -1).float().mean(dim=1).sum()
 
 
 class Training:
@@ -119,7 +118,7 @@ class Training:
         """
         self.assignment = assignment
         device = assignment.data.x_train.device
-        example = example_inputs(assignment.data.input_shape, device)
+        example = assignment.data.example
         self._example_size = len(example)
         optimizer = assignment.task.make_optimizer(model)
         self._optimizer = optimizer
@@ -250,7 +249,7 @@ class Training:
         with torch.no_grad(), self._session.decided():
             for batch in batches(inputs, labels, EVALUATION_BATCH):
                 loss += float(self._objective(self.model, batch)) * len(batch[1])
-                correct += int(self._objective.hits(batch[1]))
+                correct += float(self._objective.hits(batch[1]))
         self.model.train()
         self.looked += self.assignment.clock() - began
         return loss / len(labels), correct / len(labels)

@@ -49,6 +49,10 @@ class Score:
         """The worst score that is allowed."""
         return first - drop if self.mode == "max" else first + drop
 
+    def rank(self, score: float) -> float:
+        """A number that is larger for a better score."""
+        return score if self.mode == "max" else -score
+
     def holds(self, score: float, floor: float) -> bool:
         """Whether a score is no worse than the floor; NaN never is."""
         if not math.isfinite(score):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -14,7 +13,6 @@ from espalier.attach import LimitLike, attach, attached
 from espalier.edit.changes import Limits
 from espalier.errors import PlanError
 from espalier.structure import Structure
-from espalier.train.checkpoint import load
 
 
 @dataclass(frozen=True)
@@ -29,10 +27,6 @@ class Bounds:
         """The structure of a network that nothing was removed from yet."""
         given = attach(net, example, keep=self.keep, limits=self.limits)
         return attached(net, example, given.topology, optimizer=None, keep=(), limits=self._tightened(given), follow=())
-
-    def loaded(self, folder: Path, net: nn.Module, example: Any, first: Structure) -> Structure:
-        """The structure of a fresh copy that is made what was saved in a folder."""
-        return load(folder, net, example, keep=self.keep, limits=self._tightened(first))
 
     def _tightened(self, given: Structure) -> dict[str, Limits]:
         found = {}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from espalier.edit.plan import Plan
 from espalier.errors import EspalierWarning, ShrinkError
 from espalier.measure.repeated import Reading
 from espalier.oneshot.asked import Score, Train, put_modes
-from espalier.oneshot.bounds import Bounds
+from espalier.oneshot.blocks import Block, droppable, plan_without
 from espalier.oneshot.folder import Kept, done, sizes_of
 from espalier.oneshot.result import Outcome, Shrunk
 from espalier.oneshot.rounds import Round
@@ -27,6 +28,7 @@ from espalier.parts.goal import Scores
 from espalier.parts.score import Context
 from espalier.parts.units.refit import Refit
 from espalier.structure import Structure
+from espalier.train.checkpoint import load
 
 OnRound = Callable[[Round], None]
 
@@ -53,6 +55,12 @@ class Run:
         self._modes = {path: module.training for path, module in model.named_modules()}
         self._notes: dict[str, None] = {}
         self._valued: tuple[Context, Scores] | None = None
+        self._order: list[Block] = []
+        """Blocks that may go, in that order."""
+        self.left = 1.0
+        """The part of the training that trials have left."""
+        self._dropped: tuple[str, ...] = ()
+        """Names of the blocks that went, as they were given."""
         self._beyond: Reading | None = None
         """What the smallest network that was found needs, where that is more than it should."""
 
@@ -64,7 +72,7 @@ class Run:
     def _net(self) -> nn.Module:
         return self._structure.model
 
-    def begin(self, first: float, bounds: Bounds) -> None:
+    def begin(self, first: float) -> None:
         """Take in the network as it was given, with its score, or the rounds that a folder holds."""
         if not self._inputs:
             self._notes["evaluate never called the network itself, so that units are judged by their weights."] = None
@@ -77,10 +85,10 @@ class Run:
         self._best_round, last = max(held, default=0), done(kept.rounds)
         self._best = copy.deepcopy(self._net)
         if self._best_round:
-            bounds.loaded(kept.checkpoint(self._best_round), self._best, self._example, self._structure)
+            load(kept.checkpoint(self._best_round), self._best, self._example)
         if last:
             fresh = copy.deepcopy(self._model)
-            self._search.structure = bounds.loaded(kept.checkpoint(last), fresh, self._example, self._structure)
+            self._search.restart(load(kept.checkpoint(last), fresh, self._example))
 
     def settled_at_once(self) -> Shrunk | None:
         """The result where nothing has to be trained: the target is met already, or out of reach."""
@@ -90,6 +98,9 @@ class Run:
         if target.initial.within(target.limit):
             return self._ended("already met", f"the network as it was given needs {target.text(target.initial.value)}.")
         smallest = self._search.smallest()
+        if self._order and smallest.within(target.limit) is False:
+            with self._without(self._order):
+                smallest = self._search.smallest()
         if smallest.within(target.limit) is not False:
             return None
         why = (
@@ -106,12 +117,40 @@ class Run:
         if found:
             search.per_result, search.overhead = float(found["per_result"]), float(found["overhead"])
             search.round_to, search.scope = int(found["round_to"]), found["scope"]
+            self.left, self._dropped = float(found["left"]), tuple(found["dropped"])
             return
         search.learn_costs()
         if round_to == "auto":
             search.choose_rounding(self._worth()[1])
         else:
             search.round_to = round_to
+
+    def consider_blocks(self, keep: Iterable[str]) -> None:
+        """Find out which blocks may go, where time is what counts and there is something to judge them by."""
+        if isinstance(self._target, Timed) and self._inputs and not self._kept.found:
+            self._order = droppable(self._structure, keep, self._inputs)
+
+    def drop_blocks(self, train: Train, tuning: Tuning, refit: bool) -> None:
+        """Leave out as many of the blocks that are considered as is found to be best.
+
+        None, as many as meet the target by themselves, and half as many are tried: each pruned to the target in width
+        too, and trained for a short time.
+
+        Raises:
+            ShrinkError: one of the user's functions failed; what was reached before is in its `reached`.
+        """
+        order, scores = self._order, dict[int, float]()
+        most = self._enough(order)
+        for count in sorted({0, -(-most // 2), most}) if most else ():
+            with self._without(order[:count]):
+                found = self._trial(train, tuning, refit)
+            if found is not None and math.isfinite(found):
+                scores[count] = found
+        best = max(scores, key=lambda count: (self._score.rank(scores[count]), -count), default=0)
+        if best:
+            self._structure.apply(plan_without(order[:best]))
+            self._search.restart(self._structure)
+            self._dropped = tuple(block.name for block in order[:best])
 
     def pruned(self, tuning: Tuning, refit: bool) -> bool:
         """Remove units until the network costs no more than after this round; False where that cannot be."""
@@ -131,15 +170,7 @@ class Run:
         Raises:
             ShrinkError: one of the user's functions failed; what was reached before is in its `reached`.
         """
-        what = "train"
-        try:
-            self._net.train()
-            train(self._net, tuning)
-            self._net.zero_grad(set_to_none=True)
-            what = "evaluate"
-            score = self._score.of(self._net)
-        except Exception as error:
-            raise self._failed(f"{what} failed in round {tuning.number} of {tuning.rounds}", error) from error
+        score = self._scored(self._net, train, tuning)
         limit = self._limit(tuning)
         self._add(tuning.number, limit, self._target.read(self._net, limit), score)
         if self._score.holds(score, self._floor):
@@ -171,6 +202,61 @@ class Run:
         outcome: Outcome = "reached" if within else "target missed"
         return self._ended(outcome, f"the network needs {shown}, {wanted}; it {scored}.")
 
+    def _scored(self, net: nn.Module, train: Train, tuning: Tuning) -> float:
+        """The score of a network after it was trained."""
+        what = "train"
+        try:
+            net.train()
+            train(net, tuning)
+            net.zero_grad(set_to_none=True)
+            what = "evaluate"
+            return self._score.of(net)
+        except Exception as error:
+            where = f"round {tuning.number} of {tuning.rounds}" if tuning.number else "a trial"
+            raise self._failed(f"{what} failed in {where}", error) from error
+
+    def _enough(self, order: Sequence[Block]) -> int:
+        """The smallest number of blocks without which the target is met, or all."""
+        low, high = 0, len(order) + 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            with self._without(order[:middle]):
+                meets = self._target.read(self._net, self._target.limit, rough=True).value <= self._target.limit
+            low, high = (low, middle) if meets else (middle, high)
+        return min(high, len(order))
+
+    @contextmanager
+    def _without(self, blocks: Sequence[Block]) -> Iterator[None]:
+        """The network without some blocks, while the body runs."""
+        if not blocks:
+            yield
+            return
+        axes, valued = self._search.axes, self._valued
+        self._structure.apply(plan_without(blocks))
+        self._valued = None
+        self._search.restart(self._structure)
+        try:
+            yield
+        finally:
+            self._structure.undo()
+            self._search.axes, self._valued = axes, valued
+
+    def _trial(self, train: Train, tuning: Tuning, refit: bool) -> float | None:
+        """The score of a copy that was pruned to the target and trained for a short time; None if it cannot be met."""
+        context, scores = self._worth()
+        plan, _ = self._search.plan(self._target.limit, scores, roughly=True)
+        if plan is None:
+            return None
+        if plan:
+            self._structure.apply(self._refitted(plan, context, scores) if refit else plan)
+        try:
+            net = copy.deepcopy(self._net)
+        finally:
+            if plan:
+                self._structure.undo()
+        self.left -= tuning.share
+        return self._scored(net, train, tuning)
+
     def _worth(self) -> tuple[Context, Scores]:
         """What units are worth in the network as it is; once for every round."""
         if self._valued is None:
@@ -198,6 +284,7 @@ class Run:
         return replace(plan, deltas=start.deltas)
 
     def _ended(self, outcome: Outcome, why: str) -> Shrunk:
+        gone = [f"without the blocks {', '.join(self._dropped)}, by the names they had."] if self._dropped else []
         refused = (f"{axis} did not change: {reason}" for axis, reason in self._search.refused.items())
         last = self._best if self._best_round == done(self._kept.rounds) else self._net
         for network in (self._best, last):
@@ -216,7 +303,7 @@ class Run:
             unit=f"{self._target.unit} [ms]" if timed else self._target.unit,
             scale=1000.0 if timed else 1.0,
             round_to=self._search.round_to,
-            notes=(*self._notes, *refused),
+            notes=(*gone, *self._notes, *refused),
         )
 
     def _failed(self, what: str, error: Exception) -> ShrinkError:
@@ -237,6 +324,8 @@ class Run:
             "overhead": search.overhead,
             "round_to": search.round_to,
             "scope": search.scope,
+            "left": self.left,
+            "dropped": list(self._dropped),
         }
         found = learnt if number else {}
         self._kept.add(one, self._structure, found)

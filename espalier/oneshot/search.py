@@ -27,6 +27,7 @@ from espalier.parts.budget import Budget, FLOPs, Parameters, Polynomial, volumes
 from espalier.parts.goal import Scores
 from espalier.parts.units.scaled import scaled_plan
 from espalier.parts.units.select import Scope
+from espalier.parts.units.where import choose_axes
 from espalier.structure import Structure
 
 _TRIES, _FEW_TRIES = 7, 4
@@ -111,15 +112,26 @@ class Search:
                 if done:
                     return self.target.read(self.structure.model, self.target.limit, rough=True)
 
-    def plan(self, limit: float, scores: Scores) -> tuple[Plan | None, Reading]:
+    def restart(self, structure: Structure) -> None:
+        """Go on with another structure, or with this one after blocks went."""
+        self.structure = structure
+        if any(axis not in structure.axes for axis in self.axes):
+            self.axes = [name for name, why in choose_axes(structure, "prune", None).items() if why is None]
+
+    def plan(self, limit: float, scores: Scores, *, roughly: bool = False) -> tuple[Plan | None, Reading]:
         """The plan after which the network needs just no more than a limit, and what it needs then.
 
-        An empty plan if it meets it as it is; None, and the least that was found, where no plan leads there.
+        An empty plan if it meets it as it is; None, and the least that was found, where no plan leads there. Roughly:
+        after fewer measurements.
         """
         now = self.target.read(self.structure.model, limit, rough=True)
         if now.within(limit):
             return Plan(()), now
-        return self._counted(limit, now, scores) if self._is_exact else self._measured(limit, now, scores, _TRIES)
+        return (
+            self._counted(limit, now, scores)
+            if self._is_exact
+            else self._measured(limit, now, scores, _FEW_TRIES if roughly else _TRIES)
+        )
 
     @property
     def _is_exact(self) -> bool:

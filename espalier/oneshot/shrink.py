@@ -13,6 +13,7 @@ from torch import nn
 from espalier.attach import LimitLike
 from espalier.errors import ShrinkError
 from espalier.oneshot.asked import Evaluate, Mode, Score, Train
+from espalier.oneshot.blocks import TRIAL
 from espalier.oneshot.bounds import Bounds
 from espalier.oneshot.folder import Kept, done
 from espalier.oneshot.result import Shrunk
@@ -47,6 +48,7 @@ def shrink(
     limits: Mapping[str, LimitLike] | None = None,
     min_fraction: float = 0.1,
     refit: bool = True,
+    blocks: bool = True,
     seed: int = 0,
     folder: str | Path | None = None,
     on_round: Callable[[Round], None] | None = None,
@@ -80,6 +82,8 @@ def shrink(
         limits: axis -> (smallest, largest) size, or `Limits`, as in `attach`.
         min_fraction: part of its units that every axis keeps.
         refit: whether layers that read what goes are refitted.
+        blocks: whether whole residual blocks may go too, where the target is a latency and `axes` names none. How many,
+            is found by trying up to three numbers of them, for a twentieth of the training each.
         seed: seeds what is drawn.
         folder: where rounds are kept; called again with the same arguments, `shrink` goes on after the last one there.
         on_round: called with every round as it ends.
@@ -94,7 +98,8 @@ def shrink(
     score = Score(evaluate, mode)
     kept = Kept(folder, {
         "target": repr(target), "rounds": rounds, "round_to": round_to, "max_drop": max_drop, "mode": mode,
-        "axes": None if axes is None else list(axes), "min_fraction": min_fraction, "refit": refit, "seed": seed,
+        "axes": None if axes is None else list(axes), "min_fraction": min_fraction, "refit": refit, "blocks": blocks,
+        "seed": seed,
     })  # fmt: skip
     net = _copied(model)
     bounds = Bounds(tuple(keep), dict(limits or {}), min_fraction)
@@ -110,12 +115,15 @@ def shrink(
         raise ShrinkError(f"evaluate: expected a number for the network as it was given, found {first!r}.")
     search = Search(structure, free, target_of(target, model, example))
     run = Run(model, example, search, score, max_drop, kept, inputs, seed, on_round)
-    run.begin(first, bounds)
+    run.begin(first)
+    if blocks and axes is None:
+        run.consider_blocks(bounds.keep)
     settled = run.settled_at_once()
     if settled is not None:
         return settled
     run.prepare(round_to)
-    for number, share in enumerate(shares(rounds), 1):
+    run.drop_blocks(train, Tuning(0, rounds, TRIAL, teacher, distillation), refit)
+    for number, share in enumerate(shares(rounds, run.left), 1):
         if number > done(kept.rounds):
             tuning = Tuning(number, rounds, share, teacher, distillation)
             if not run.pruned(tuning, refit):

@@ -63,7 +63,7 @@ class Tuning:
     """One call of the user's `train`: which it is, how long it should be, and what its loss is."""
 
     number: int
-    """From 1."""
+    """From 1; 0 where a network without some blocks is tried out, which is a copy."""
     rounds: int
     share: float
     """The part of the whole training that this call is; all calls together make 1. For training for 1000 steps in all:
@@ -88,9 +88,10 @@ class Tuning:
         return (1 - weight) * own + weight * self.distillation(outputs, teachers)
 
 
-def shares(rounds: int) -> tuple[float, ...]:
-    """The part of the training after each pruning; the last one gets half, where there are several."""
-    return (1.0,) if rounds == 1 else (*(0.5 / (rounds - 1) for _ in range(rounds - 1)), 0.5)
+def shares(rounds: int, whole: float = 1.0) -> tuple[float, ...]:
+    """The parts of the training after each pruning, `whole` together; the last one gets half, of several."""
+    parts = (1.0,) if rounds == 1 else (*(0.5 / (rounds - 1) for _ in range(rounds - 1)), 0.5)
+    return tuple(whole * part for part in parts)
 
 
 def _logits(outputs: Any) -> Tensor:

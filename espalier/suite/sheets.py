@@ -260,7 +260,7 @@ def _cost(some: Sequence[Record], large: Sequence[Record], size: str) -> tuple[s
 
 
 def _latency(samples: int) -> Value:
-    return lambda one: float(one["measured"]["latency"][f"eager {samples}"])
+    return lambda one: one["measured"]["latency"].get(f"eager {samples}")
 
 
 def _edit(some: Sequence[Record]) -> tuple[str, ...]:

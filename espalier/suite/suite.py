@@ -15,7 +15,7 @@ PROTOCOL = 1
 """Counts up when a cell would give other numbers for another reason than its own content."""
 
 Track = Literal["growing", "shrinking", "constant", "unstructured"]
-Kind = Literal["methods", "static", "no-op", "retrained", "peer"]
+Kind = Literal["methods", "static", "no-op", "retrained", "peer", "surgeon"]
 Role = Literal["candidate", "default", "control", "peer"]
 StaticSize = Literal["final", "large", "small"]
 BudgetKind = Literal["training_flops", "samples", "seconds"]
@@ -80,6 +80,11 @@ class Contender:
     """Of the kind ``retrained``: the contender whose final architecture is trained from scratch."""
     peer: str | None = None
     """Of the kind ``peer``: a name of `espalier.suite.peers`."""
+    proposals: Literal["recommended", "random"] = "recommended"
+    """Of the kind ``surgeon``: which edits are tried. It begins with the static network of the point; the size that it
+    ends with is its own choice."""
+    cycles: int = 3
+    """Of the kind ``surgeon``: how often."""
     tuning: str = ""
     """How its options were chosen, and what that cost; changes nothing."""
 
@@ -200,7 +205,9 @@ class Cell:
         data, kind = asdict(self), self.contender.kind
         data["contender"] = {name: data["contender"][name] for name in ("kind", *_DECIDES[kind])}
         del data["task"]["name"]
-        ignored = {"static": ("track",), "retrained": ("track", "point", "size")}.get(kind, ())
+        ignored: tuple[str, ...] = {"retrained": ("track", "point", "size")}.get(kind, ())
+        if kind in ("static", "surgeon"):
+            ignored = ("track",)
         if kind == "static" and self.contender.static == "large":
             ignored = ("track", "point", "size")
         return {name: value for name, value in data.items() if name not in ignored}
@@ -214,6 +221,7 @@ _DECIDES: Mapping[Kind, tuple[str, ...]] = MappingProxyType(
         "no-op": _COURSE,
         "retrained": (),  # the sizes of the architecture are the job's
         "peer": ("peer", *_COURSE),
+        "surgeon": ("proposals", "cycles"),
     }
 )
 """Kind of a contender -> the fields that make a difference."""
