@@ -32,7 +32,7 @@ from espalier.method import Method
 from espalier.parts.gates.expected import ExpectedCost, GatePenalty, PerUnit
 from espalier.parts.gates.stages import Stages
 
-BATCH, HELD_OUT, AXES = 128, 5000, ["conv1", "conv2", "fc1"]
+BATCH, HELD_OUT, AXES, INPUTS = 128, 5000, ["conv1", "conv2", "fc1"], "fc1.weight[1]"
 BEGIN_WITH = {"conv1": 3, "conv2": 3, "fc1": 3}
 
 
@@ -47,6 +47,8 @@ class Settings:
     """Of the expected parameters, as a part of those of the full network; 0 for a penalty on each unit."""
     each: list[float]
     """Penalty on each unit that is expected, of both convolutions and the dense layer."""
+    columns: float
+    """Penalty on each input of the dense layer that is expected, which have gates of their own then; 0 for none."""
     k: float
     rise: float
     start: float
@@ -68,12 +70,15 @@ class Settings:
         """Stages are fractions of the training; k rises from `k` to `k * rise` in the search."""
         stages, penalty = Stages(self.k, self.start, self.until, rise=self.rise), self.penalty()
         same: dict[str, Any] = {"rate": self.rate, "low": self.low, "patience": self.patience, "axes": AXES}
+        same["columns"] = [INPUTS] if self.columns else []
         if self.setting == "growing":
             return esp.grow.NPN(stages, penalty, BEGIN_WITH, fill=self.fill, fresh=False, begin=self.begin, **same)
         return esp.prune.NPN(stages, penalty, begin=self.begin, **same)
 
     def penalty(self) -> GatePenalty:
-        return ExpectedCost(self.strength) if self.strength else PerUnit(dict(zip(AXES, self.each, strict=True)))
+        if self.strength:
+            return ExpectedCost(self.strength)
+        return PerUnit({**dict(zip(AXES, self.each, strict=True)), INPUTS: self.columns})
 
     def learning_rate(self, progress: float) -> float:
         """Constant until the search ends, then along half a cosine to zero (`cosine`) or a tenth (`tenth`)."""
@@ -164,8 +169,9 @@ def main() -> None:
     parser.add_argument("--keep-every", type=int, default=10, metavar="EPOCHS")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so long; the next call goes on")
     for name, value in (
-        ("strength", 0.0), ("k", 1.0), ("rise", 50.0), ("start", 0.05), ("until", 0.7), ("rate", 5e-3),
-        ("begin", 0.73), ("fill", 1.0), ("low", 0.1), ("lr", 1e-3), ("finish", 3e-3), ("weight_decay", 0.1),
+        ("strength", 0.0), ("columns", 0.0), ("k", 1.0), ("rise", 50.0), ("start", 0.05), ("until", 0.7),
+        ("rate", 5e-3), ("begin", 0.73), ("fill", 1.0), ("low", 0.1), ("lr", 1e-3), ("finish", 3e-3),
+        ("weight_decay", 0.1),
     ):  # fmt: skip
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=value)
     parser.add_argument(

@@ -61,15 +61,16 @@ def method(setting: str, preset: str) -> Method:
 
     `paper`: its stages, k, penalty and initial gates. `code`: the same as the authors' code does it, in which the
     search of the large network begins with the first epoch. `annealed`: k rises from 1 to 50 over a longer search,
-    gates begin undecided in both settings, and the penalty counts the parameters that are expected.
+    in which the first gates of the large network begin undecided and units wake almost surely there, and the penalty
+    counts the parameters that are expected.
     """
     grows, until, axes = setting == "growing", search_end(preset), ["embed", "hidden"]
     few = {"embed": 3, "hidden": 3}
     if preset == "annealed":
-        stages, penalty = Stages(1.0, 100 / EPOCHS, until, rise=50.0), ExpectedCost(0.5)
+        stages = Stages(1.0, 100 / EPOCHS, until, rise=50.0)
         if grows:
-            return esp.grow.NPN(stages, penalty, few, fill=1.0, fresh=False, rate=5e-3, axes=axes)
-        return esp.prune.NPN(stages, penalty, begin=0.73, rate=5e-3, axes=axes)
+            return esp.grow.NPN(stages, ExpectedCost(0.8), few, fill=3.0, fresh=False, rate=2e-2, axes=axes)
+        return esp.prune.NPN(stages, ExpectedCost(0.5), begin=0.73, rate=5e-3, axes=axes)
     plain = 100 if grows else 500 if preset == "paper" else 0
     stages = Stages(1.0 if grows else 7.0, plain / EPOCHS, until)
     each = 0.35 * 80 / 8160
@@ -146,14 +147,15 @@ def main() -> None:
                     file.write(json.dumps(done[-1]) + "\n")
     for setting in settings:
         same = [one for one in done if (one["setting"], one["preset"]) == (setting, options.preset)]
-        print(f"{setting}, {options.preset}, medians of {len(same)} seeds")
+        print(f"{setting}, {options.preset}, medians of {len(same)} seeds (least to largest)")
         for epoch in same[0]["shown"] if same else ():
-            found = {
-                name: statistics.median(one["shown"][epoch][name] for one in same)
-                for name in ("accuracy", "features", "hidden", "weights")
-            }
-            print(f"  epoch {epoch:>4}: {found['accuracy']:.1%} with {found['features']:.0f} features, "
-                  f"{found['hidden']:.0f} hidden units, {found['weights']:.0f} weights")  # fmt: skip
+            rows = [one["shown"][epoch] for one in same]
+            found = {name: sorted(row[name] for row in rows) for name in ("accuracy", "features", "hidden", "weights")}
+            median = {name: statistics.median(values) for name, values in found.items()}
+            right, sizes = found["accuracy"], found["weights"]
+            print(f"  epoch {epoch:>4}: {median['accuracy']:.1%} ({right[0]:.1%} to {right[-1]:.1%}) with "
+                  f"{median['features']:g} features, {median['hidden']:g} hidden units, {median['weights']:g} weights "
+                  f"({sizes[0]} to {sizes[-1]})")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ is a part of its own; watching the curve for the report is in it too.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from typing import Any
 
 import torch
 
-from espalier.bench.evolve import chosen
+from benchmarks.surgeon_options import asked_for
 from espalier.evolve import job, ledger, proposals, runners, store, surgeon
 from espalier.evolve.surgeon import Search
 from espalier.table import text_table
@@ -58,15 +57,7 @@ class Clock:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("task", nargs="?")
-    parser.add_argument("--data")
-    parser.add_argument("--model")
-    parser.add_argument("--width", type=float)
-    parser.add_argument("--epochs", type=int)
-    parser.add_argument("--cycles", type=int)
-    parser.add_argument("--proposals")
-    options = chosen(vars(parser.parse_args()))
+    options = asked_for(__doc__.splitlines()[0])
     torch.set_num_threads(1)
     options.problem.workbench()  # data that are read once
     total, clock = options.total, Clock()

@@ -19,9 +19,9 @@ from espalier.evolve.problem import Batch, Workbench
 
 PIXELS = {"mnist": 14, "cifar10-jpeg": 8}
 AUGMENT: dict[str, Augment | None] = {"mnist": None, "cifar10-jpeg": crop_and_flip(1)}
-BATCH = 100
+BATCH = 200
 RATE = 1e-2
-HELD_OUT = 2000
+HELD_OUT = 5000
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,9 @@ class Images:
                 x = augment(x, torch.Generator().manual_seed(self.seed * 1_000_003 + step))
             return x, data.y_train[chosen]
 
+        optimizer = torch.optim.AdamW(model.parameters(), RATE, weight_decay=1e-2, fused=True)
         return Workbench(
-            model, torch.optim.AdamW(model.parameters(), RATE, weight_decay=1e-2), data.x_train[:2], 2, batch,
+            model, optimizer, data.x_train[:2], 2, batch,
             lambda one: len(one[1]),
             lambda network, one: F.cross_entropy(network(one[0]), one[1]),
             lambda network, one: F.cross_entropy(network(one[0]), one[1], reduction="none"),

@@ -8,7 +8,6 @@ itself, whose single network keeps only one process busy between cycles.
 
 from __future__ import annotations
 
-import argparse
 import os
 import tempfile
 import time
@@ -16,7 +15,8 @@ from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
-from espalier.bench.evolve import EvolveOptions, chosen, evolve
+from benchmarks.surgeon_options import asked_for
+from espalier.bench.evolve import EvolveOptions, evolve
 from espalier.bench.search_progress import SearchLines
 from espalier.table import text_table
 
@@ -30,15 +30,7 @@ def seconds(options: EvolveOptions, workers: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("task", nargs="?")
-    parser.add_argument("--data")
-    parser.add_argument("--model")
-    parser.add_argument("--width", type=float)
-    parser.add_argument("--epochs", type=int)
-    parser.add_argument("--cycles", type=int)
-    parser.add_argument("--proposals")
-    options = chosen(vars(parser.parse_args()))
+    options = asked_for(__doc__.splitlines()[0])
     print(f"{options.problem}, {options.epochs} epochs; load before: {os.getloadavg()[0]:.1f}")
     rows = []
     for name, baseline in (("with the start beside it", True), ("the search alone", False)):

@@ -37,7 +37,9 @@ from espalier.suite.declared import find_suite, shipped
 from espalier.suite.pages import write_pages
 from espalier.suite.running import Place, Plan, status
 from espalier.suite.running import run as run_suite
+from espalier.suite.speed import run_speed
 
+_BENCH = ("run", "status", "report", "speed")
 _METHODS_FROM = "a Python file that registers methods of your own"
 WRONG_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 1
 
@@ -133,7 +135,10 @@ def _bench(options: argparse.Namespace, words: list[str]) -> int:
     if options.what == "status":
         print(status(plan, place.kept()))
     elif options.what == "report":
-        print(*write_pages(Results(plan, place.kept()), place.out, ["espalier", *words]), sep="\n")
+        results = Results(plan, place.kept())
+        print(*write_pages(results, place.out, ["espalier", *words], options.page), sep="\n")
+    elif options.what == "speed":
+        print(run_speed(plan, place, partial(print, flush=True)))
     else:
         say = partial(print, flush=True)
         try:
@@ -284,7 +289,7 @@ def _add_evolve_arguments(command: argparse.ArgumentParser) -> None:
 
 def _add_bench_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("what", metavar="WHAT", choices=("run", "status", "report"), help="run, status or report")
+    add("what", metavar="WHAT", choices=_BENCH, help=", ".join(_BENCH))
     add("suite", metavar="SUITE", help=f"{', '.join(shipped())}, or the path of a .toml file")
     add("--out", type=Path, metavar="DIR", help="folder of records and pages; default: runs/bench-SUITE")
     add("--processes", type=int, metavar="N", default=1, help="that run cells side by side; default 1")
@@ -298,13 +303,15 @@ def _add_bench_arguments(command: argparse.ArgumentParser) -> None:
     )
     add("--device", metavar="NAME", default="cpu", help="cpu (default), cuda, cuda:1")
     add("--methods-from", type=Path, metavar="FILE.py", help=_METHODS_FROM)
+    add("--page", type=Path, metavar="FILE.md", help="where `report` writes markdown; default: report.md in the folder")
     add(
         "--records",
         type=Path,
-        metavar="FILE.jsonl",
+        metavar="FILES",
         action="append",
         default=[],
-        help="records that were published with the suite, so that their cells need not be run; may be given again",
+        help="records that were published with the suite, or a folder of such files, so that their cells need not be "
+        "run; may be given again",
     )
 
 

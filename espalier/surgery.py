@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from espalier.compiled import CompiledCode
-from espalier.edit.apply import NewTensors, check_values, compensating_attributes, copy_of, masked
+from espalier.edit.apply import Ready, check_values, compensating_attributes, copy_of
 from espalier.edit.attributes import AttributeChange
 from espalier.edit.births import followed
 from espalier.edit.changes import Changes, Limits, find_axis
@@ -27,6 +27,7 @@ from espalier.edit.interrupt import uninterrupted
 from espalier.edit.journal import Journal, UndoStack
 from espalier.edit.known import Known, regrown
 from espalier.edit.masks import Enforcer, Masking, Masks, masking_of
+from espalier.edit.new_tensors import NewTensors, masked
 from espalier.edit.optimizer import check as check_optimizer
 from espalier.edit.optimizer import check_shapes
 from espalier.edit.plan import Plan
@@ -45,6 +46,15 @@ from espalier.graph.topology import Topology
 from espalier.measure.cost import cost_of
 from espalier.peers import Alone, Peers
 from espalier.record import Edit, Preview
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A plan that was tried out, with what follows from it for the network as it is now."""
+
+    table: TensorTable
+    work: NewTensors
+    attributes: tuple[AttributeChange, ...]
 
 
 class Surgery:
@@ -130,8 +140,8 @@ class Surgery:
                 journal, _, edit = self._carried_out(plan)
                 journal.rollback()
                 return Contract(edit.contract, edit.why), edit.attributes
-            _, contract, attributes, _, _ = self._prepare(plan)
-        return contract, tuple(attributes)
+            prepared = self._prepare(plan)
+        return prepared.work.contract, prepared.attributes
 
     @contextmanager
     def tried(self, plan: Plan) -> Iterator[Edit]:
@@ -161,13 +171,13 @@ class Surgery:
         if not plan.edits and not plan.masks and not plan.deltas:
             return Preview({}, (), Contract("exact", "nothing changes"), Changes({}, self.topology, self.topology))
         with uninterrupted():
-            staged, contract, attributes, table, masking = self._prepare(plan, within_limits=within_limits)
-            work, found = NewTensors(plan, staged.changes, contract, masking), {}
-            for name, tensor in self.store.values(table).items():
+            prepared, found = self._prepare(plan, within_limits=within_limits), {}
+            work = prepared.work
+            for name, tensor in self.store.values(prepared.table).items():
                 sources = work.sources(name, tensor)
                 if sources is not None:
                     found[name] = work.made(name, tensor, sources).detach()
-        return Preview(found, tuple(attributes), contract, staged.changes)
+        return Preview(found, prepared.attributes, work.contract, work.changes)
 
     def apply(self, plan: Plan) -> Edit:
         """Carry out a plan whole, or leave everything as it is.
@@ -227,8 +237,8 @@ class Surgery:
 
     def _resized(self, journal: Journal, plan: Plan) -> tuple[Known, Edit]:
         """The part of a plan that resizes axes and sets masks."""
-        staged, contract, attributes, table, masking = self._prepare(plan)
-        changes, known = staged.changes, self.known
+        prepared, known = self._prepare(plan), self.known
+        changes, contract, masking = prepared.work.changes, prepared.work.contract, prepared.work.masking
         origins = {changes.before.axes[number].name: units for number, units in changes.axes.items()}
         edit = Edit(
             replace(plan, values={}, deltas={}, starts={}, masks=()),
@@ -240,7 +250,7 @@ class Surgery:
             },
             cost_of(changes.before),
             cost_of(changes.after),
-            tuple(attributes),
+            prepared.attributes,
             {axis: tuple(units.tolist()) for axis, units in origins.items()},
             tuple(changes.before.aliases.get(name, name) for name in plan.values),
             masking.counts({name: changes.after.shape(name) for name in masking.remasked}),
@@ -250,14 +260,14 @@ class Surgery:
             topology=changes.after,
             example=resized_example(self.known.example, changes.after.predictions[0], changes.after),
             births=followed(known.births, origins, self.step),
-            attributes=(*known.attributes, *attributes),
+            attributes=(*known.attributes, *prepared.attributes),
         )
         optimizers = [self.optimizer] if self.optimizer is not None else []
-        followers = [copy_of(table, module) for module in self.follow]
-        self.store.commit(
-            journal, self.model, table, plan, changes, contract, masking, attributes, optimizers, followers,
-            undoable=self.may_undo,
-        )  # fmt: skip
+        followers = [copy_of(prepared.table, module) for module in self.follow]
+        ready = Ready(
+            self.model, prepared.table, prepared.work, prepared.attributes, optimizers, followers, self.may_undo
+        )
+        self.store.commit(journal, ready)
         return after, edit
 
     def _regrown(self, journal: Journal, plan: Plan, known: Known, edit: Edit) -> tuple[Known, Edit]:
@@ -319,9 +329,7 @@ class Surgery:
         self.check_untouched(table)
         return Subject(self.model, self.known.example, table, self.known.topology.sizes, learnt=self._learnt)
 
-    def _prepare(
-        self, plan: Plan, *, within_limits: bool = True
-    ) -> tuple[Staged, Contract, list[AttributeChange], TensorTable, Masking]:
+    def _prepare(self, plan: Plan, *, within_limits: bool = True) -> _Prepared:
         subject = self.subject()
         staged = self._staged(subject, plan, self.known.limits if within_limits else {})
         check_values(plan, staged.changes, subject.table)
@@ -332,12 +340,13 @@ class Surgery:
             contract = replace(contract, why="what is masked is zero, and what is live anew starts at zero")
         if plan.values or plan.deltas:
             contract = self._judged(contract, staged.changes, plan, values, masking)
-        contract = masked(contract, NewTensors(plan, staged.changes, contract, masking), values)
+        contract = masked(NewTensors(plan, staged.changes, contract, masking), values)
         compensating, without_eps = compensating_attributes(self.model, contract)
         if without_eps is not None and contract.kind == "exact":
             why = f"the norm in {without_eps or 'the model'} keeps its eps, which is not in an attribute of the module"
             contract = replace(contract, kind="bounded", why=why)
-        return staged, contract, [*staged.attributes, *compensating], subject.table, masking
+        work = NewTensors(plan, staged.changes, contract, masking)
+        return _Prepared(subject.table, work, (*staged.attributes, *compensating))
 
     def _judged(
         self, contract: Contract, changes: Changes, plan: Plan, values: Mapping[str, Tensor], masking: Masking

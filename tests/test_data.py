@@ -21,6 +21,7 @@ from espalier.bench import data
 from espalier.bench.data import batches, load
 from espalier.bench.fetch import Source, fetch
 from espalier.bench.formats import read_cifar, read_idx, read_npz, read_svhn
+from espalier.bench.text import Text
 from espalier.errors import DataError
 
 
@@ -558,3 +559,17 @@ def test_data_move_to_another_device_together() -> None:
     moved = load("moons").to("meta")
     assert {part.device.type for part in (moved.x_train, moved.y_val, moved.x_test, moved.y_test)} == {"meta"}
     assert moved.classes == 2
+
+
+def test_text_is_cut_into_sequences_with_what_comes_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "".join(chr(97 + number * number % 23) for number in range(64 * 40 + 5))
+    monkeypatch.setattr(data, "DATASETS", {"tinyshakespeare": lambda folder: Text(text)})
+    found = load("tinyshakespeare", seed=3)
+    assert found.classes == len(set(text))
+    assert [len(part) for part in (found.x_train, found.x_val, found.x_test)] == [32, 4, 4]
+    assert found.example.dtype == torch.int64
+    for x, y in ((found.x_train, found.y_train), (found.x_val, found.y_val), (found.x_test, found.y_test)):
+        assert torch.equal(x[:, 1:], y[:, :-1])
+    known = sorted(set(text))
+    assert "".join(known[code] for code in found.x_test.flatten().tolist()) == text[64 * 36 : 64 * 40]
+    assert not torch.equal(load("tinyshakespeare", seed=4).x_val, found.x_val)

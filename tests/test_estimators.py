@@ -13,6 +13,7 @@ from espalier.parts.gates.functions import GateFunction, HardSigmoid, Sigmoid
 SAMPLES = 60_000
 ESTIMATORS = (AR(), ARM(), DisARM())
 FUNCTIONS = (Sigmoid(), HardSigmoid())
+UNEVEN = Sigmoid(rest=0.8)
 
 
 def loss(gates: Tensor) -> Tensor:
@@ -59,6 +60,11 @@ def test_estimators_are_unbiased(estimator, function, k, count):
     assert ((found.mean(0) - exact).abs() <= 5 * error + 1e-12).all()
     if count > 1:
         assert (exact.abs() > 10 * error).any()  # the test could tell a wrong gradient
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
+def test_estimators_are_unbiased_whatever_the_probability_at_rest(estimator):
+    test_estimators_are_unbiased(estimator, UNEVEN, 2.0, 4)
 
 
 def test_the_factor_k_alone_is_biased_for_the_hard_sigmoid():
@@ -108,20 +114,24 @@ def test_gates_of_every_sample_are_averaged_with_the_losses_of_every_sample(esti
         estimator((losses[0].mean(), losses[1].mean()), u, p, c)
 
 
-@pytest.mark.parametrize("function", FUNCTIONS, ids=repr)
-def test_gate_functions(function):
+@pytest.mark.parametrize(
+    ("function", "mirrored", "rest"),
+    [(one, one, 0.5) for one in FUNCTIONS] + [(UNEVEN, Sigmoid(rest=0.2), 0.8)],
+    ids=repr,
+)
+def test_gate_functions(function, mirrored, rest):
     phi = torch.linspace(-9, 9, 37, dtype=torch.float64).requires_grad_()
     for k in (0.5, 2.0):
         g = function.probability(phi, k)
-        torch.testing.assert_close(g + function.probability(-phi, k), torch.ones_like(g))
+        torch.testing.assert_close(g + mirrored.probability(-phi, k), torch.ones_like(g))
         (slope,) = torch.autograd.grad(g.sum(), phi)
         inside = (g > 0) & (g < 1)
         torch.testing.assert_close((function.chain(phi, k) * g * (1 - g))[inside], slope[inside])
         assert function.probability(torch.tensor(function.logit(0.95, k)), k) == pytest.approx(0.95)
     with torch.no_grad():
-        assert (function.probability(phi, 0.0) == 0.5).all()  # dropout
+        torch.testing.assert_close(function.probability(phi, 0.0), torch.full_like(phi, rest))  # dropout
         assert (function.chain(phi, 0.0) == 0).all()
-    with pytest.raises(MethodError, match="every gate is 1/2"):
+    with pytest.raises(MethodError, match="all gates are equally likely"):
         function.logit(0.95, 0.0)
 
 

@@ -36,7 +36,7 @@ def finished(tmp_path_factory):
 
 def test_a_search_leaves_its_network_its_records_and_its_page(finished):
     out, said = finished
-    assert "cycle 1: 1 edit is tried" in said
+    assert "cycle 1: 2 edits are tried" in said
     found, alone = records(out / "surgeon.jsonl")[-1], records(out / "baseline.jsonl")[-1]
     assert f"found:  {found['test_accuracy']:.2%} on the test data" in said
     assert f"start:  {alone['test_accuracy']:.2%} on the test data" in said

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from effort import in_turn
 from snapshots import differences, snapshot
 from test_method_contracts import (
     TOTAL,
@@ -38,9 +39,11 @@ MIXED = {"wider-or-deeper"}
 
 def cases(direction: Any = None) -> list[Any]:
     return [
-        pytest.param((entry, name), id=f"{entry.method.direction}-{entry.method.name}-{name}")
-        for entry in methods(direction, "layers")
-        for name in NETWORKS
+        pytest.param(
+            (entry, name), id=f"{entry.method.direction}-{entry.method.name}-{name}", marks=in_turn(row, column)
+        )
+        for row, entry in enumerate(methods(direction, "layers"))
+        for column, name in enumerate(NETWORKS)
         if entry.method.name not in MIXED and entry.by_budget  # the others are in tests/test_gate_contracts.py
     ]
 

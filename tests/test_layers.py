@@ -1,6 +1,7 @@
 """Imports point one way: a module may import only from layers above its own."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import espalier
@@ -48,6 +49,7 @@ def layer_of(module: str) -> str:
     return module.split(".")[1] if "." in module else module
 
 
+@cache
 def imports_of(path: Path) -> set[str]:
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -59,6 +61,7 @@ def imports_of(path: Path) -> set[str]:
     return found
 
 
+@cache
 def modules() -> dict[str, Path]:
     result = {}
     for path in sorted(ROOT.rglob("*.py")):

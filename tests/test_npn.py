@@ -32,7 +32,7 @@ from espalier.parts.gates import (
 from espalier.parts.gates.dormant import give_state_back, kept
 from espalier.parts.gates.estimators import AR, ARM, DisARM
 from espalier.parts.gates.expected import ExpectedCost, PerUnit
-from espalier.parts.gates.functions import HardSigmoid
+from espalier.parts.gates.functions import HardSigmoid, Sigmoid
 from espalier.parts.gates.layer_memory import LayerGates
 from espalier.parts.gates.memory import GateMemory
 from espalier.parts.gates.settings import GateSettings
@@ -120,8 +120,10 @@ def test_decided_gates_are_plain_training_to_the_bit_and_rest(estimator):
     assert run.calls - calls <= 20 + 5  # no second pass; one more per event would be allowed
 
 
-def test_k_of_zero_is_dropout_of_a_half():
-    run = Plain(esp.prune.NPN(Stages(k=0.0, start=0.0, until=1.0), ExpectedCost(10.0)), total=4000)
+@pytest.mark.parametrize("rate", [0.5, 0.1])
+def test_k_of_zero_is_dropout_of_any_rate(rate):
+    search, function = Stages(k=0.0, start=0.0, until=1.0), Sigmoid(rest=1 - rate)
+    run = Plain(esp.prune.NPN(search, ExpectedCost(10.0), function=function), total=4000)
     seen = {axis: [] for axis in ("0", "2")}
     weight = run.model[2].weight
 
@@ -133,11 +135,12 @@ def test_k_of_zero_is_dropout_of_a_half():
     run.session.step()
     run.model[2].register_forward_pre_hook(watch)
     before = copy.deepcopy(run.memory.logits)
-    for _ in range(300):
+    for _ in range(150):
         run.session.loss(run.batch)
         run.session.step()
     off = torch.stack(seen["0"]).double()
-    assert abs(float(off.mean()) - 0.5) < 5 * (0.25 / off.numel()) ** 0.5 * 2**0.5  # twins are not independent
+    # twins are not independent
+    assert abs(float(off.mean()) - rate) < 5 * (rate * (1 - rate) / off.numel()) ** 0.5 * 2**0.5
     assert all(torch.equal(one, before[axis]) for axis, one in run.memory.logits.items())
 
 

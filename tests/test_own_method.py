@@ -31,16 +31,24 @@ def test_the_template_is_the_example_and_short():
     assert len(code) <= 30
 
 
+RUN = ["run", "digits", "--prune", "redundancy", "--setting", "shrinking", "--epochs", "1", "--no-static"]
+
+
 def test_the_command_line_knows_it(tmp_path):
-    listed = espalier("methods", "--methods-from", str(EXAMPLE), folder=tmp_path)
-    assert "prune redundancy (units): removes units that others repeat" in listed.stdout
-    arguments = ["run", "digits", "--prune", "redundancy", "--setting", "shrinking", "--epochs", "1", "--no-static"]
-    done = espalier(*arguments, "--methods-from", str(EXAMPLE), "--out", "mine", folder=tmp_path)
+    done = espalier(*RUN, "--methods-from", str(EXAMPLE), "--out", "mine", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "redundancy" in (tmp_path / "mine" / "metrics.jsonl").read_text()
+
+
+@pytest.mark.slow
+def test_the_command_line_lists_it_goes_on_with_it_and_misses_it(tmp_path):
+    listed = espalier("methods", "--methods-from", str(EXAMPLE), folder=tmp_path)
+    assert "prune redundancy (units): removes units that others repeat" in listed.stdout
+    done = espalier(*RUN, "--methods-from", str(EXAMPLE), "--out", "mine", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
     again = espalier("run", "--resume", "--out", "mine", folder=tmp_path)
     assert again.returncode == 0, again.stderr
-    unknown = espalier(*arguments, folder=tmp_path)
+    unknown = espalier(*RUN, folder=tmp_path)
     assert unknown.returncode == 2
     assert "there is no prune method 'redundancy'" in unknown.stderr
 

@@ -21,6 +21,7 @@ from espalier.parts.recommend.redundancy import constant_units, elimination, rea
 from espalier.parts.recommend.rows import rows_of
 from espalier.parts.recommend.spectra import covariance, effective_rank, rank_test, signal_rank, stable_rank
 from espalier.parts.recommend.wbic import wbic
+from espalier.parts.score import seed_random_numbers
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -410,3 +411,10 @@ def test_a_network_of_fixed_batches_is_looked_at_by_whole_ones() -> None:
     assert found.cut(9) == found.whole
     with pytest.raises(MethodError, match="give several batches"):
         halved(batches[:1], 4, lambda batch: batch.view(8, 2).sum())
+
+
+def test_random_numbers_are_those_of_torch_by_the_same_seed():
+    seed_random_numbers(7)
+    found = torch.rand(3)
+    torch.manual_seed(7)
+    assert torch.equal(found, torch.rand(3))

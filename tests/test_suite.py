@@ -20,8 +20,11 @@ from torch import nn
 import espalier as esp
 from espalier.bench.records import read_run
 from espalier.bench.report import write_report
+from espalier.bench.report_search import write_search_report
 from espalier.cli import main
 from espalier.errors import MethodError, RunError
+from espalier.measure.runtimes import Eager, Runtime
+from espalier.suite import speed
 from espalier.suite.cells import contenders, expand
 from espalier.suite.comparing import Results
 from espalier.suite.declared import find_suite, read_suite, shipped
@@ -29,6 +32,8 @@ from espalier.suite.disturbing import disturb
 from espalier.suite.kept import Kept
 from espalier.suite.pages import write_pages
 from espalier.suite.running import Place, Plan, run, status
+from espalier.suite.sheets import sheets
+from espalier.suite.speed import run_speed
 from espalier.suite.suite import Cell, Contender, SuiteTask
 from espalier.suite.work import Job, carried_out, methods_of
 from espalier.train.settings import Course, build
@@ -117,8 +122,7 @@ def test_suites_that_are_shipped_say_what_they_take(name):
     assert suite.takes
     cells = expand(suite)
     assert len({one.task.name for one in cells}) == len(suite.tasks)
-    for track in {one.track for one in cells}:
-        one = next(one for one in cells if one.track == track and one.contender.kind == "methods")
+    for one in {one.track: one for one in cells if one.contender.kind == "methods"}.values():
         assert methods_of(one, 4.0, 1000)
 
 
@@ -311,7 +315,7 @@ def _written(results: Results, folder: Path) -> None:
     page, text = write_pages(results, folder / "pages", ["espalier", "bench", "report", "tiny.toml"])
     words, html = text.read_text(), page.read_text()
     assert "| magnitude against static | shrinking | better (accuracy) |" in words
-    assert "| digits | shrinking | gromo | 2 | gromo grows networks that are made of its own classes" in words
+    assert "| digits | shrinking | gromo | 2 | gromo adds units and removes none" in words
     assert "espalier bench report tiny.toml" in words
     assert "have not" not in words
     assert "<script>" in html
@@ -320,15 +324,27 @@ def _written(results: Results, folder: Path) -> None:
 
 def test_a_line_that_was_cut_short_is_a_cell_that_was_not_run(tmp_path):
     kept = Kept(tmp_path)
-    kept.put({"key": "a", "result": 1})
-    with (tmp_path / "records.jsonl").open("a") as file:
+    where = {"cell": {"task": "digits"}}
+    first = {
+        **where,
+        "key": "a",
+        "result": {"curve": [{"done": 0.5, "step": 1}, {"done": 1.0, "step": 2}], "edits": []},
+    }
+    kept.put(first)
+    with (tmp_path / "digits.jsonl").open("a") as file:
         file.write('{"key": "b", "res')
     again = Kept(tmp_path)
-    assert (again.get("b"), again.get("a")) == (None, {"key": "a", "result": 1})
-    again.put({"key": "b", "result": 2})
-    assert Kept(tmp_path).get("b") == {"key": "b", "result": 2}
-    with pytest.raises(RunError, match="expected a file of records"):
+    assert (again.get("b"), again.get("a")) == (None, first)
+    second = {**where, "key": "b", "failed": "no"}
+    again.put(second)
+    assert Kept(tmp_path / "other", [tmp_path]).get("b") == second
+    assert Kept(tmp_path / "other", [tmp_path / "digits.jsonl"]).get("a") == first
+    with pytest.raises(RunError, match="expected a file of records, or a folder"):
         Kept(tmp_path, [tmp_path / "none.jsonl"])
+    with (tmp_path / "digits.jsonl").open("a") as file:
+        file.write('{"val_loss": 0.1}\n')
+    with pytest.raises(RunError, match=r"expected lines that `espalier bench run` wrote, found '.\"val_loss"):
+        Kept(tmp_path)
 
 
 def test_only_what_is_there_can_be_asked_for(tmp_path):
@@ -368,9 +384,10 @@ def test_a_method_of_others_joins_with_one_file_and_one_command(tmp_path):
         command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False
     )
     assert ran.returncode == 0, ran.stderr
-    record = json.loads((tmp_path / "out" / "records.jsonl").read_text())
-    assert record["cell"]["contender"]["prune"] == "theirs"
-    assert record["result"]["edits"][-1]["method"] == "theirs"
+    record = json.loads((tmp_path / "out" / "moons.jsonl").read_text())
+    assert record["cell"]["contender"] == "theirs"
+    events = read_run(tmp_path / "out" / "cells" / record["key"]).events
+    assert {event["method"] for event in events} == {"theirs"}
 
 
 def test_or_from_a_file(tmp_path, capsys):
@@ -395,6 +412,64 @@ def test_torch_pruning_comes_as_near_as_one_ratio_allows(tmp_path):
     assert abs(result["parameters"] / large["parameters"] - 0.4) < 0.06
     failed = carried_out(Job(cell("growing", kind="peer", peer="torch-pruning")), tmp_path, 1)
     assert "cannot add any" in failed["failed"]
+
+
+def test_gromo_grows_the_perceptron_to_the_size_that_is_asked_for(tmp_path):
+    pytest.importorskip("gromo")
+    large = done(cell("shrinking", kind="static", static="large"), tmp_path)["result"]
+    result = done(cell("growing", kind="peer", peer="gromo"), tmp_path)["result"]
+    assert 0.36 < result["parameters"] / large["parameters"] <= 0.4
+    assert {edit["action"] for edit in result["edits"]} == {"grow"}
+    vit = dataclasses.replace(TASK, model="vit")
+    other = dataclasses.replace(cell("growing", kind="peer", peer="gromo"), task=vit)
+    assert "not 'vit'" in carried_out(Job(other), tmp_path, 1)["failed"]
+
+
+class Missing(Runtime):
+    def ready(self, model, example):
+        raise MethodError("it is not installed")
+
+
+def test_networks_are_timed_beside_the_large_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(speed, "runtimes", lambda device: {"eager": Eager(), "ONNX Runtime": Missing()})
+    place, suite = Place(tmp_path), read_suite('timed = ["static"]\n' + TINY, "tiny.toml")
+    plan = Plan(suite, place, {"contender": ["static"], "seed": ["0"], "track": ["shrinking"]})
+    assert run_speed(plan, place, print).startswith("0 networks")
+    run(plan, place, print)
+    said: list[str] = []
+    assert run_speed(plan, place, said.append).startswith("1 networks")
+    run_speed(plan, place, said.append)
+    assert len(said) == 1
+    ((_, record),) = Results(plan, place.kept()).speeds
+    assert record["flops"][0] > record["flops"][1]
+    assert min(record["speed"]["eager 256"]) > 0
+    assert record["speed"]["ONNX Runtime 1"] == "it is not installed"
+    (sheet,) = [one for one in sheets(Results(plan, place.kept())) if one.title == "Realised speed"]
+    assert sheet.rows[0][:4] == ("digits", "static", "0.4", f"{record['flops'][0] / record['flops'][1]:.2f}")
+    assert sheet.rows[1][1] == "not for FLOPs"
+    assert "ONNX Runtime 1: it is not installed" in sheet.about
+
+
+@pytest.mark.slow
+def test_the_surgeon_is_charged_for_all_its_branches(tmp_path):
+    large = done(cell("shrinking", kind="static", static="large"), tmp_path)["result"]
+    one = done(cell("growing", kind="surgeon", proposals="random", cycles=1), tmp_path)
+    result, budget = one["result"], 3 * large["flops"] * 300
+    assert 0.8 * budget < result["training_flops"] <= budget
+    assert set(result["axes"]) == set(large["axes"])
+    assert write_search_report(tmp_path / "cells" / one["key"]).stat().st_size > 10_000
+
+
+def test_a_method_that_decides_the_size_begins_with_the_large_network(tmp_path):
+    moons = SuiteTask("moons", "moons", "moons", "embedded-mlp", epochs=6, batch_size=128)
+    one = dataclasses.replace(cell("shrinking", budget="samples", prune="npn"), task=moons)
+    record = done(one, tmp_path)
+    folder = read_run(tmp_path / "cells" / record["key"])
+    assert folder.start["parameters"] == 80 * 100 + 80 + 2 * 80 + 2 + 200
+    assert record["result"]["steps"] == 24
+    optioned = dataclasses.replace(one.contender, prune_options={"low": 0.1})
+    with pytest.raises(RunError, match="comes with the training of 'embedded-mlp'"):
+        methods_of(dataclasses.replace(one, contender=optioned), 1.0, 10)
 
 
 # --- what the benchmark asked of the rest ----------------------------------------------------------------------------

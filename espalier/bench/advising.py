@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from espalier.attach import attach
 from espalier.bench.data import Dataset, batches, load
 from espalier.bench.folder import CONFIG, RunFolder
-from espalier.bench.models import MODELS, build, example_inputs
+from espalier.bench.models import MODELS, build
 from espalier.bench.options import recorded_options
 from espalier.bench.targets import find_target, is_function, made_by
 from espalier.errors import DataError, RunError
@@ -108,7 +108,7 @@ def _of_run(path: Path, wanted: Wanted) -> Subject:
         raise RunError(f"{path} holds a run that has left no network yet: continue it with --resume first")
     data = load(options.source, seed=options.seed)
     model = build(options.model, data.input_shape, data.classes, width=options.width, seed=options.seed)
-    return _with_data(network_files.load(folder.network, model, example_inputs(data.input_shape)), data, wanted)
+    return _with_data(network_files.load(folder.network, model, data.example), data, wanted)
 
 
 def _saved(folder: Path, wanted: Wanted) -> Subject:
@@ -122,7 +122,7 @@ def _saved(folder: Path, wanted: Wanted) -> Subject:
 def _built(name: str, data: Dataset, wanted: Wanted) -> tuple[nn.Module, Any]:
     if name in MODELS:
         model = build(name, data.input_shape, data.classes, width=wanted.width, seed=wanted.seed)
-        return model, example_inputs(data.input_shape)
+        return model, data.example
     target = find_target(name)
     return target.model, target.example_inputs
 

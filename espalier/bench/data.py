@@ -1,6 +1,7 @@
 """Data sets for tasks and benchmarks: loaded, checked, split, normalised; and the batches that training reads.
 
-Images become float32 (N, C, H, W), vectors float32 (N, F), labels int64 in 0..K-1. Validation data are split off the
+Images become float32 (N, C, H, W), vectors float32 (N, F), labels int64 in 0..K-1; text becomes int64 (N, T), with
+labels of the same shape. Validation data are split off the
 training set, stratified by class; the test set is only carried along.
 """
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from espalier.bench.augment import Augment
 from espalier.bench.fetch import Source, fetch
 from espalier.bench.formats import Array, Arrays, read_cifar, read_idx, read_npz, read_svhn
+from espalier.bench.text import Text, tinyshakespeare
 from espalier.errors import DataError
 
 CHANNEL_COUNTS = (1, 3, 4)
@@ -29,7 +31,8 @@ _TESTED_IN_ONE_PIECE = 0.4
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Normalised inputs (N, *input_shape) and labels (N,) in 0..classes-1, for training, validation and test."""
+    """Normalised inputs (N, *input_shape) and labels (N,) in 0..classes-1, for training, validation and test; of text
+    characters (N, T) and those that come next."""
 
     name: str
     x_train: Tensor
@@ -42,8 +45,13 @@ class Dataset:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """The shape of one input: (C, H, W) for images, (F,) for vectors."""
+        """The shape of one input: (C, H, W) for images, (F,) for vectors, (T,) for text."""
         return tuple(self.x_train.shape[1:])
+
+    @property
+    def example(self) -> Tensor:
+        """Inputs to attach with: two samples of zeros, since batch norm cannot train on one."""
+        return self.x_train.new_zeros(2, *self.input_shape)
 
     def to(self, device: torch.device | str) -> "Dataset":
         """The same data on another device."""
@@ -71,6 +79,7 @@ def load(name: str | Path, *, root: Path | None = None, seed: int = 0, validatio
     """
     if not 0 < validation < 1:
         raise DataError(f"validation is the fraction split off the training set: expected 0 < v < 1, got {validation}")
+    arrays: Arrays | Text
     if Path(name).suffix == ".npz":
         title, arrays = Path(name).stem, _from_file(Path(name))
     elif isinstance(name, str) and name in DATASETS:
@@ -108,8 +117,14 @@ def batches(
         yield (inputs if augment is None else augment(inputs, generator)), y[chosen]
 
 
-def _prepare(name: str, arrays: Arrays, seed: int, validation: float) -> Dataset:
+def _prepare(name: str, arrays: Arrays | Text, seed: int, validation: float) -> Dataset:
     """Check, bring into the documented form, split and normalise."""
+    if isinstance(arrays, Text):
+        parts, characters = arrays.sequences(seed, validation)
+        (x, y), (x_val, y_val), (x_last, y_last) = (
+            (part[:, :-1].contiguous(), part[:, 1:].contiguous()) for part in parts
+        )
+        return Dataset(name, x, y, x_val, y_val, x_last, y_last, characters)
     x_train, x_test = _inputs(name, "x_train", arrays.x_train), _inputs(name, "x_test", arrays.x_test)
     if x_train.shape[1:] != x_test.shape[1:]:
         raise DataError(
@@ -280,7 +295,7 @@ _SVHN = (
     _single_source(_STANFORD, "test_32x32.mat", "eb5a983be6a315427106f1b164d9cef3"),
 )
 
-DATASETS: Mapping[str, Callable[[Path], Arrays]] = MappingProxyType(
+DATASETS: Mapping[str, Callable[[Path], Arrays | Text]] = MappingProxyType(
     {
         "digits": _digits,
         "moons": _moons,
@@ -288,5 +303,6 @@ DATASETS: Mapping[str, Callable[[Path], Arrays]] = MappingProxyType(
         "cifar10": _cifar10,
         "cifar100": _cifar100,
         "svhn": _svhn,
+        "tinyshakespeare": tinyshakespeare,
     }
 )

@@ -1,7 +1,8 @@
 """Networks to grow and prune: plain PyTorch modules that know nothing of Espalier.
 
 ``width`` scales the number of units of every hidden layer (at least 1 each). Inputs are vectors (F,) for the MLP,
-otherwise images (C, H, W); every network returns logits (N, classes).
+characters (T,) for the GPT, otherwise images (C, H, W); every network returns logits (N, classes), the GPT
+(N, classes, T).
 """
 
 import math
@@ -40,7 +41,7 @@ def build(name: str, input_shape: Shape, classes: int, *, width: float = 1.0, se
 
 
 def example_inputs(input_shape: Shape, device: torch.device | str = "cpu") -> Tensor:
-    """Inputs to attach with: two samples of zeros, since batch norm cannot train on one."""
+    """Inputs to attach with, of networks that take images or vectors; those of any data are `Dataset.example`."""
     return torch.zeros(2, *input_shape, device=device)
 
 
@@ -53,11 +54,11 @@ def redraw(model: nn.Module, *, seed: int) -> None:
         torch.manual_seed(seed)
         for module in model.modules():
             fixed = not any(parameter.requires_grad for parameter in module.parameters())
-            if isinstance(module, (nn.Linear, nn.Conv2d, nn.BatchNorm2d, nn.LayerNorm)) and not fixed:
+            if isinstance(module, (nn.Linear, nn.Conv2d, nn.BatchNorm2d, nn.LayerNorm, nn.Embedding)) and not fixed:
                 module.reset_parameters()
         if isinstance(model, (VGG11, ResNet)):
             _initialise_convolutions(model)
-        if isinstance(model, VisionTransformer):
+        if isinstance(model, (VisionTransformer, GPT)):
             _initialise_tokens(model)
 
 
@@ -194,10 +195,12 @@ class ResNet(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over (N, T, D); query, key and value come from one linear layer."""
+    """Multi-head self-attention over (N, T, D); query, key and value come from one linear layer. If it is causal, a
+    place sees only itself and those before it."""
 
-    def __init__(self, size: int, num_heads: int, head_dim: int) -> None:
+    def __init__(self, size: int, num_heads: int, head_dim: int, causal: bool = False) -> None:
         super().__init__()
+        self.causal = causal
         self.num_heads = num_heads
         self.head_dim = head_dim
         self.qkv = nn.Linear(size, 3 * num_heads * head_dim)
@@ -207,7 +210,7 @@ class Attention(nn.Module):
         count, tokens, _ = x.shape
         qkv = self.qkv(x).view(count, tokens, 3, self.num_heads, self.head_dim)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        attended = F.scaled_dot_product_attention(query, key, value)
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
         merged = attended.transpose(1, 2).reshape(count, tokens, self.num_heads * self.head_dim)
         return cast(Tensor, self.proj(merged))
 
@@ -227,10 +230,10 @@ class FeedForward(nn.Module):
 class TransformerBlock(nn.Module):
     """Attention and feed-forward, each after a LayerNorm and added to the stream (pre-norm)."""
 
-    def __init__(self, size: int, num_heads: int, head_dim: int, hidden: int) -> None:
+    def __init__(self, size: int, num_heads: int, head_dim: int, hidden: int, causal: bool = False) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(size)
-        self.attn = Attention(size, num_heads, head_dim)
+        self.attn = Attention(size, num_heads, head_dim, causal)
         self.norm2 = nn.LayerNorm(size)
         self.mlp = FeedForward(size, hidden)
 
@@ -269,6 +272,33 @@ class VisionTransformer(nn.Module):
         return cast(Tensor, self.head(self.norm(self.blocks(tokens))[:, 0]))
 
 
+class GPT(nn.Module):
+    """A small GPT over characters: 4 causal pre-norm blocks of 6 heads of 16, learned positions (Radford et al. 2019).
+
+    Inputs are characters (N, T), numbered below the number of classes.
+    """
+
+    def __init__(self, input_shape: Shape, classes: int, width: float) -> None:
+        super().__init__()
+        if len(input_shape) != 1:
+            raise DataError(
+                f"gpt needs characters (T,), got inputs of shape {input_shape}; the model 'vit' takes images"
+            )
+        num_heads, head_dim = _scaled(6, width), 16
+        size = num_heads * head_dim
+        self.characters = nn.Embedding(classes, size)
+        self.positions = nn.Parameter(torch.empty(1, input_shape[0], size))
+        blocks = (TransformerBlock(size, num_heads, head_dim, 2 * size, causal=True) for _ in range(4))
+        self.blocks = nn.Sequential(*blocks)
+        self.norm = nn.LayerNorm(size)
+        self.head = nn.Linear(size, classes)
+        _initialise_tokens(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.head(self.norm(self.blocks(self.characters(x) + self.positions)))
+        return cast(Tensor, logits.transpose(1, 2))
+
+
 def _scaled(units: int, width: float) -> int:
     return max(1, round(units * width))
 
@@ -292,8 +322,9 @@ def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential
     return nn.Sequential(BasicBlock(inputs, outputs, stride), *following)
 
 
-def _initialise_tokens(model: VisionTransformer) -> None:
-    for parameter in (model.class_token, model.positions):
+def _initialise_tokens(model: "VisionTransformer | GPT") -> None:
+    first = model.characters.weight if isinstance(model, GPT) else model.class_token
+    for parameter in (first, model.positions):
         nn.init.trunc_normal_(parameter, std=0.02)
 
 
@@ -316,5 +347,6 @@ MODELS: Mapping[str, Callable[[Shape, int, float], nn.Module]] = MappingProxyTyp
         "resnet56": partial(ResNet, blocks=9),
         "vit": VisionTransformer,
         "embedded-mlp": EmbeddedMLP,
+        "gpt": GPT,
     }
 )

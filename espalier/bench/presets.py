@@ -60,19 +60,19 @@ _FEW, _EMBEDDED = {"embed": 3, "hidden": 3}, ("embed", "hidden")
 
 
 def _moons_grown() -> Method:
-    return npn_growing(_MOONS, ExpectedCost(0.5), _FEW, fill=1.0, fresh=False, rate=5e-3, axes=_EMBEDDED)
+    return npn_growing(_MOONS, ExpectedCost(0.8), _FEW, fill=3.0, fresh=False, rate=2e-2, axes=_EMBEDDED)
 
 
 def _moons_pruned() -> Method:
     return npn_pruning(_MOONS, ExpectedCost(0.5), begin=0.73, rate=5e-3, axes=_EMBEDDED)
 
 
-_GROWN, _PRUNED = Stages(1.0, 0.0333, 0.4667, rise=50.0), Stages(1.0, 0.0333, 0.4, rise=50.0)
+_GROWN, _PRUNED = Stages(1.0, 0.02, 0.28, rise=50.0), Stages(1.0, 0.0333, 0.4, rise=50.0)
 _LENET = ("conv1", "conv2", "fc1")
 
 
 def _mnist_grown() -> Method:
-    penalty = PerUnit({"conv1": 0.004, "conv2": 0.0175, "fc1": 0.003})
+    penalty = PerUnit({"conv1": 0.0035, "conv2": 0.016, "fc1": 0.0022})
     few = dict.fromkeys(_LENET, 3)
     return npn_growing(_GROWN, penalty, few, fill=1.0, fresh=False, rate=5e-3, begin=0.73, patience=2, axes=_LENET)
 
@@ -88,7 +88,9 @@ PRESETS: Mapping[tuple[str, str, str], Preset] = MappingProxyType(
     {
         ("embedded-mlp", "npn", "growing"): Preset(_moons_grown, 1999, flat_then(_MOONS.until, 0.1)),
         ("embedded-mlp", "npn", "shrinking"): Preset(_moons_pruned, 1999, flat_then(_MOONS.until, 0.1)),
-        ("lenet5", "npn", "growing"): Preset(_mnist_grown, 36, flat_then_cosine(_GROWN.until, 3.0), weight_decay=0.1),
+        ("lenet5", "npn", "growing"): Preset(
+            _mnist_grown, 60, flat_then_cosine(_GROWN.until, 8.0), weight_decay=0.01, augment=warp(4.0, 0.04, 0.7)
+        ),
         ("lenet5", "npn", "shrinking"): Preset(
             _mnist_pruned, 36, flat_then_cosine(_PRUNED.until, 6.0), weight_decay=0.05, augment=warp(6.0, 0.06, 1.0)
         ),

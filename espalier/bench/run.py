@@ -24,7 +24,7 @@ from espalier.bench.architecture import architecture
 from espalier.bench.data import load
 from espalier.bench.folder import RunFolder
 from espalier.bench.interrupt import Interrupt, delayed_interrupt
-from espalier.bench.models import build, example_inputs, redraw
+from espalier.bench.models import build, redraw
 from espalier.bench.options import Options, differences, recorded_options
 from espalier.bench.progress import Progress, result_text
 from espalier.bench.report import write_report
@@ -180,7 +180,7 @@ class _Run:
     def _twin(self, folder: RunFolder, result: _Json, checkpoint: Checkpoint | None) -> Training:
         options, data = self._options, self._data
         model = self._fresh_model()
-        ended = network_files.load(folder.network, model, example_inputs(data.input_shape, options.device))
+        ended = network_files.load(folder.network, model, data.example)
         redraw(model, seed=options.seed)
         steps_per_epoch = -(-len(data.x_train) // options.batch_size)
         epoch_flops = FORWARD_AND_BACKWARD * result["flops"] * len(data.x_train)

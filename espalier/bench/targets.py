@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from espalier.bench.models import MODELS, build
+from espalier.bench.text import LENGTH
 from espalier.errors import DataError, EspalierError
 
 SAMPLES = 2
@@ -50,6 +51,8 @@ def find_target(name: str) -> Target:
     source, colon, inner = name.partition(":")
     if not colon:
         example = torch.zeros(SAMPLES, *_OTHER_SHAPES.get(name, _CIFAR))
+        if name == "gpt":
+            example = torch.zeros(SAMPLES, LENGTH, dtype=torch.long)
         if name not in MODELS:
             raise DataError(
                 f"unknown network '{name}': expected one of {', '.join(MODELS)}, or timm:NAME, torchvision:NAME, "

@@ -76,6 +76,16 @@ class Task:
         training so many steps are, 0..1."""
         return LambdaLR(optimizer, lambda step: self.schedule(done(step)))
 
+    def content(self) -> list[object]:
+        """All that it says but its name and defaults, as what JSON can hold; equal content trains alike."""
+        functions = [_content(one) for one in (self.optimizer, self.schedule, self.augment) if one is not None]
+        return [self.batch_size, self.learning_rate, self.weight_decay, self.label_smoothing, functions]
+
+
+def _content(function: Callable[..., object]) -> list[object]:
+    """The name of a function, and the numbers that it was made with."""
+    return [function.__qualname__, *(one.cell_contents for one in getattr(function, "__closure__", None) or ())]
+
 
 def task(name: str | Path) -> Task:
     """The task of a data set: a row of ``TASKS``, or a general one without augmentation for any ``.npz`` file.
@@ -134,6 +144,16 @@ _CIFAR10 = Task(
     schedule=one_cycle,
     augment=crop_and_flip(),
 )
+_TEXT = Task(
+    name="tinyshakespeare",
+    model="gpt",
+    epochs=5,
+    batch_size=64,
+    optimizer=adamw,
+    learning_rate=2e-3,
+    weight_decay=1e-2,
+    schedule=one_cycle,
+)
 _ANY_NPZ = Task(
     name="npz",
     model="mlp",
@@ -156,6 +176,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             replace(_CIFAR10, name="cifar100", epochs=100),
             # house numbers are not mirror images
             replace(_CIFAR10, name="svhn", epochs=30, augment=crop_and_flip(flip=False)),
+            _TEXT,
         )
     }
 )

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from espalier.attach import attach
 from espalier.bench.data import Dataset, batches
 from espalier.bench.gate_records import can_be_drawn, gates_record, is_shown, map_record, points_record
-from espalier.bench.models import example_inputs
 from espalier.bench.tasks import Task
 from espalier.edit.masks import NO_MASKS, Masks
 from espalier.errors import CheckpointError, RunError
@@ -69,6 +68,8 @@ class Assignment:
     """Learning rates and methods then follow the part of it that is spent."""
     bfloat16: bool = False
     """Whether forward passes are in bfloat16 where torch's autocast says so; weights and losses are not."""
+    clock: Callable[[], float] = time.monotonic
+    """Seconds; `time.process_time` where other work on the machine is not to count."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -92,8 +93,8 @@ class Objective:
         return F.cross_entropy(logits.float(), labels, label_smoothing=self._label_smoothing)
 
     def hits(self, labels: Tensor) -> Tensor:
-        """How many samples of the last batch were classified correctly."""
-        return (self.logits.argmax(dim=1) == labels).sum()
+        """How many samples of the last batch were classified correctly; a sample of several places counts by part."""
+        return (self.logits.argmax(dim=1) == labels).view(len(labels), -1).float().mean(dim=1).sum()
 
 
 class Training:
@@ -117,7 +118,7 @@ class Training:
         """
         self.assignment = assignment
         device = assignment.data.x_train.device
-        example = example_inputs(assignment.data.input_shape, device)
+        example = assignment.data.example
         self._example_size = len(example)
         optimizer = assignment.task.make_optimizer(model)
         self._optimizer = optimizer
@@ -128,12 +129,14 @@ class Training:
         self._epoch_order = self._order.get_state()
         self._tally = torch.zeros(3, device=device)  # sum of losses, correct, samples: of the epoch so far
         self.step = self.epoch = self._batch = self.training_flops = self._stage = 0
-        self._seconds, self._since = 0.0, time.monotonic()
+        self._seconds, self._since = 0.0, assignment.clock()
+        self.looked = 0.0
+        """Seconds of `seconds` that went into looks at held-out data, in this sitting."""
         self.loss = torch.full((), math.nan, device=device)
         """Of the last step, penalties included: a scalar."""
         if follows is not None:
             self.step, self.epoch, self._batch = follows.step, follows.epoch, follows._batch
-            self.training_flops, self._seconds = follows.training_flops, follows.seconds
+            self.training_flops, self._seconds, self.looked = follows.training_flops, follows.seconds, follows.looked
             self._epoch_order, self._tally = follows._epoch_order, follows._tally
         self._scheduler = assignment.task.make_scheduler(optimizer, lambda _: self.done)
         self._on_event: Callable[[Record], None] = _ignore
@@ -171,7 +174,7 @@ class Training:
     @property
     def seconds(self) -> float:
         """Time spent on training and validation, earlier sittings included."""
-        return self._seconds + time.monotonic() - self._since
+        return self._seconds + self.assignment.clock() - self._since
 
     @property
     def done(self) -> float:
@@ -179,7 +182,7 @@ class Training:
         spending = self.assignment.spending
         if spending is None:
             return min(self.step / self.assignment.total_steps, 1.0)
-        spent = self.training_flops if spending.of == "training_flops" else self.seconds
+        spent = self.training_flops if spending.of == "training_flops" else self.seconds - self.looked
         return min(spent / spending.amount, 1.0)
 
     def cost(self) -> dict[str, int]:
@@ -234,15 +237,21 @@ class Training:
                 after_step()
             on_epoch(self._end_epoch())
 
+    def charge(self, samples: int, passes: int) -> None:
+        """Count passes that others made through the network as it is, backward ones twice."""
+        self.training_flops += passes * self.cost()["flops"] * samples
+
     def evaluate(self, inputs: Tensor, labels: Tensor) -> tuple[float, float]:
         """Loss and accuracy in eval mode, with gates, if there are any, as they are decided now."""
+        began = self.assignment.clock()
         self.model.eval()
         loss = correct = 0.0
         with torch.no_grad(), self._session.decided():
             for batch in batches(inputs, labels, EVALUATION_BATCH):
                 loss += float(self._objective(self.model, batch)) * len(batch[1])
-                correct += int(self._objective.hits(batch[1]))
+                correct += float(self._objective.hits(batch[1]))
         self.model.train()
+        self.looked += self.assignment.clock() - began
         return loss / len(labels), correct / len(labels)
 
     def state(self) -> dict[str, Any]:
@@ -286,8 +295,7 @@ class Training:
             ) from error
 
     def _counted_loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        passes = FORWARD_AND_BACKWARD if torch.is_grad_enabled() else 1
-        self.training_flops += passes * self.cost()["flops"] * len(batch[1])
+        self.charge(len(batch[1]), FORWARD_AND_BACKWARD if torch.is_grad_enabled() else 1)
         return self._objective(model, batch)
 
     def _train_step(self, batch: Batch) -> None:

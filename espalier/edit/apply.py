@@ -7,8 +7,9 @@ topology and the contract.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,10 +18,9 @@ from torch.optim import Optimizer
 
 from espalier.edit.attributes import AttributeChange
 from espalier.edit.changes import Changes
-from espalier.edit.contract import Contract, Scale
-from espalier.edit.fill import fill
+from espalier.edit.contract import Contract
 from espalier.edit.journal import Journal
-from espalier.edit.masks import Masking
+from espalier.edit.new_tensors import NewTensors
 from espalier.edit.norms import DEFAULT_EPS
 from espalier.edit.optimizer import check_shapes, plan_state
 from espalier.edit.plan import Plan
@@ -120,140 +120,58 @@ def _check_value(what: str, value: object, tensor: Tensor, shape: tuple[int, ...
 
 
 @dataclass(frozen=True)
-class NewTensors:
-    """What every tensor becomes: the one place where that is worked out."""
+class Ready:
+    """An edit that is ready to be carried out: all that it touches, and what becomes of it."""
 
-    plan: Plan
-    changes: Changes
-    contract: Contract
-    masking: Masking
-
-    def sources(self, name: str, tensor: Tensor) -> Sequence[np.ndarray | None] | None:
-        """The index map of every dimension; None if the tensor stays as it is."""
-        sources = self.changes.sources(name)
-        if sources is None and (not self._keeps_values(name) or name in self.masking.remasked):
-            return (None,) * tensor.dim()
-        return sources
-
-    def is_only_gathered(self, name: str) -> bool:
-        """Whether all entries that stay keep their values."""
-        return self._keeps_values(name) and self.masking.zero(name) is None
-
-    def factor(self, name: str) -> Tensor | None:
-        """What its entries are multiplied by, at the new sizes; None for one."""
-        scale = self._scale(name)
-        return None if scale is None else scale.factor
-
-    def made(self, name: str, tensor: Tensor, sources: Sequence[np.ndarray | None]) -> Tensor:
-        """The new tensor. Values of a plan are taken as they are; what surgery fills in by itself follows scales."""
-        return self._masked(name, self._unmasked(name, tensor, sources))
-
-    def silenced(self, name: str, tensor: Tensor) -> int:
-        """How many weights masks set to zero which would not be zero."""
-        sources, zero = self.sources(name, tensor), self.masking.zero(name)
-        if sources is None or zero is None:
-            return 0
-        return int((self._unmasked(name, tensor, sources)[zero] != 0).sum())
-
-    def _unmasked(self, name: str, tensor: Tensor, sources: Sequence[np.ndarray | None]) -> Tensor:
-        given = self._of(name, self.plan.values)
-        if given is None:
-            start = fill(name, tensor, tuple(sources), self.changes, self.contract, self.plan.seed)
-            new = _scaled(gather(tensor, sources, start), self._scale(name))
-        else:
-            new = gather(self._scaled_before(name, tensor), sources, given, like=tensor)
-        return self._moved(name, new)
-
-    def made_of_copy(self, name: str, tensor: Tensor, sources: Sequence[np.ndarray | None], new: Tensor) -> Tensor:
-        """The new tensor of a copy of the model, in which new units start as in the model."""
-        delta = self._of(name, self.plan.deltas)
-        start = new if delta is None else new - delta.to(new)
-        moved = self._moved(name, gather(self._scaled_before(name, tensor), sources, start, like=tensor))
-        return self._masked(name, moved)
-
-    def _masked(self, name: str, new: Tensor) -> Tensor:
-        zero = self.masking.zero(name)
-        return new if zero is None else new.masked_fill_(zero.to(new.device), 0)
-
-    def _keeps_values(self, name: str) -> bool:
-        return self._scale(name) is None and self._of(name, self.plan.deltas) is None
-
-    def _scaled_before(self, name: str, tensor: Tensor) -> Tensor:
-        scale = self.contract.scale_for(name, self.changes.before, self.changes)
-        return tensor if scale is None else _scaled(tensor.detach().clone(), scale)
-
-    def _moved(self, name: str, new: Tensor) -> Tensor:
-        delta = self._of(name, self.plan.deltas)
-        return new if delta is None else new.add_(delta.to(new))
-
-    def _scale(self, name: str) -> Scale | None:
-        return self.contract.scale_for(name, self.changes.after, self.changes)
-
-    def _of(self, name: str, tensors: Mapping[str, Tensor]) -> Tensor | None:
-        found = tensors.get(name)
-        if found is None and tensors:
-            aliases = self.changes.before.aliases
-            found = next((one for other, one in tensors.items() if aliases.get(other) == name), None)
-        return found
+    model: nn.Module
+    table: TensorTable
+    work: NewTensors
+    attributes: Sequence[AttributeChange]
+    optimizers: Sequence[Optimizer]
+    followers: Sequence[Copy]
+    undoable: bool = True
+    """Whether it may be undone; gradients and buffers are freed on the way if not."""
 
 
-def masked(contract: Contract, work: NewTensors, tensors: Mapping[str, Tensor]) -> Contract:
-    """The contract of a plan, masks included: they change the network where they set to zero what is not."""
-    if contract.kind == "changing":
-        return contract
-    for name in sorted({*work.masking.before, *work.masking.after}):  # however the masks came
-        count = work.silenced(name, tensors[name])
-        if count:
-            return replace(contract, kind="changing", why=f"masks set {count:,} weights of {name} to zero")
-    return contract
-
-
-def commit(
-    journal: Journal,
-    model: nn.Module,
-    table: TensorTable,
-    plan: Plan,
-    changes: Changes,
-    contract: Contract,
-    masking: Masking,
-    attributes: Sequence[AttributeChange],
-    optimizers: Sequence[Optimizer],
-    followers: Sequence[Copy],
-    *,
-    undoable: bool = True,
-) -> None:
+def commit(journal: Journal, ready: Ready) -> None:
     """Replace every tensor that the plan touches, its gradient and its optimizer state, and set the attributes.
 
-    Every old tensor is freed before the next one is replaced, where the new one and what that leaves out give it back;
-    if the edit will not be undone (`undoable`), gradients and buffers too.
+    Every old tensor is freed before the next one is replaced, where the new one and what that leaves out give it back.
 
     Raises:
         SurgeryError: something failed half-way; everything is as it was before.
     """
-    work = NewTensors(plan, changes, contract, masking)
-    try:
-        for name, tensor in table.tensors.items():
+    model, work, optimizers, followers = ready.model, ready.work, ready.optimizers, ready.followers
+    with taken_back_on_failure(journal):
+        for name, tensor in ready.table.tensors.items():
             sources = work.sources(name, tensor)
             if sources is None:
                 continue
-            new, factor, zero = work.made(name, tensor, sources), work.factor(name), masking.zero(name)
+            new, factor, zero = work.made(name, tensor, sources), work.factor(name), work.masking.zero(name)
             _replace(journal, tensor, new, sources, optimizers, name, factor, zero)
             if work.is_only_gathered(name):
-                journal.forget(tensor, sources, undoable)
+                journal.forget(tensor, sources, ready.undoable)
             for follower in followers:
                 other = follower.table.tensors[name]
                 copied = work.made_of_copy(name, other, sources, new)
                 _replace(journal, other, copied, sources, optimizers, name, factor, zero)
                 if work.is_only_gathered(name):
-                    journal.forget(other, sources, undoable)
+                    journal.forget(other, sources, ready.undoable)
             del new
         for root in (model, *(follower.root for follower in followers)):
-            for change in attributes:
+            for change in ready.attributes:
                 journal.set_attribute(*changed_attribute(root, change))
         for root in (model, *(follower.root for follower in followers)):
             drop_caches(root.modules())
         for optimizer in optimizers:
             check_shapes(optimizer, model.named_parameters())
+
+
+@contextmanager
+def taken_back_on_failure(journal: Journal) -> Iterator[None]:
+    """Roll back if what is done meanwhile fails; any error that is not this package's own becomes a SurgeryError."""
+    try:
+        yield
     except BaseException as error:
         journal.rollback()
         if isinstance(error, EspalierError) or not isinstance(error, Exception):
@@ -261,10 +179,6 @@ def commit(
         raise SurgeryError(
             f"the edit failed half-way and was rolled back; nothing was changed: {type(error).__name__}: {error}"
         ) from error
-
-
-def _scaled(tensor: Tensor, scale: Scale | None) -> Tensor:
-    return tensor if scale is None else tensor.mul_(scale.factor.to(tensor)).add_(scale.offset)
 
 
 def _replace(

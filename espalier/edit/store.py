@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Protocol
 
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
-from espalier.edit.apply import Copy, commit
-from espalier.edit.attributes import AttributeChange
-from espalier.edit.changes import Changes
-from espalier.edit.contract import Contract
+from espalier.edit.apply import Ready, commit
 from espalier.edit.journal import Journal
-from espalier.edit.masks import Masking
 from espalier.edit.plan import Plan
 from espalier.graph.capture import TensorTable
 
@@ -27,21 +22,7 @@ class Store(Protocol):
     def values(self, table: TensorTable) -> Mapping[str, Tensor]:
         """The tensors of a table with their entries."""
 
-    def commit(
-        self,
-        journal: Journal,
-        model: nn.Module,
-        table: TensorTable,
-        plan: Plan,
-        changes: Changes,
-        contract: Contract,
-        masking: Masking,
-        attributes: Sequence[AttributeChange],
-        optimizers: Sequence[Optimizer],
-        followers: Sequence[Copy],
-        *,
-        undoable: bool = True,
-    ) -> None:
+    def commit(self, journal: Journal, ready: Ready) -> None:
         """See `espalier.edit.apply.commit`."""
 
 

@@ -6,9 +6,10 @@ on the same n samples, prices p and costs c,
     score = mean(l_branch - l_control) + training + sum over costs of p * ln(c_branch / c_control)
 
 where ``training`` is what the steps are worth that a larger network leaves undone (`espalier.evolve.horizon`). A branch
-is accepted if its score lies by more than z standard errors of the mean difference below 0; one that is smaller, if it
-lies so far below a margin. z is the normal quantile of the confidence, by Bonferroni's correction for as many branches
-as compete. The error is that of the samples alone: what another order of batches would have given is not in it.
+is accepted if its score lies below 0, and below -z standard errors of the mean difference without what training costs
+it more, which is an estimate of what is to come whose error nobody knows; one that is smaller, if both hold but for a
+margin. z is the normal quantile of the confidence, by Bonferroni's correction for as many branches as compete. The
+error is that of the samples alone: what another order of batches would have given is not in it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from espalier.errors import RunError
 from espalier.evolve.job import unpacked
 
 _HOPELESS = 0.25
-"""Part of the control's loss. Growth costs that much at first: the optimizer begins anew."""
+"""Part of the control's loss. At first, new units are mostly noise to what reads them."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +81,14 @@ class Objective:
         difference = _losses(branch) - _losses(control)
         gain, error = -float(difference.mean()), float(difference.std()) / math.sqrt(len(difference))
         ratios = [_log_ratio(branch, control, what) for what in ("parameters", "flops")]
-        price = training + self.parameters * ratios[0] + self.flops * ratios[1]
+        costs = self.parameters * ratios[0] + self.flops * ratios[1]
         if self.latency:
-            price += self.latency * _log_ratio(branch, control, "latency")
+            costs += self.latency * _log_ratio(branch, control, "latency")
         margin = self.margin if max(ratios) <= 0 > min(ratios) else 0.0
         z = NormalDist().inv_cdf(1 - (1 - self.confidence) / max(1, competing))
         hopeless = -gain > _HOPELESS * abs(float(_losses(control).mean()))
-        return Verdict(gain, error, price, price - gain - margin < -z * error, hopeless)
+        worth = gain + margin - costs - min(0.0, training)
+        return Verdict(gain, error, costs + training, worth > max(z * error, training), hopeless)
 
 
 def _losses(result: Mapping[str, object]) -> Tensor:

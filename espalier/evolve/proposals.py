@@ -73,14 +73,14 @@ class Scout:
 
     def work(self, bench: Workbench, store: Store) -> dict[str, Any]:
         structure = opened(bench, store, self.parent)
-        spent = 0
+        per_sample, spent = structure.cost().flops // bench.examples, 0
 
         def loss(batch: Batch) -> Tensor:
             nonlocal spent
             if spent >= self.most:
                 raise MethodError(f"looking at the network has cost the {self.most:,} FLOPs that it may.")
             passes = FORWARD_AND_BACKWARD if torch.is_grad_enabled() else 1
-            spent += passes * structure.cost().flops // bench.examples * bench.samples(batch)
+            spent += passes * per_sample * bench.samples(batch)
             return bench.loss(structure.model, batch)
 
         batches = [bench.batch(self.first + number) for number in range(self.batches)]

@@ -3,7 +3,8 @@
 One recommendation is for one axis or one layer, and most change little by themselves. So those of a kind are carried
 out together, and compete as one:
 
-- *wider*: every axis becomes some times as wide, and at least as wide as the middle one;
+- *wider*: every axis becomes some times as wide, and at least as wide as the middle one; not where no axis asks for
+  units, each has some that others could stand in for, and every layer is of use;
 - *smaller*: of every axis of which units could go, a part of them goes, and what reads them is refitted;
 - *shallower*: all layers go without which the loss is no higher; else the one that is missed least, unless much;
 - *as asked*: the new units that the loss asks for (TINY), where that is more than chance;
@@ -14,7 +15,7 @@ What the loss is predicted to fall by is what it falls by at once; what is only 
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -45,7 +46,7 @@ class Recommended:
     """How many times as wide axes become."""
     loose: float = 0.25
     """Units of an axis go if this part of them could, without those that the loss asks for more of."""
-    removed: float = 0.3
+    removed: float = 0.2
     """The part of its units that goes then."""
 
     def __call__(self, material: Material, count: int, /) -> Sequence[Proposal]:
@@ -66,29 +67,40 @@ class Recommended:
         structure = material.structure
         asked = [] if found is None else [one for one in found.ranked if one.kind == "grow"]
         wanted = {one.site for one in asked}
-        if wider := _wider(structure, self.wider, material.seed):
+        spare = {} if found is None else _spare(structure, found)
+        loose = [name for name, units in spare.items() if units >= self.loose * structure.axes[name].size]
+        stuck = found is not None and bool(_unmissed(found, _NOT_MISSED))
+        enough = bool(spare) and len(loose) == len(spare) and not wanted and not stuck
+        if not enough and (wider := _wider(structure, self.wider, material.seed)):
             what = ", ".join(f"add {edit.add} units to {edit.axis}" for edit in wider.edits)
             asking = f"the loss asks for units of {', '.join(sorted(wanted))}" if wanted else "no axis asks by itself"
             yield Proposal(wider, "wider", what, asking)
         if found is None:
             return
-        yield from self._smaller(material, found, wanted)
-        yield from _together("shallower", _unmissed(found))
+        yield from self._smaller(material, {name: spare[name] for name in loose if name not in wanted})
+        yield from _together("shallower", _unmissed(found, _NOT_MISSED) or _unmissed(found, _LITTLE)[:1])
         yield from _together("as asked", asked)
         yield from _together("deeper", [one for one in found.ranked if one.kind == "insert"][:1])
 
-    def _smaller(self, material: Material, found: Recommendations, wanted: Container[str]) -> Iterator[Proposal]:
+    def _smaller(self, material: Material, spare: Mapping[str, int]) -> Iterator[Proposal]:
         sizes = {name: one.size for name, one in material.structure.axes.items()}
-        spare = dict.fromkeys(sizes, 0)
-        for one in (*found.ranked, *found.others):
-            if one.kind in _SPARE and one.loss <= _LITTLE * abs(found.loss):
-                spare[one.site] = max(spare[one.site], _removed(one.plan))
-        loose = [axis for axis in sizes if axis not in wanted and spare[axis] >= self.loose * sizes[axis]]
-        plan = Move.of("prune", "taylor", amount=self.removed, refit=True).plan(material, loose) if loose else None
+        plan = (
+            Move.of("prune", "taylor", amount=self.removed, refit=True).plan(material, list(spare)) if spare else None
+        )
         if plan:
             what = ", ".join(f"remove {len(edit.remove)} units of {edit.axis}" for edit in plan.edits)
-            told = ", ".join(f"{spare[axis]} of {sizes[axis]} units of {axis}" for axis in loose)
+            told = ", ".join(f"{units} of {sizes[axis]} units of {axis}" for axis, units in spare.items())
             yield Proposal(plan, "smaller", what, f"the others could stand in for {told}")
+
+
+def _spare(structure: Structure, found: Recommendations) -> dict[str, int]:
+    """Axis that can be pruned -> how many of its units others could stand in for at little loss."""
+    able = choose_axes(structure, "prune", None)
+    spare = {name: 0 for name, why in able.items() if why is None}
+    for one in (*found.ranked, *found.others):
+        if one.kind in _SPARE and one.loss <= _LITTLE * abs(found.loss):
+            spare[one.site] = max(spare[one.site], _removed(one.plan))
+    return spare
 
 
 def _wider(structure: Structure, times: int, seed: int) -> Plan | None:
@@ -100,10 +112,10 @@ def _wider(structure: Structure, times: int, seed: int) -> Plan | None:
     return Plan(edits, seed=seed) if edits else None
 
 
-def _unmissed(found: Recommendations) -> list[Recommendation]:
-    layers = sorted((one for one in (*found.ranked, *found.others) if one.kind == "remove"), key=lambda one: one.loss)
-    free = [one for one in layers if one.loss <= _NOT_MISSED * abs(found.loss)]
-    return free or [one for one in layers[:1] if one.loss <= _LITTLE * abs(found.loss)]
+def _unmissed(found: Recommendations, part: float) -> list[Recommendation]:
+    """Layers without which the loss is higher by no more than this part of it, the least missed first."""
+    layers = [one for one in (*found.ranked, *found.others) if one.kind == "remove"]
+    return sorted((one for one in layers if one.loss <= part * abs(found.loss)), key=lambda one: one.loss)
 
 
 def _together(kind: str, parts: Sequence[Recommendation]) -> Iterator[Proposal]:

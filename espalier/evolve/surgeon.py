@@ -43,12 +43,14 @@ class Surgeon:
 
     proposer: Proposer = field(default_factory=Recommended)
     objective: Objective = field(default_factory=Objective)
-    first: float = 0.02
+    first: float = 0.04
     """When the first cycle begins."""
     last: float = 0.3
     """When the last one does."""
     cycles: int = 3
-    """How many there are, each later than the one before by the same factor; 0 for plain training."""
+    """How many there are at most, each later than the one before by the same factor; 0 for plain training."""
+    patience: int = 1
+    """Cycles in a row without a winner after which there are no more."""
     candidates: int = 3
     """How many edits are tried in each."""
     share: float = 0.08
@@ -69,7 +71,7 @@ class Surgeon:
     def __post_init__(self) -> None:
         if not 0 < self.first <= self.last < 1:
             raise RunError(f"expected 0 < first <= last < 1, found {self!r}.")
-        counts = (self.cycles, self.candidates - 1, self.scout_batches - 1)
+        counts = (self.cycles, self.patience - 1, self.candidates - 1, self.scout_batches - 1)
         if min(counts) < 0 or not self.rungs or min(self.rungs) <= 0 or not 0 < self.share < 1:
             raise RunError(f"expected share, rungs and counts above 0 (cycles may be 0): {self!r}.")
 
@@ -139,15 +141,19 @@ class Search:
         Raises:
             RunError: the control cannot be trained (its loss is no number, say), or no space is left.
         """
-        node = self._begun()
+        node, vain = self._begun(), 0
         for cycle, begin in enumerate(self.surgeon.times()):
             if cycle == 0:
                 node = self._judged(node, math.floor(begin * self.total / 2))
             node = self._trained(node, math.floor(begin * self.total))
             share = self.surgeon.share * self.total
             if self.spent + share < self.total:
+                won = self._lineage
                 node = self._cycle(cycle, node, share)
                 self._forget_all_but(node.result)
+                vain = 0 if self._lineage > won else vain + 1
+                if vain == self.surgeon.patience:
+                    break
         return self._ended(self._trained(node, self.total))
 
     # --- training

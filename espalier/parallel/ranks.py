@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 
 from espalier.edit.plan import Plan
@@ -23,19 +24,23 @@ _SHOWN = 300
 
 
 class Ranks:
-    """The processes of a group, ordered by rank; the first one leads."""
+    """The processes of a group, ordered by rank; the first one leads.
 
-    def __init__(self, members: Sequence[int], timeout: timedelta) -> None:
+    It is that part of `espalier.peers.Peers` which does not depend on how the network is divided among them.
+    """
+
+    def __init__(self, members: Sequence[int], group: Any, device: torch.device) -> None:
         """A group of its own for these global ranks; called by each of them, and by no other.
 
         Args:
             members: global ranks.
-            timeout: after which a process that does not come is an error.
+            group: theirs on the device; a process that does not come within its timeout is an error here too.
+            device: where the network is.
         """
         self._members = list(members)
-        self._timeout = timeout
+        self._timeout: timedelta = group._get_backend(device).options._timeout
         self._group: Any = dist.new_group(
-            self._members, timeout=timeout, backend="gloo", use_local_synchronization=True
+            self._members, timeout=self._timeout, backend="gloo", use_local_synchronization=True
         )
 
     @property
@@ -102,9 +107,9 @@ class Ranks:
         found = [one for one in self.exchange(what, value) if one is not None]
         return sum(found) / len(found) if found else None
 
-    def joined(self, what: str, batch: Any) -> Any:
+    def joined(self, batch: Any) -> Any:
         """See `Peers.joined`."""
-        return together(self.exchange(what, on_cpu(batch)), batch)
+        return together(self.exchange("the batches of an event", on_cpu(batch)), batch)
 
     def same(self, what: str, found: Mapping[str, Any], shown: str = "", advice: str = "") -> None:
         """See `Peers.same`.

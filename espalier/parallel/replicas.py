@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar
+from typing import Any
 
 import torch.distributed as dist
 from torch import nn
@@ -22,7 +22,6 @@ from espalier.errors import ParallelError
 from espalier.parallel.ranks import Ranks
 from espalier.peers import refuse_wrapped
 
-T = TypeVar("T")
 _MEBI = 1024 * 1024
 _KEPT_FLAGS = (
     "find_unused_parameters", "gradient_as_bucket_view", "static_graph", "skip_all_reduce_unused_params",
@@ -36,7 +35,7 @@ _HOOKS = (
 """What `nn.Module` keeps for its users, and a wrapper does not use itself."""
 
 
-class Replicas:
+class Replicas(Ranks):
     """One replica per process; see `espalier.peers.Peers`."""
 
     whole = True
@@ -44,20 +43,9 @@ class Replicas:
     def __init__(self, wrapper: DistributedDataParallel) -> None:
         """Raises ParallelError if the wrapper does what could not be done again after an edit."""
         check_wrapper(wrapper)
+        group = wrapper.process_group
+        super().__init__(dist.get_process_group_ranks(group), group, wrapper.device)
         self._wrapper = wrapper
-        group: Any = wrapper.process_group
-        timeout = group._get_backend(wrapper.device).options._timeout
-        self._ranks = Ranks(dist.get_process_group_ranks(group), timeout)
-
-    @property
-    def size(self) -> int:
-        """How many processes there are."""
-        return self._ranks.size
-
-    @property
-    def leads(self) -> bool:
-        """Whether this is the first one."""
-        return self._ranks.leads
 
     def live(self, model: nn.Module) -> nn.Module:
         """The wrapper."""
@@ -67,11 +55,7 @@ class Replicas:
         """Raise ParallelError unless all are about to do the same, and the wrapper can be made anew."""
         check_wrapper(self._wrapper)
         refuse_wrapped(self._wrapper.module, self._wrapper)
-        self._ranks.meet(what, plan, sizes)
-
-    def settle(self, what: str, error: Exception | None) -> None:
-        """Raise ParallelError if the others could do what this process could not, or the other way round."""
-        self._ranks.settle(what, error)
+        super().meet(what, plan, sizes)
 
     def rebind(self) -> None:
         """Make the wrapper anew."""
@@ -90,22 +74,6 @@ class Replicas:
     def looking(self) -> AbstractContextManager[None]:
         """All tensors are here."""
         return nullcontext()
-
-    def agreed(self, what: str, value: T) -> T:
-        """What the first process has found."""
-        return self._ranks.agreed(what, value)
-
-    def mean(self, what: str, value: float | None) -> float | None:
-        """The mean over the processes that found one."""
-        return self._ranks.mean(what, value)
-
-    def joined(self, batch: Any) -> Any:
-        """The batch of all processes."""
-        return self._ranks.joined("the batches of an event", batch)
-
-    def same(self, what: str, found: Mapping[str, Any]) -> None:
-        """Raise ParallelError unless all have the same."""
-        self._ranks.same(what, found)
 
 
 def check_wrapper(wrapper: DistributedDataParallel) -> None:

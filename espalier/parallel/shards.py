@@ -5,68 +5,43 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from espalier.edit.apply import Copy, NewTensors
-from espalier.edit.attributes import AttributeChange
-from espalier.edit.changes import Changes
-from espalier.edit.contract import Contract
+from espalier.edit.apply import Ready, taken_back_on_failure
 from espalier.edit.journal import Journal
-from espalier.edit.masks import Masking
+from espalier.edit.new_tensors import NewTensors
 from espalier.edit.optimizer import aged, check_shapes, followed
 from espalier.edit.plan import Plan
 from espalier.edit.tensors import Sources, gather, new_shape
 from espalier.edit.verify import changed_attribute
 from espalier.edit.whole import whole
-from espalier.errors import EspalierError, PlanError, SurgeryError
+from espalier.errors import PlanError
 from espalier.graph.caches import drop_caches
 from espalier.graph.capture import TensorTable, tensor_table
 from espalier.parallel.fully_shard import FullyShard, empty, fill_shards, shared_out
 from espalier.parallel.ranks import Ranks
 
-T = TypeVar("T")
 
-
-class Shards:
+class Shards(Ranks):
     """The processes that share a network out; see `espalier.peers.Peers`."""
 
     whole = False
 
     def __init__(self, fully: FullyShard) -> None:
-        self._fully = fully
-        self.store = ShardStore(fully, self)
         parameter = next(fully.model.parameters())
         assert isinstance(parameter, DTensor)
         members = sorted(parameter.device_mesh.mesh.flatten().tolist())
-        group: Any = parameter.device_mesh.get_group(0)
-        timeout = group._get_backend(parameter.to_local().device).options._timeout
-        self._ranks = Ranks(members, timeout)
-
-    @property
-    def size(self) -> int:
-        """How many processes there are."""
-        return self._ranks.size
-
-    @property
-    def leads(self) -> bool:
-        """Whether this is the first one."""
-        return self._ranks.leads
+        super().__init__(members, parameter.device_mesh.get_group(0), parameter.to_local().device)
+        self._fully = fully
+        self.store = ShardStore(fully, self)
 
     def live(self, model: nn.Module) -> nn.Module:
         """The model that is shared out."""
         return self._fully.model
-
-    def meet(self, what: str, plan: Plan | None, sizes: Mapping[str, int]) -> None:
-        """Raise ParallelError unless all are about to do the same."""
-        self._ranks.meet(what, plan, sizes)
-
-    def settle(self, what: str, error: Exception | None) -> None:
-        """Raise ParallelError if the others could do what this process could not, or the other way round."""
-        self._ranks.settle(what, error)
 
     def rebind(self) -> None:
         """Show the new values to those who are looking; the edit itself made the new model."""
@@ -76,25 +51,9 @@ class Shards:
         """The values are put together on every rank."""
         return self._fully.looking()
 
-    def agreed(self, what: str, value: T) -> T:
-        """What the first process has found."""
-        return self._ranks.agreed(what, value)
-
-    def mean(self, what: str, value: float | None) -> float | None:
-        """The mean over the processes that found one."""
-        return self._ranks.mean(what, value)
-
-    def joined(self, batch: Any) -> Any:
-        """The batch of all processes."""
-        return self._ranks.joined("the batches of an event", batch)
-
-    def same(self, what: str, found: Mapping[str, Any]) -> None:
-        """Raise ParallelError unless all have the same."""
-        self._ranks.same(what, found)
-
     def put_together(self, name: str) -> None:
         """Before a tensor is put together: raise ParallelError unless all ask for this one."""
-        self._ranks.exchange(f"the values of {name}")
+        self.exchange(f"the values of {name}")
 
 
 class ShardStore:
@@ -117,51 +76,36 @@ class ShardStore:
         """Every tensor, put together when it is asked for."""
         return self.fully.values(self._peers.put_together)
 
-    def commit(
-        self,
-        journal: Journal,
-        model: nn.Module,
-        table: TensorTable,
-        plan: Plan,
-        changes: Changes,
-        contract: Contract,
-        masking: Masking,
-        attributes: Sequence[AttributeChange],
-        optimizers: Sequence[Optimizer],
-        followers: Sequence[Copy],
-        *,
-        undoable: bool = True,
-    ) -> None:
+    def commit(self, journal: Journal, ready: Ready) -> None:
         """As `espalier.edit.apply.commit`: the sizes of the plain model first, then a new live one and its optimizer.
 
         One tensor at a time is whole: a parameter, its gradient, or one entry of its state.
         """
-        work = NewTensors(plan, changes, contract, masking)
         self.fully.hide()
         try:
-            found: dict[str, Sources] = {}
-            for name, tensor in table.tensors.items():
-                sources = work.sources(name, tensor)
-                if sources is None:
-                    continue
-                if isinstance(tensor, nn.Parameter):
-                    found[name] = sources
-                    new = empty(tensor, new_shape(tensor.shape, sources))
-                else:
-                    new = work.made(name, tensor, sources)
-                journal.replace_tensor(tensor, new, None, name)
-            for change in attributes:
-                journal.set_attribute(*changed_attribute(model, change))
-            drop_caches(model.modules())
-            _Move(self.fully, work, found, optimizers).carry_out(journal)
-        except BaseException as error:
-            journal.rollback()
+            with taken_back_on_failure(journal):
+                self._carry_out(journal, ready)
+        except BaseException:
             self.fully.show()
-            if isinstance(error, EspalierError) or not isinstance(error, Exception):
-                raise
-            raise SurgeryError(
-                f"the edit failed half-way and was rolled back; nothing was changed: {type(error).__name__}: {error}"
-            ) from error
+            raise
+
+    def _carry_out(self, journal: Journal, ready: Ready) -> None:
+        work = ready.work
+        found: dict[str, Sources] = {}
+        for name, tensor in ready.table.tensors.items():
+            sources = work.sources(name, tensor)
+            if sources is None:
+                continue
+            if isinstance(tensor, nn.Parameter):
+                found[name] = sources
+                new = empty(tensor, new_shape(tensor.shape, sources))
+            else:
+                new = work.made(name, tensor, sources)
+            journal.replace_tensor(tensor, new, None, name)
+        for change in ready.attributes:
+            journal.set_attribute(*changed_attribute(ready.model, change))
+        drop_caches(ready.model.modules())
+        _Move(self.fully, work, found, ready.optimizers).carry_out(journal)
 
 
 @dataclass

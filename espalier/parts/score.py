@@ -69,6 +69,17 @@ def derived_seed(*parts: int | str) -> int:
     return int.from_bytes(sha256(repr(parts).encode()).digest()[:7], "big")
 
 
+def seed_random_numbers(seed: int) -> None:
+    """As `torch.manual_seed`, but for devices that are in use only: for the others, that keeps every call in a list,
+    with the lines of code that it came from, until they are."""
+    torch.default_generator.manual_seed(seed)
+    for backend in (torch.cuda, torch.xpu):
+        if backend.is_initialized():
+            backend.manual_seed_all(seed)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(seed)
+
+
 @dataclass(frozen=True)
 class GroupNorm:
     """The norm of everything that is a unit: all weights that produce it and all that read it, norm scales included.
@@ -216,5 +227,5 @@ def _not_finite(structure: Structure, axis: str) -> list[str]:
 
 __all__ = [
     "Chance", "Context", "Equal", "GroupNorm", "Norm", "Score", "Share", "Side", "check_layers", "check_scores",
-    "derived_seed", "shares", "spared",
+    "derived_seed", "seed_random_numbers", "shares", "spared",
 ]  # fmt: skip

@@ -72,7 +72,7 @@ def expand(suite: Suite) -> list[Cell]:
                 cells.append(
                     Cell(
                         task, contender, track, point, condition.size, condition.budget, condition.scale, seed,
-                        suite.looks, suite.compiled,
+                        suite.looks,
                     )
                 )  # fmt: skip
     return cells
@@ -96,7 +96,7 @@ def _combinations(
 def _check_names(suite: Suite, there: Sequence[Contender]) -> None:
     known = {one.name: one for one in there}
     tasks = {one.name for one in suite.tasks}
-    asked = [(name, "confirm") for name in suite.confirm]
+    asked = [(name, "confirm") for name in suite.confirm] + [(name, "timed") for name in suite.timed]
     for number, condition in enumerate(suite.conditions):
         asked += [(name, f"conditions[{number}]") for name in condition.contenders or ()]
         strange = [name for name in condition.tasks or () if name not in tasks]

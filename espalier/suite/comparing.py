@@ -10,6 +10,7 @@ from typing import Any
 from espalier.suite.cells import contenders
 from espalier.suite.kept import Kept, Record
 from espalier.suite.running import Plan
+from espalier.suite.speed import timings
 from espalier.suite.statistics import Effect, holm, not_worse, over_tasks, paired
 from espalier.suite.suite import Cell, Comparison, Condition
 
@@ -56,7 +57,11 @@ class Results:
         self.contenders = contenders(plan.suite)
         self.cells: list[tuple[Cell, Record]] = []
         """Those that were run, empty ones included."""
-        self.asked = len(plan.cells)
+        self.everything = plan.cells
+        self.speeds = [
+            (one.cell, record) for one in timings(plan, kept) if (record := kept.get(one.key(plan.place.device)))
+        ]
+        """Networks that were timed, and what that gave."""
         for cell in plan.cells:
             record = plan.record(cell, kept)
             if record is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -129,6 +130,8 @@ def _check(suite: Suite, place: str) -> None:
     if not 1 <= suite.looks <= 100:
         raise RunError(f"{place}: looks: expected 1 to 100, found {suite.looks}")
     for task in suite.tasks:
+        if not re.fullmatch(r"[\w-][\w.-]*", task.name):  # its records go into a file of that name
+            raise RunError(f"{place}: tasks: expected names of letters, digits, '-' and '_', found {task.name!r}")
         for name in ("epochs", "width", "batch_size", "learning_rate", "samples", "pixels", "start", "seconds"):
             value = getattr(task, name)
             if value is not None and not value > 0:

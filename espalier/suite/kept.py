@@ -11,27 +11,35 @@ from typing import Any
 from espalier.bench.folder import finite
 from espalier.errors import RunError
 
-RECORDS = "records.jsonl"
+SUFFIX = ".jsonl"
 Record = Mapping[str, Any]
+_TABLES = ("curve", "edits")
+"""What a result has a list of records for; in a file each is a table, a list per column."""
 
 
 class Kept:
-    """The records of a folder, and those of files that were published with a suite."""
+    """The records of a folder, one file per task, and those that were published with a suite."""
 
     def __init__(self, folder: Path, published: Sequence[Path] = ()) -> None:
         """Read what there is.
 
+        Args:
+            folder: where new records go, into files TASK.jsonl.
+            published: more of such files, or folders of them; they are only read.
+
         Raises:
             RunError: a published file cannot be read.
         """
-        self._path = folder / RECORDS
+        self._folder = folder
         self._found: dict[str, Record] = {}
         for path in published:
-            if not path.is_file():
-                raise RunError(f"{path}: expected a file of records, such as docs/results/cpu.jsonl; found none")
-            self._read(path)
-        self._cut = self._path.exists() and not self._read(self._path)
-        """Whether the last line has no end."""
+            files = sorted(path.glob(f"*{SUFFIX}")) if path.is_dir() else [path]
+            if not files or not all(one.is_file() for one in files):
+                raise RunError(f"{path}: expected a file of records, or a folder of *{SUFFIX}; found none")
+            for one in files:
+                self._read(one)
+        self._cut = {path for path in sorted(folder.glob(f"*{SUFFIX}")) if not self._read(path)}
+        """Files whose last line has no end."""
 
     def get(self, key: str) -> Record | None:
         """What a cell gave; None if it was not run."""
@@ -43,15 +51,17 @@ class Kept:
         Raises:
             RunError: it cannot be written.
         """
+        path = self._folder / f"{record['cell']['task']}{SUFFIX}"
+        line = json.dumps(finite(_narrow(record)), allow_nan=False, separators=(",", ":"))
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(("\n" if self._cut else "") + json.dumps(finite(record), allow_nan=False) + "\n")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a", encoding="utf-8") as file:
+                file.write(("\n" if path in self._cut else "") + line + "\n")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise RunError(f"{self._path}: cannot be written ({error.strerror}); what was finished is kept") from error
-        self._cut = False
+            raise RunError(f"{path}: cannot be written ({error.strerror}); what was finished is kept") from error
+        self._cut.discard(path)
         self._found[str(record["key"])] = record
 
     def _read(self, path: Path) -> bool:
@@ -62,9 +72,35 @@ class Kept:
                 record = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(record, dict) and isinstance(record.get("key"), str):
-                self._found[record["key"]] = record
+            try:
+                self._found[record["key"]] = _wide(record)
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                raise RunError(
+                    f"{path}: expected lines that `espalier bench run` wrote, found {line[:80]!r}"
+                ) from error
         return not text or text.endswith("\n")
 
 
-__all__ = ["RECORDS", "Kept", "Record"]
+def _narrow(record: Record) -> Record:
+    """As it is written: names of columns once per table and not once per row."""
+    if "result" not in record:
+        return record
+    result = dict(record["result"])
+    for name in _TABLES:
+        rows = result[name]
+        result[name] = {column: [row[column] for row in rows] for column in rows[0]} if rows else {}
+    return {**record, "result": result}
+
+
+def _wide(record: Record) -> Record:
+    """As it was before it was written."""
+    if "result" not in record:
+        return record
+    result = dict(record["result"])
+    for name in _TABLES:
+        columns = result[name]
+        result[name] = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return {**record, "result": result}
+
+
+__all__ = ["SUFFIX", "Kept", "Record"]

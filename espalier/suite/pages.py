@@ -13,6 +13,7 @@ from pathlib import Path
 from espalier.bench.charts import Point, Series, line_chart
 from espalier.bench.page import document, header
 from espalier.bench.wording import duration_text, section
+from espalier.errors import RunError
 from espalier.suite.comparing import Results
 from espalier.suite.sheets import Sheet, sheets
 from espalier.suite.suite import Contender
@@ -26,21 +27,31 @@ BUSY = 1.3
 _EMPHASIS = re.compile(r"\*(\w[^*]*)\*")
 
 
-def write_pages(results: Results, folder: Path, command: Sequence[str]) -> list[Path]:
-    """Write both pages into a folder; returns their paths.
+def write_pages(results: Results, folder: Path, command: Sequence[str], text: Path | None = None) -> list[Path]:
+    """Write both pages; returns their paths.
 
     Args:
         results: what was run of a suite.
         folder: where its records are.
         command: what was called, as words.
+        text: the file of markdown; None for report.md in the folder.
+
+    Raises:
+        RunError: one cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     found = sheets(results)
     made = _made(results, command)
-    page, text = folder / "report.html", folder / "report.md"
-    page.write_text(_page(results, found, made), encoding="utf-8")
-    text.write_text(_markdown(results, found, made), encoding="utf-8")
-    return [page, text]
+    pages = {
+        folder / "report.html": _page(results, found, made),
+        text or folder / "report.md": _markdown(results, found, made),
+    }
+    for path, content in pages.items():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content, encoding="utf-8")
+        except OSError as error:
+            raise RunError(f"{path}: cannot be written ({error.strerror}); choose another --out or --page") from error
+    return list(pages)
 
 
 def _made(results: Results, command: Sequence[str]) -> list[tuple[str, str]]:
@@ -57,7 +68,8 @@ def _made(results: Results, command: Sequence[str]) -> list[tuple[str, str]]:
         ("Command", " ".join(command)),
         (
             "Cells",
-            f"{len(results.cells)} of {results.asked} are there, {len(keys)} runs, {duration_text(sum(keys.values()))}",
+            f"{len(results.cells)} of {len(results.everything)} are there, {len(keys)} runs, "
+            f"{duration_text(sum(keys.values()))}",
         ),
         (
             "Seeds",
@@ -76,10 +88,11 @@ def _listed(seeds: Sequence[int]) -> str:
 def _notices(results: Results) -> list[str]:
     """What a reader has to know first."""
     found = []
-    left = results.asked - len(results.cells)
+    left = len(results.everything) - len(results.cells)
     if left:
         found.append(
-            f"This suite has not ended: {left} of {results.asked} cells are missing; what follows is what there is."
+            f"This suite has not ended: {left} of {len(results.everything)} cells are missing. "
+            "What follows is what there is."
         )
     loads = [record["measured"]["load"] for _, record in results.cells if "result" in record]
     known = [one for one in loads if one is not None]
@@ -111,7 +124,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _page(results: Results, found: Sequence[Sheet], made: Sequence[tuple[str, str]]) -> str:
-    title, ended = f"The suite {results.suite.name}", len(results.cells) == results.asked
+    title, ended = f"The suite {results.suite.name}", len(results.cells) == len(results.everything)
     facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in made)
     parts = [
         f"<style>{_STYLE}</style>",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,15 +14,18 @@ from torch import Tensor, nn
 
 from espalier.attach import attach
 from espalier.bench.data import DATASETS, Dataset, default_root, load
-from espalier.bench.models import build, example_inputs, redraw
+from espalier.bench.models import build, redraw
+from espalier.bench.presets import Preset, find_preset
 from espalier.bench.tasks import Task, task
-from espalier.bench.training import FORWARD_AND_BACKWARD, Spending
+from espalier.bench.training import FORWARD_AND_BACKWARD, Assignment, Spending
 from espalier.edit.plan import Plan, Resize
 from espalier.errors import RunError
 from espalier.measure.cost import Cost
+from espalier.method import Method
 from espalier.parts.budget import Budget, FLOPs, Parameters
 from espalier.parts.units.scaled import scaled_plan
 from espalier.structure import Structure
+from espalier.suite import machine
 from espalier.suite.suite import Cell, SuiteTask
 from espalier.train.settings import Measure
 
@@ -52,7 +55,14 @@ class Prepared:
     @property
     def example(self) -> Tensor:
         """Inputs to attach with: two samples."""
-        return example_inputs(self.data.input_shape, self.data.x_train.device)
+        return self.data.example
+
+    def assignment(self, methods: Sequence[Method]) -> Assignment:
+        """What to train, by the clock of the machine."""
+        clock = machine.clock(self.data.x_train.device.type)
+        return Assignment(
+            self.row, self.data, methods, self.steps, self.cell.seed, self.spending, self.cell.task.bfloat16, clock
+        )
 
     def large(self) -> nn.Module:
         """The large network, freshly drawn."""
@@ -108,13 +118,7 @@ def prepare(cell: Cell, device: str) -> Prepared:
     """
     chosen = cell.task
     data = _data(chosen.data, chosen.samples, chosen.pixels, device)
-    row = task(chosen.like)
-    row = dataclasses.replace(
-        row,
-        batch_size=chosen.batch_size or row.batch_size,
-        learning_rate=chosen.learning_rate or row.learning_rate,
-        weight_decay=row.weight_decay if chosen.weight_decay is None else chosen.weight_decay,
-    )
+    row = recipe(cell)
     per_epoch = -(-len(data.x_train) // row.batch_size)
     steps = max(2, round(cell.scale * chosen.epochs * per_epoch))
     prepared = Prepared(cell, data, row, steps, None, _large_cost(chosen, device))
@@ -128,12 +132,32 @@ def prepare(cell: Cell, device: str) -> Prepared:
     return dataclasses.replace(prepared, spending=spending)
 
 
+def preset_of(cell: Cell) -> Preset | None:
+    """How the network is trained by methods that come with a training of their own; None if these do not."""
+    if cell.contender.kind != "methods":
+        return None
+    names = [one for one in (cell.contender.grow, cell.contender.prune) if one is not None]
+    return find_preset(cell.task.model, names, cell.track)
+
+
+def recipe(cell: Cell) -> Task:
+    """Optimizer, schedule and augmentation: those of the task's row or of the preset, and what the suite says."""
+    chosen, preset = cell.task, preset_of(cell)
+    row = task(chosen.like) if preset is None else preset.of(task(chosen.like))
+    return dataclasses.replace(
+        row,
+        batch_size=chosen.batch_size or row.batch_size,
+        learning_rate=chosen.learning_rate or row.learning_rate,
+        weight_decay=row.weight_decay if chosen.weight_decay is None else chosen.weight_decay,
+    )
+
+
 @lru_cache(maxsize=8)
 def _large_cost(chosen: SuiteTask, device: str) -> Cost:
     """Parameters, and FLOPs of the forward pass of one sample, of the large network."""
     data = _data(chosen.data, chosen.samples, chosen.pixels, device)
     model = build(chosen.model, data.input_shape, data.classes, width=chosen.width, seed=0)
-    example = example_inputs(data.input_shape)
+    example = data.example.cpu()
     return _per_sample(attach(model, example), len(example))
 
 
@@ -191,4 +215,4 @@ def _laid_out(images: Tensor) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
-__all__ = ["Prepared", "prepare"]
+__all__ = ["Prepared", "prepare", "preset_of", "recipe"]

@@ -70,7 +70,7 @@ class Plan:
             RunError: a field is unknown, or nothing is left.
             MethodError: methods do not fit their track.
         """
-        self.suite, self._place = suite, place
+        self.suite, self.place = suite, place
         everything = expand(suite)
         strange = [field for field in only or {} if field not in _FIELDS]
         if strange:
@@ -95,7 +95,7 @@ class Plan:
             if found is None or "result" not in found:
                 return None
             sizes = tuple(sorted(found["result"]["axes"].items()))
-        job = Job(cell, self._place.device, self._place.methods_from, sizes)
+        job = Job(cell, self.place.device, self.place.methods_from, sizes)
         self._jobs[identity(cell)] = job
         return job
 

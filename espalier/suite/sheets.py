@@ -32,12 +32,25 @@ class Sheet:
 
 def sheets(results: Results) -> list[Sheet]:
     """All tables that have rows."""
-    found = [claims(results)]
+    found = [progress(results), claims(results)]
     for task in results.suite.tasks:
         for track in ("growing", "shrinking", "constant", "unstructured"):
             found += [accuracies(results, task.name, track), costs(results, task.name, track)]
-    found += [edits(results), empty(results)]
+    found += [speeds(results), edits(results), empty(results)]
     return [one for one in found if one.rows]
+
+
+def progress(results: Results) -> Sheet:
+    """What was run, by task and track; nothing once all is there."""
+    asked = Counter((cell.task.name, cell.track) for cell in results.everything)
+    there = Counter((cell.task.name, cell.track) for cell, record in results.cells if "result" in record)
+    empty = Counter((cell.task.name, cell.track) for cell, record in results.cells if "failed" in record)
+    rows = [(*one, str(count), str(there[one]), str(empty[one])) for one, count in asked.items()]
+    whole = len(results.cells) == len(results.everything)
+    header = ("task", "track", "cells", "done", "empty")
+    return Sheet(
+        "How far it is", "A cell counts on every track that it is on.", header, () if whole else tuple(rows), (0, 1)
+    )
 
 
 def claims(results: Results) -> Sheet:
@@ -155,6 +168,38 @@ def edits(results: Results) -> Sheet:
     return Sheet("Edits", about, header, tuple(rows), (0, 1, 2))
 
 
+def speeds(results: Results) -> Sheet:
+    """What the networks at the end take in every runtime, and how much of it FLOPs can change."""
+    rows = []
+    runtimes = list(dict.fromkeys(name for _, record in results.speeds for name in record["speed"]))
+    for task in dict.fromkeys(cell.task.name for cell, _ in results.speeds):
+        some = [(cell, record) for cell, record in results.speeds if cell.task.name == task]
+        for cell, record in sorted(some, key=lambda one: (one[0].contender.name, -one[0].point)):
+            large, small = record["flops"]
+            times = [record["speed"].get(name, MISSING) for name in runtimes]
+            rows.append(
+                (task, cell.contender.name, f"{cell.point:g}", f"{large / small:.2f}", *map(_times_faster, times))
+            )
+        parts = [_fixed_part([record for _, record in some], name) for name in runtimes]
+        rows.append(
+            (task, "not for FLOPs", MISSING, MISSING, *(MISSING if one is None else f"{one:.0%}" for one in parts))
+        )
+    why = dict.fromkeys(
+        f"{name}: {value}"
+        for _, record in results.speeds
+        for name, value in record["speed"].items()
+        if isinstance(value, str)
+    )
+    about = (
+        "How many times faster one pass is than that of the large network, for batches of 1 and of 256 samples; the "
+        "two take turns. *FLOPs* is the factor that it would be if time were FLOPs. *not for FLOPs* is the part of the "
+        "large network's time that is left at no FLOPs at all, on the straight line of time over FLOPs through all "
+        "networks of the task: calls, memory traffic and layers that are as before. " + "; ".join(why)
+    )
+    header = ("task", "method", "size", "FLOPs", *runtimes)
+    return Sheet("Realised speed", about.strip(), header, tuple(rows), (0, 1))
+
+
 def empty(results: Results) -> Sheet:
     """Cells that could not be run, and why."""
     reasons = Counter(
@@ -167,6 +212,23 @@ def empty(results: Results) -> Sheet:
     return Sheet(
         "Empty cells", "What a method or a package cannot do is empty, with its reason.", header, rows, (0, 1, 2, 4)
     )
+
+
+def _times_faster(value: Sequence[float] | str) -> str:
+    return MISSING if isinstance(value, str) else f"{value[0] / value[1]:.2f}"
+
+
+def _fixed_part(records: Sequence[Record], runtime: str) -> float | None:
+    """Where the line of least squares through (FLOPs, seconds), both as parts of the large network's, begins; None
+    without two networks of different FLOPs."""
+    times = [(one["flops"], one["speed"].get(runtime, MISSING)) for one in records]
+    points = [(flops[1] / flops[0], pair[1] / pair[0]) for flops, pair in times if not isinstance(pair, str)]
+    points += [(1.0, 1.0)] * len(points)  # each was beside the large one
+    if len({x for x, _ in points}) < 2:
+        return None
+    middle, height = (statistics.fmean(column) for column in zip(*points, strict=True))
+    slope: float = sum((x - middle) * (y - height) for x, y in points) / sum((x - middle) ** 2 for x, _ in points)
+    return height - slope * middle
 
 
 def _in(results: Results, track: str) -> list[Contender]:
@@ -198,7 +260,7 @@ def _cost(some: Sequence[Record], large: Sequence[Record], size: str) -> tuple[s
 
 
 def _latency(samples: int) -> Value:
-    return lambda one: float(one["measured"]["latency"][f"eager {samples}"])
+    return lambda one: one["measured"]["latency"].get(f"eager {samples}")
 
 
 def _edit(some: Sequence[Record]) -> tuple[str, ...]:
@@ -242,4 +304,4 @@ def _signed(effect: Effect, of: str) -> str:
     return f"{times * effect.mean:+.{digits}f}{half}"
 
 
-__all__ = ["Sheet", "accuracies", "claims", "costs", "edits", "empty", "sheets"]
+__all__ = ["Sheet", "accuracies", "claims", "costs", "edits", "empty", "progress", "sheets", "speeds"]

@@ -15,7 +15,7 @@ PROTOCOL = 1
 """Counts up when a cell would give other numbers for another reason than its own content."""
 
 Track = Literal["growing", "shrinking", "constant", "unstructured"]
-Kind = Literal["methods", "static", "no-op", "retrained", "peer"]
+Kind = Literal["methods", "static", "no-op", "retrained", "peer", "surgeon"]
 Role = Literal["candidate", "default", "control", "peer"]
 StaticSize = Literal["final", "large", "small"]
 BudgetKind = Literal["training_flops", "samples", "seconds"]
@@ -80,6 +80,11 @@ class Contender:
     """Of the kind ``retrained``: the contender whose final architecture is trained from scratch."""
     peer: str | None = None
     """Of the kind ``peer``: a name of `espalier.suite.peers`."""
+    proposals: Literal["recommended", "random"] = "recommended"
+    """Of the kind ``surgeon``: which edits are tried. It begins with the static network of the point; the size that it
+    ends with is its own choice."""
+    cycles: int = 3
+    """Of the kind ``surgeon``: how often."""
     tuning: str = ""
     """How its options were chosen, and what that cost; changes nothing."""
 
@@ -172,8 +177,8 @@ class Suite:
     confirm_seeds: tuple[int, ...] = ()
     looks: int = 12
     """Times that a training is looked at on held-out data, each at a half more of the budget than the one before."""
-    compiled: bool = False
-    """Whether the latency of compiled networks is measured too, which takes half a minute each."""
+    timed: tuple[str, ...] = ()
+    """Contenders whose final networks `espalier bench speed` times, eager, compiled and in ONNX Runtime."""
 
 
 @dataclass(frozen=True)
@@ -189,14 +194,20 @@ class Cell:
     scale: float
     seed: int
     looks: int = 12
-    compiled: bool = False
+
+    def names(self) -> dict[str, Any]:
+        """What tells a cell from the others of its suite."""
+        data = {name: getattr(self, name) for name in ("track", "point", "size", "budget", "scale", "seed")}
+        return {"task": self.task.name, "contender": self.contender.name, **data}
 
     def content(self) -> dict[str, Any]:
         """All that decides the numbers, as what JSON can hold; cells of equal content are one."""
         data, kind = asdict(self), self.contender.kind
         data["contender"] = {name: data["contender"][name] for name in ("kind", *_DECIDES[kind])}
         del data["task"]["name"]
-        ignored = {"static": ("track",), "retrained": ("track", "point", "size")}.get(kind, ())
+        ignored: tuple[str, ...] = {"retrained": ("track", "point", "size")}.get(kind, ())
+        if kind in ("static", "surgeon"):
+            ignored = ("track",)
         if kind == "static" and self.contender.static == "large":
             ignored = ("track", "point", "size")
         return {name: value for name, value in data.items() if name not in ignored}
@@ -210,6 +221,7 @@ _DECIDES: Mapping[Kind, tuple[str, ...]] = MappingProxyType(
         "no-op": _COURSE,
         "retrained": (),  # the sizes of the architecture are the job's
         "peer": ("peer", *_COURSE),
+        "surgeon": ("proposals", "cycles"),
     }
 )
 """Kind of a contender -> the fields that make a difference."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -32,8 +31,6 @@ class Watching:
         self._fresh = False
         self.curve: list[Record] = []
         self.events: list[Record] = []
-        self.seconds = 0.0
-        """Spent on looking."""
 
     def begin(self, training: Training) -> None:
         """Keep what the network is at first."""
@@ -45,22 +42,19 @@ class Watching:
         done = training.done
         if not self._due or done < self._due[0] - 1e-12:
             return
-        began = time.monotonic()
         while self._due and self._due[0] <= done + 1e-12:
             self._due.pop(0)
         loss, accuracy = training.evaluate(training.assignment.data.x_val, training.assignment.data.y_val)
         self.curve.append(
             {
-                "done": round(done, 6),
-                "step": training.step,
-                "training_flops": training.training_flops,
-                **training.cost(),
-                "val_loss": loss,
-                "val_accuracy": accuracy,
+                "done": round(done, 4),
+                "training_flops": float(f"{training.training_flops:.5g}"),
+                "parameters": training.cost()["parameters"],
+                "val_loss": round(loss, 5),
+                "val_accuracy": round(accuracy, 5),
             }
         )
         self._fresh = True
-        self.seconds += time.monotonic() - began
 
     def on_epoch(self, record: Record) -> None:
         """Keep the first record after each look; a small network may have thousands of epochs."""
@@ -82,11 +76,8 @@ class Watching:
             end = next((step for step in starts[number + 1 :] if step > event["step"]), len(losses))
             found.append(
                 {
-                    **{
-                        key: event[key]
-                        for key in ("step", "method", "action", "parameters", "flops", "loss", "contract")
-                    },
-                    "training_flops": event["training_flops"],
+                    "step": event["step"],
+                    "action": event["action"],
                     "jump": _difference(event["loss"]),
                     "recovery": recovery(losses, event["step"], end),
                 }
@@ -116,7 +107,7 @@ def recovery(losses: Sequence[float], step: int, end: int) -> int | None:
 
 def _difference(pair: Sequence[float | None]) -> float | None:
     before, after = pair
-    return None if before is None or after is None else after - before
+    return None if before is None or after is None else float(f"{after - before:.4g}")
 
 
 def area(curve: Sequence[Mapping[str, Any]], first: float, last: float) -> float | None:

@@ -14,21 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from espalier.bench.architecture import architecture
 from espalier.bench.folder import RunFolder
-from espalier.bench.training import Assignment, Training
+from espalier.bench.training import Training
 from espalier.errors import EspalierError, EspalierWarning, RunError
 from espalier.method import Method, find, load_methods
 from espalier.parts.goal import Direction
 from espalier.parts.score import derived_seed
 from espalier.suite import machine
 from espalier.suite.disturbing import disturb
-from espalier.suite.peers import find_peer
-from espalier.suite.preparing import Prepared, prepare
+from espalier.suite.peers import find_peer, installed
+from espalier.suite.preparing import Prepared, prepare, preset_of, recipe
+from espalier.suite.searching import searched, surgeon_of
 from espalier.suite.suite import PROTOCOL, Cell, digest
 from espalier.suite.watching import Watching, area, described
-from espalier.train.settings import build
+from espalier.train.settings import build, without_budget
 
 CELLS = "cells"
 Record = dict[str, Any]
@@ -47,13 +49,22 @@ class Job:
 
     @property
     def key(self) -> str:
-        """The address of what it gives: the same for equal content, defaults of methods included."""
-        content: list[Any] = [PROTOCOL, self.cell.content(), self.device.split(":")[0], self.sizes]
-        if self.cell.contender.kind == "methods":
+        """The address of what it gives: the same for equal content, which is all that a suite's file, the row of the
+        task, the defaults of methods, files of others and versions of peers say. Espalier's own code is no part of it
+        but by `PROTOCOL`."""
+        cell = self.cell
+        content: list[Any] = [PROTOCOL, cell.content(), recipe(cell).content(), self.device.split(":")[0]]
+        content.append(self.sizes)
+        if cell.contender.kind == "peer":
+            assert cell.contender.peer is not None
+            content.append(installed(find_peer(cell.contender.peer).package))
+        if cell.contender.kind == "methods":
             if self.methods_from is not None:
                 load_methods(self.methods_from)
-            content.append([repr(one) for one in methods_of(self.cell, 1 / self.cell.task.start, 1000)])
-            content.append(_foreign(self.cell))
+            content.append([repr(one) for one in methods_of(cell, 1 / cell.task.start, 1000)])
+            content.append(_foreign(cell))
+        if cell.contender.kind == "surgeon":
+            content.append(repr(surgeon_of(cell)))
         return digest(content)
 
 
@@ -83,7 +94,7 @@ def carried_out(job: Job, folder: Path, threads: int) -> Record:
         torch.set_num_threads(before)
     return {
         "key": job.key,
-        "cell": dataclasses.asdict(job.cell),
+        "cell": job.cell.names(),
         **found,
         "warnings": said,
         "place": machine.place(job.device, threads),
@@ -101,8 +112,16 @@ def methods_of(cell: Cell, growth: float, steps: int) -> list[Method]:
 
     Raises:
         MethodError: they do not fit the track.
+        RunError: options for a method that comes with the training of a network.
     """
     contender = cell.contender
+    preset = preset_of(cell)
+    if preset is not None:
+        if contender.grow_options or contender.prune_options:
+            raise RunError(
+                f"{contender.name}: its method comes with the training of {cell.task.model!r}; leave options out"
+            )
+        return [preset.method()]
     options: dict[Direction, Mapping[str, Any]] = {}
     if contender.grow_options:
         options["grow"] = contender.grow_options
@@ -111,7 +130,9 @@ def methods_of(cell: Cell, growth: float, steps: int) -> list[Method]:
     setting: str = cell.track
     if setting == "unstructured":
         setting = "shrinking" if contender.grow is None else "constant"
-    size = {"growing": growth, "constant": 1.0}.get(cell.track, cell.point)
+    size: float | None = {"growing": growth, "constant": 1.0}.get(cell.track, cell.point)
+    if decides_itself(cell):
+        size = None
     return build(
         setting,
         contender.grow,
@@ -122,6 +143,11 @@ def methods_of(cell: Cell, growth: float, steps: int) -> list[Method]:
         course=contender.course,
         options=options,
     )
+
+
+def decides_itself(cell: Cell) -> bool:
+    """Whether the cell's method decides how large the network becomes; it begins with the large one."""
+    return without_budget(cell.contender.grow, cell.contender.prune) is not None
 
 
 def _foreign(cell: Cell) -> list[str]:
@@ -139,18 +165,21 @@ def _trained(job: Job, path: Path, threads: int) -> Record:
     if path.exists():  # of an interrupted run
         shutil.rmtree(path)
     folder = RunFolder.create(path, _config(job, prepared, threads))
+    if cell.contender.kind == "surgeon":
+        found, model, seconds = searched(prepared, job.device, path)
+        return {"result": found, "measured": _measured(job, prepared, model, seconds)}
     watching = Watching(cell.looks, folder)
     if cell.contender.kind == "peer":
         assert cell.contender.peer is not None
         training = find_peer(cell.contender.peer).train(prepared, watching)
     else:
         training = _own(job, prepared, watching)
+    seconds = training.seconds - training.looked
     loss, accuracy = training.evaluate(training.assignment.data.x_test, training.assignment.data.y_test)
     result: Record = {"test_accuracy": accuracy, "test_loss": loss, **described(training)}
     result |= {"training_flops": training.training_flops, "steps": training.step}
-    seconds = round(training.seconds - watching.seconds, 3)
     modules = architecture(training.model)
-    folder.append({"kind": "end", **result, "architecture": modules, "seconds": seconds, "static": None})
+    folder.append({"kind": "end", **result, "architecture": modules, "seconds": round(seconds, 3), "static": None})
     last = prepared.large_training_flops * cell.scale
     result |= {
         "nonzero": sum(int(one.count_nonzero()) for one in training.model.parameters()),
@@ -158,13 +187,16 @@ def _trained(job: Job, path: Path, threads: int) -> Record:
         "edits": watching.edits(),
         "area": area(watching.curve, last / 32, last),
     }
-    measured = {
-        "seconds": seconds,
+    return {"result": result, "measured": _measured(job, prepared, training.model, seconds)}
+
+
+def _measured(job: Job, prepared: Prepared, model: nn.Module, seconds: float) -> Record:
+    return {
+        "seconds": round(seconds, 3),
         "load": machine.load(),
         "peak_memory": machine.peak_memory(job.device),
-        "latency": machine.latencies(training.model, prepared.example, cell.compiled),
+        "latency": machine.latencies(model, prepared.example, job.device),
     }
-    return {"result": result, "measured": measured}
 
 
 def _own(job: Job, prepared: Prepared, watching: Watching) -> Training:
@@ -173,7 +205,7 @@ def _own(job: Job, prepared: Prepared, watching: Watching) -> Training:
     methods: list[Method] = []
     if contender.kind == "methods":
         first = cell.point if cell.track == "constant" else 1.0
-        if cell.track == "growing":
+        if cell.track == "growing" and not decides_itself(cell):
             first = cell.point * cell.task.start
         model = prepared.scaled(first)
         start = getattr(prepared.cost(model), cell.size)
@@ -185,10 +217,7 @@ def _own(job: Job, prepared: Prepared, watching: Watching) -> Training:
     else:
         part = {"large": 1.0, "small": cell.point * cell.task.start}.get(contender.static, cell.point)
         model = prepared.scaled(part)
-    assignment = Assignment(
-        prepared.row, prepared.data, methods, prepared.steps, cell.seed, prepared.spending, cell.task.bfloat16
-    )
-    training = Training(assignment, model)
+    training = Training(prepared.assignment(methods), model)
     watching.begin(training)
     due = contender.course.moments if contender.kind == "no-op" else ()
 
@@ -222,4 +251,4 @@ def _config(job: Job, prepared: Prepared, threads: int) -> Record:
     }
 
 
-__all__ = ["CELLS", "Job", "carried_out", "methods_of"]
+__all__ = ["CELLS", "Job", "carried_out", "decides_itself", "methods_of"]

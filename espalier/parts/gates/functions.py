@@ -1,7 +1,8 @@
 """Gate functions: how likely a unit is there, as a function of its logit, and how sharply under the parameter k.
 
-A gate is a Bernoulli variable with probability g(phi; k), where g is odd around 1/2: g(-phi) + g(phi) = 1. Estimators
-(`espalier.parts.gates.estimators`) give the gradient by the logit of the probability; by the chain rule
+A gate is a Bernoulli variable with probability g(phi; k). In the paper g is odd around 1/2, g(-phi) + g(phi) = 1, so
+that gates rest at 1/2 for k = 0; here that is not needed. Estimators (`espalier.parts.gates.estimators`) give the
+gradient by the logit of the probability; by the chain rule
 
     d logit(g) / d phi = c = g' / (g (1 - g))
 
@@ -11,6 +12,7 @@ equation 9) leaves c out, which is right for the sigmoid up to the factor k only
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,17 +37,25 @@ class GateFunction(Protocol):
 
 @dataclass(frozen=True)
 class Sigmoid:
-    """g = sigmoid(k phi), so that c = k."""
+    """g = sigmoid(k phi + logit(rest)), so that c = k."""
+
+    rest: float = 0.5
+    """The probability for k = 0: 1 - rest is the rate of dropout there. 1/2 is the paper's. Gates that begin below it
+    are shut in the first stage."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rest < 1:
+            raise MethodError(f"rest: expected a probability between 0 and 1, found {self.rest!r}.")
 
     def probability(self, logits: Tensor, k: float, /) -> Tensor:
-        return torch.sigmoid(k * logits)
+        return torch.sigmoid(k * logits + _logit(self.rest))
 
     def chain(self, logits: Tensor, k: float, /) -> Tensor:
         return torch.full_like(logits, k)
 
     def logit(self, probability: float, k: float, /) -> float:
         _check(probability, k)
-        return float(torch.logit(torch.tensor(probability, dtype=torch.float64))) / k
+        return (_logit(probability) - _logit(self.rest)) / k
 
 
 @dataclass(frozen=True)
@@ -68,11 +78,15 @@ class HardSigmoid:
         return (probability - 0.5) * 7 / k
 
 
+def _logit(probability: float) -> float:
+    return math.log(probability / (1 - probability))
+
+
 def _check(probability: float, k: float) -> None:
     if not (0 < probability < 1 and k > 0):
         raise MethodError(
-            f"expected a probability between 0 and 1 and k above 0, found {probability!r} and k={k!r}: at k=0 every "
-            "gate is 1/2, whatever its logit."
+            f"expected a probability between 0 and 1 and k above 0, found {probability!r} and k={k!r}: at k=0 all "
+            "gates are equally likely, whatever their logits."
         )
 
 

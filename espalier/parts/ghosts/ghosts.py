@@ -27,7 +27,7 @@ from espalier.graph.dims import NEW, labels
 from espalier.graph.undisturbed import Attributes
 from espalier.measure.stats import without_a_trace
 from espalier.parts.goal import Goal
-from espalier.parts.score import Context
+from espalier.parts.score import Context, seed_random_numbers
 from espalier.parts.units.select import proportional
 from espalier.record import Preview
 
@@ -181,7 +181,7 @@ class Ghosts:
                 attributes_set(self._model, self.preview.attributes),
             ):
                 put_tensors(self._table, tensors)
-                torch.manual_seed(self._context.seed)
+                seed_random_numbers(self._context.seed)
                 yield
         finally:
             attributes.restore()

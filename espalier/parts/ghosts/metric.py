@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from espalier.measure.stats import without_a_trace
 from espalier.parts.ghosts.amplitude import mean_norm, unit_rows, widths
 from espalier.parts.ghosts.ghosts import Ghosts, Part, Side
-from espalier.parts.score import Context
+from espalier.parts.score import Context, seed_random_numbers
 
 _RIDGE = 0.1
 """Part of its mean diagonal that is added to S, which one batch knows roughly."""
@@ -105,7 +105,7 @@ def _factors(context: Context, ghosts: Ghosts, batch: object, parts: list[Part])
         return {}
     try:
         with without_a_trace(model):
-            torch.manual_seed(context.seed)
+            seed_random_numbers(context.seed)
             context.loss(batch)
     finally:
         for hook in hooks:

@@ -21,7 +21,7 @@ from espalier.graph.topology import Topology
 from espalier.measure.stats import without_a_trace
 from espalier.parts.ghosts.ghosts import INCOMING, OUTGOING
 from espalier.parts.ghosts.products import Product, Watched
-from espalier.parts.score import Context
+from espalier.parts.score import Context, seed_random_numbers
 
 _POOLS: Mapping[int, Callable[..., Tensor]] = {
     1: F.adaptive_avg_pool1d,
@@ -86,7 +86,7 @@ def _run(
     readers = tuple(dict.fromkeys(name for one in axes.values() for name in one.readers))
     watched = Watched({name: table[name] for name in (*readers, *(one.maker for one in axes.values()))})
     with without_a_trace(model), torch.enable_grad():
-        torch.manual_seed(context.seed)
+        seed_random_numbers(context.seed)
         with watched:
             loss = context.loss(batch)
         outputs = {name: watched.found[name][0].output for name in readers if watched.found[name]}

@@ -82,14 +82,8 @@ class Ramp:
 
 
 @dataclass(frozen=True)
-class Steady:
-    """The same fraction of the present units at every event, at least one unit."""
-
-    fraction: float
-
-    def __post_init__(self) -> None:
-        if isinstance(self.fraction, bool) or not isinstance(self.fraction, (int, float)) or not self.fraction > 0:
-            raise MethodError(f"amount: expected a fraction of the units above 0, found {self.fraction!r}.")
+class _Unlimited:
+    """What an amount without a limit in the end says of it."""
 
     @property
     def budget(self) -> Budget:
@@ -101,13 +95,24 @@ class Steady:
         """No: there is none."""
         return False
 
+
+@dataclass(frozen=True)
+class Steady(_Unlimited):
+    """The same fraction of the present units at every event, at least one unit."""
+
+    fraction: float
+
+    def __post_init__(self) -> None:
+        if isinstance(self.fraction, bool) or not isinstance(self.fraction, (int, float)) or not self.fraction > 0:
+            raise MethodError(f"amount: expected a fraction of the units above 0, found {self.fraction!r}.")
+
     def target(self, tau: float, present: int, start: int, limit: int, direction: Literal[-1, 1], /) -> int:
         """Units that there will be."""
         return max(0, present + direction * max(1, round(self.fraction * present)))
 
 
 @dataclass(frozen=True)
-class Fading:
+class Fading(_Unlimited):
     """A fraction of the present units that falls to zero over the events: f (1 + cos(pi tau)) / 2.
 
     What dynamic sparse training removes and grows back (Evci et al. 2020, RigL, arXiv:1911.11134).
@@ -118,34 +123,14 @@ class Fading:
     def __post_init__(self) -> None:
         Steady(self.fraction)
 
-    @property
-    def budget(self) -> Budget:
-        """Units, of which there is no limit in the end."""
-        return Units(1.0, of="initial")
-
-    @property
-    def lasts(self) -> bool:
-        """No: there is none."""
-        return False
-
     def target(self, tau: float, present: int, start: int, limit: int, direction: Literal[-1, 1], /) -> int:
         """Units that there will be."""
         return max(0, present + direction * round(self.fraction * (1 + math.cos(math.pi * tau)) / 2 * present))
 
 
 @dataclass(frozen=True)
-class Free:
+class Free(_Unlimited):
     """No limit: how far an event goes is the selection's to say."""
-
-    @property
-    def budget(self) -> Budget:
-        """Units, of which there is no limit in the end."""
-        return Units(1.0, of="initial")
-
-    @property
-    def lasts(self) -> bool:
-        """No: there is none."""
-        return False
 
     def target(self, tau: float, present: int, start: int, limit: int, direction: Literal[-1, 1], /) -> int:
         """None, or as many as there could ever be."""

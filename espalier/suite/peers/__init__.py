@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from types import MappingProxyType
 
 from espalier.errors import RunError
@@ -23,4 +24,12 @@ def find_peer(name: str) -> Peer:
     return PEERS[name]
 
 
-__all__ = ["PEERS", "find_peer"]
+def installed(package: str) -> str | None:
+    """The version of a package; None if it is not there."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+__all__ = ["PEERS", "find_peer", "installed"]

@@ -9,13 +9,17 @@ from typing import Protocol
 
 from torch import nn
 
-from espalier.bench.training import Assignment, Training
+from espalier.bench.training import Training
 from espalier.suite.preparing import Prepared
 from espalier.suite.watching import Record, Watching
 
 
 class Peer(Protocol):
     """A package of others."""
+
+    @property
+    def package(self) -> str:
+        """Its name where packages are installed from; cells of another version are other cells."""
 
     def train(self, prepared: Prepared, watching: Watching) -> Training:
         """Train what the cell asks for, to the end of its budget.
@@ -25,8 +29,8 @@ class Peer(Protocol):
         """
 
 
-Edit = Callable[[nn.Module, int, int], nn.Module]
-"""Network, which event, how many there are -> the network after it: the same one, changed, or another."""
+Edit = Callable[[Training, int, int], nn.Module]
+"""Training, which event, how many there are -> the network after it: the same one, changed, or another."""
 
 
 class _Pause(Exception):
@@ -38,10 +42,7 @@ def in_turns(
 ) -> Training:
     """Train a network that others change at some moments; the learning rate goes on along its schedule, and so does the
     optimizer's state of parameters that are still there. Where a package makes new parameters, it is lost."""
-    assignment = Assignment(
-        prepared.row, prepared.data, (), prepared.steps, prepared.cell.seed, prepared.spending,
-        prepared.cell.task.bfloat16,
-    )  # fmt: skip
+    assignment = prepared.assignment(())
     training = Training(assignment, model)
     watching.begin(training)
 
@@ -58,7 +59,7 @@ def in_turns(
         except _Pause:
             number = sum(moment <= training.done for moment in moments)  # one step may go past several
             before, loss = training.cost(), _probed(training)
-            changed = edit(training.model, number - 1, len(moments))
+            changed = edit(training, number - 1, len(moments))
             training = Training(assignment, changed, follows=training)
             watching.on_event(_event(training, before, (loss, _probed(training)), name))
         else:
@@ -76,7 +77,7 @@ def _event(training: Training, before: dict[str, int], loss: tuple[float, float]
         "step": training.step,
         "epoch": training.epoch + 1,
         "method": name,
-        "action": "prune",
+        "action": "grow" if after["parameters"] > before["parameters"] else "prune",
         "axes": {},
         "masks": {},
         "layers": [],

@@ -15,6 +15,8 @@ from espalier.suite.watching import Watching
 class TorchPrune:
     """The weights of smallest magnitude are masked, at the moments of Espalier's own pruning along the cubic way."""
 
+    package = "torch"
+
     def train(self, prepared: Prepared, watching: Watching) -> Training:
         """Mask weights of the large network.
 
@@ -28,15 +30,15 @@ class TorchPrune:
                 f"{cell.track!r}"
             )
 
-        def edit(model: nn.Module, number: int, count: int) -> nn.Module:
+        def edit(training: Training, number: int, count: int) -> nn.Module:
             left = cell.point + (1 - cell.point) * (1 - (number + 1) / count) ** 3
-            weights = [(one, "weight") for one in model.modules() if isinstance(one, (nn.Linear, nn.Conv2d))]
+            weights = [(one, "weight") for one in training.model.modules() if isinstance(one, (nn.Linear, nn.Conv2d))]
             total = sum(one.weight.numel() for one, _ in weights)
             masked = sum(int((one.weight == 0).sum()) for one, _ in weights)
             prune.global_unstructured(
                 weights, pruning_method=prune.L1Unstructured, amount=max(0, round((1 - left) * total) - masked)
             )
-            return model
+            return training.model
 
         course = cell.contender.course
         moments = tuple(at + 0.5 / course.periods for at in course.moments)

@@ -24,6 +24,8 @@ class TorchPruning:
     """Removes the units of smallest group L2 norm, as many in every layer, at the moments and to the sizes of
     Espalier's own pruning (`espalier.train.settings`): once per period, along the cubic way."""
 
+    package = "torch-pruning"
+
     def train(self, prepared: Prepared, watching: Watching) -> Training:
         """Shrink the large network.
 
@@ -42,9 +44,9 @@ class TorchPruning:
         limit = int(cell.point * start)
         ramp = Ramp(Parameters(cell.point, of="initial"), "cubic")
 
-        def edit(model: nn.Module, number: int, count: int) -> nn.Module:
+        def edit(training: Training, number: int, count: int) -> nn.Module:
             target = ramp.target((number + 1) / count, start, start, limit, -1)
-            return _shrunk(prepared, model, target)
+            return _shrunk(prepared, training.model, target)
 
         course = cell.contender.course
         moments = tuple(at + 0.5 / course.periods for at in course.moments)
