@@ -11,6 +11,7 @@ one thread, by the processor time of the process, which other work on the machin
 quarter of these epochs, with the network it began with as the teacher (0.9 of the loss, temperature 4).
 
 - `espalier`: `esp.shrink` with target=Latency(0.5, of="initial"), in one round.
+- `espalier, widths`: the same with `blocks=False`.
 - `torch-pruning`: group norms (`GroupMagnitudeImportance`), global, at once; the pruning ratio is the smallest, by
   bisection, at which the time is measured to be half.
 - `modelopt`: `fastnas` with a constraint on FLOPs, as it knows no measured times; the largest part of the FLOPs, of
@@ -31,6 +32,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -136,12 +138,12 @@ class Task:
         return model.eval()
 
 
-def by_espalier(task: Task) -> tuple[nn.Module, float, str]:
+def by_espalier(task: Task, blocks: bool = True) -> tuple[nn.Module, float, str]:
     """The network, what its training cost, and the outcome."""
     found = esp.shrink(
         task.trained, task.example, target=esp.Latency(TARGET, of="initial", measure=task.eager), train=task.tune,
-        evaluate=task.accuracy, max_drop=MAX_DROP, teacher=task.trained, rounds=ROUNDS,
-        folder=task.folder,
+        evaluate=task.accuracy, max_drop=MAX_DROP, teacher=task.trained, rounds=ROUNDS, blocks=blocks,
+        folder=task.folder / ("blocks" if blocks else "widths"),
         on_round=lambda one: print(one, flush=True),
     )  # fmt: skip
     print(found, flush=True)
@@ -196,6 +198,7 @@ def by_modelopt(task: Task) -> tuple[nn.Module, float, str]:
 
 TOOLS: dict[str, Callable[[Task], tuple[nn.Module, float, str]]] = {
     "espalier": by_espalier,
+    "espalier, widths": partial(by_espalier, blocks=False),
     "torch-pruning": by_torch_pruning,
     "modelopt": by_modelopt,
 }

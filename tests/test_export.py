@@ -76,6 +76,7 @@ def test_exported_code_is_the_network(edit: Callable[[Structure], None], tmp_pat
     torch.manual_seed(5)
     found = namespace["restore"](build())  # type: ignore[operator]
     assert torch.equal(found.eval()(X), structure.model.eval()(X))
+    assert all(one.data_ptr() % 64 == 0 for one in found.parameters()), "kernels round by where tensors begin"
     assert [name for name, _ in found.named_parameters()] == [name for name, _ in structure.model.named_parameters()]
     assert "import espalier" not in text
     assert "from espalier" not in text

@@ -113,10 +113,24 @@ def test_the_site_shows_every_page() -> None:
         return [page for one in inner for page in (pages(one) if isinstance(one, list) else [one])]
 
     shown = pages(yaml.safe_load((DOCS.parent / "mkdocs.yml").read_text())["nav"])
-    made = {"index.md", "changelog.md"}
+    made = {"index.md", "changelog.md", "reference/index.md"}
+    made |= {f"notebooks/{path.stem}.md" for path in (DOCS.parent / "notebooks").glob("*.ipynb")}
     there = {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")} | made
     assert set(shown) == there
     assert len(shown) == len(set(shown))
+
+
+def slug(heading: str) -> str:
+    """The anchor that a heading gets."""
+    return re.sub(r"[^\w\s-]", "", re.sub(r"`|\[|\]\([^)]*\)", "", heading)).strip().lower().replace(" ", "-")
+
+
+def test_headings_that_the_pages_name_exist() -> None:
+    for page in sorted(DOCS.rglob("*.md")):
+        for target, anchor in re.findall(r"\]\(([\w./-]*\.md)?#([^)]*)\)", page.read_text()):
+            other = page.parent / target if target else page
+            headings = re.findall(r"^#+ (.*)$", other.read_text(), re.MULTILINE)
+            assert anchor in {slug(one) for one in headings}, f"{page.name}: {target}#{anchor}"
 
 
 def test_files_that_the_pages_name_exist() -> None:

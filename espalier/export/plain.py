@@ -70,7 +70,8 @@ def fill(
         if name in order:
             back = [list(order[name]).index(dim) for dim in range(value.dim())]
             value = value.permute(*order[name]).contiguous().permute(*back)
-        tensor.data = value.to(tensor.device)
+        # in memory of its own: values in a file lie at any address, and kernels round by where tensors begin
+        tensor.data = value.clone().to(tensor.device)
 
 
 __all__ = ["blank", "children", "fill", "set_attribute", "tensors_of"]

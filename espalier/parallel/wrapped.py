@@ -42,7 +42,7 @@ def unwrapped(model: Model, optimizer: Optimizer | None, follow: Sequence[nn.Mod
 
     Raises:
         ParallelError: the wrapper does what could not be done again after an edit, the optimizer shares its state out
-            among the ranks, or copies are to follow a model that is shared out.
+            among the ranks, the network inside is compiled, or copies are to follow a model that is shared out.
     """
     if isinstance(model, FullyShard):
         from espalier.parallel.shards import Shards  # slow to import
@@ -58,6 +58,11 @@ def unwrapped(model: Model, optimizer: Optimizer | None, follow: Sequence[nn.Mod
     compiled = None if found is model else model
     if isinstance(found, DistributedDataParallel):
         check_parallel_optimizer(optimizer)
+        if uncompiled(found.module) is not found.module:
+            raise ParallelError(
+                "expected a plain network inside of DistributedDataParallel, found a compiled one; compile the "
+                "wrapper: torch.compile(DistributedDataParallel(model))."
+            )
         return Unwrapped(found.module, Replicas(found), Here(), compiled=compiled)
     return Unwrapped(found, Alone(found), Here(), compiled=compiled)
 
