@@ -122,21 +122,24 @@ def _pairs(
 
 def _starts(runs: Runs) -> list[str]:
     lines = [
-        "| data | start | seeds | plain | Surgeon | difference, points | error | parameters | wall time |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| data | start | seeds | plain | Surgeon | difference, points | error | parameters "
+        "| seconds, plain | seconds, Surgeon |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     groups: dict[str, list[float]] = {}
+    insufficient: dict[str, list[float]] = defaultdict(list)
     for data, start, pairs in _pairs(runs, list(STARTS)):
         points = [100 * (found["accuracy"] - plain["accuracy"]) for found, plain in pairs]
         groups[f"{data}, {start}"] = points
-        mean, half = interval(points)
         errors = [sum(1 - one["accuracy"] for one in ones) for ones in zip(*pairs, strict=True)]
         size = fmean(found["parameters"] / found["parameters_before"] for found, _ in pairs)
-        slower = sum(found["seconds"] for found, _ in pairs) / sum(plain["seconds"] for _, plain in pairs)
+        if start in INSUFFICIENT:
+            insufficient[data].append(errors[0] / errors[1] - 1)
+        found, plain = (fmean(one["cpu_seconds"] for one in ones) for ones in zip(*pairs, strict=True))
         lines.append(
             f"| {data} | {start} {_widths(start)} | {len(pairs)} | {fmean(one['accuracy'] for _, one in pairs):.2%} | "
-            f"{fmean(one['accuracy'] for one, _ in pairs):.2%} | {mean:+.2f} ± {half:.2f} | "
-            f"{errors[0] / errors[1] - 1:+.0%} | {size:.2f}x | {slower:.2f}x |"
+            f"{fmean(one['accuracy'] for one, _ in pairs):.2%} | {_with_interval(points)} | "
+            f"{errors[0] / errors[1] - 1:+.0%} | {size:.2f}x | {plain:.0f} | {found:.0f} |"
         )
     if len(groups) > 1 and any(len(one) > 1 for one in groups.values()):
         fit = mixed(groups)
@@ -144,7 +147,15 @@ def _starts(runs: Runs) -> list[str]:
         lines += ["", f"Over all starts, by a mixed model with the start as random effect: {fit.mean:+.2f} points, 95% "
                       f"interval {low:+.2f} to {high:+.2f} (standard deviation between starts {fit.between**0.5:.2f}, "
                       f"within {fit.within**0.5:.2f})."]  # fmt: skip
+    if insufficient:
+        means = ", ".join(f"{fmean(changes):+.0%} on {data}" for data, changes in insufficient.items())
+        lines += ["", f"The error from insufficient starts ({', '.join(INSUFFICIENT)}), in the mean: {means}."]
     return lines
+
+
+def _with_interval(values: Sequence[float]) -> str:
+    mean, half = interval(values)
+    return f"{mean:+.2f}, of 1 seed" if len(values) == 1 else f"{mean:+.2f} ± {half:.2f}"
 
 
 def _widths(start: str) -> str:
@@ -152,13 +163,16 @@ def _widths(start: str) -> str:
 
 
 def _rescue(runs: Runs) -> list[str]:
-    lines = ["| data | start | seeds | plain | Surgeon | the good start alone | missing, points |",
-             "| --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    lines = ["| data | start | seeds | plain | Surgeon | of the worst seed | the good start alone | missing, points |",
+             "| --- | --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
     for data, start, pairs in _pairs(runs, list(STUCK)):
         good = [one["accuracy"] for key, one in runs.items() if key[:2] == (data, "good") and key[3] == "plain"]
         found, plain = (fmean(one["accuracy"] for one in ones) for ones in zip(*pairs, strict=True))
         text = f"{fmean(good):.2%} | {100 * (fmean(good) - found):+.2f}" if good else "|"
-        lines.append(f"| {data} | {start} {_widths(start)} | {len(pairs)} | {plain:.2%} | {found:.2%} | {text} |")
+        worst = min(one["accuracy"] for one, _ in pairs)
+        lines.append(
+            f"| {data} | {start} {_widths(start)} | {len(pairs)} | {plain:.2%} | {found:.2%} | {worst:.2%} | {text} |"
+        )
     return lines
 
 
@@ -180,7 +194,8 @@ def _moves(runs: Runs) -> list[str]:
         )
     if sums:
         lines += ["", f"Mean accepted gain per 10^9 training FLOPs: {fmean(sums['recommended']):.4f} recommended, "
-                      f"{fmean(sums['random']):.4f} random."]  # fmt: skip
+                      f"{fmean(sums['random']):.4f} random: "
+                      f"{fmean(sums['recommended']) / fmean(sums['random']):.1f} times as much."]  # fmt: skip
     return lines
 
 

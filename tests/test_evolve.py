@@ -377,23 +377,12 @@ with Client(n_workers=2, threads_per_worker=1, dashboard_address=None) as client
     records = searched(Path(sys.argv[1]), Futures(client.submit))
     print(json.dumps([len(client.nthreads()), records]))
 """
-SUBMITIT = """
-import submitit
-from espalier.evolve.runners import Futures
-executor = submitit.AutoExecutor(sys.argv[1] + "/jobs", cluster="local")  # a process for each job
-records = searched(Path(sys.argv[1]), Futures(executor.submit))
-print(json.dumps([2, records]))
-"""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("library", "program"),
-    [("ray", RAY), ("distributed", DASK), ("submitit", SUBMITIT)],
-    ids=["ray", "dask", "submitit"],
-)
+@pytest.mark.parametrize(("library", "program"), [("ray", RAY), ("distributed", DASK)], ids=["ray", "dask"])
 def test_a_cluster_gives_what_one_process_does(tmp_path, plain, library, program):
-    pytest.importorskip(library)  # `make slow` installs the first two
+    pytest.importorskip(library)  # `make slow` installs both
     start = "import json, sys\nfrom pathlib import Path\nfrom test_evolve import searched\n"
     program = start + "if __name__ == '__main__':\n" + program.replace("\n", "\n    ")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(Path(__file__).parent), *sys.path))}
@@ -404,6 +393,19 @@ def test_a_cluster_gives_what_one_process_does(tmp_path, plain, library, program
     workers, records = json.loads(done.stdout.strip().splitlines()[-1])
     assert workers >= 2
     assert records == json.loads(json.dumps(plain))
+
+
+@pytest.mark.slow
+def test_submitit_gives_what_this_process_does(tmp_path, monkeypatch):
+    submitit = pytest.importorskip("submitit")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(Path(__file__).parent), *sys.path)))
+    executor = submitit.AutoExecutor(tmp_path / "jobs", cluster="local")  # a process for each job
+    executor.update_parameters(timeout_min=5)
+    jobs = [Branch(Spirals(), None, None, 0, steps, 0, TOTAL) for steps in (5, 9)]
+    there = dict(Futures(executor.submit).run(jobs, tmp_path / "store"))
+    here = dict(InProcess().run(jobs, tmp_path / "store"))
+    assert {number: one["network"] for number, one in there.items()} == {0: here[0]["network"], 1: here[1]["network"]}
+    assert here[0]["network"] != here[1]["network"]
 
 
 def test_results_do_not_depend_on_the_order_in_which_branches_end(tmp_path, plain):
@@ -479,6 +481,21 @@ def test_a_smaller_network_need_not_be_better_and_a_larger_one_has_to():
     assert not accepted(0.009, 100, 100)
     assert accepted(-0.02, 300, 300, training=0.01)
     assert not accepted(-0.02, 300, 300, training=0.03)
+
+
+def test_what_training_costs_is_an_estimate_and_needs_no_confidence():
+    differences = torch.randn(400, generator=torch.Generator().manual_seed(3)).double()
+    differences = 0.1 * (differences - differences.mean()) / differences.std()  # standard error 0.005
+    control = {"losses": packed(torch.ones(400)), "parameters": 100, "flops": 100}
+
+    def accepted(gain, training, **prices):
+        branch = {"losses": packed(1.0 - gain + differences), "parameters": 200, "flops": 200}
+        return Objective(**prices).verdict(branch, control, 1, training).accepted
+
+    assert accepted(0.012, 0.010)
+    assert not accepted(0.012, 0.013)
+    assert not accepted(0.007, 0.0)  # 1.64 standard errors are 0.0082
+    assert not accepted(0.012, 0.0, parameters=0.01)  # a price that was asked for is no estimate
 
 
 def test_prices_are_those_of_the_curve_that_they_are_taken_from():

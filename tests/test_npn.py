@@ -517,6 +517,10 @@ def test_wrong_settings_say_so():
         esp.prune.NPN(rate=0.0)
     with pytest.raises(MethodError, match="low"):
         esp.prune.NPN(low=0.7)
+    with pytest.raises(MethodError, match="begin: expected a higher probability than gates have at k=0"):
+        esp.prune.NPN(function=Sigmoid(rest=0.96))
+    with pytest.raises(MethodError, match="rest: expected a probability between 0 and 1, found 1"):
+        Sigmoid(rest=1)
     with pytest.raises(MethodError, match="patience"):
         GateSettings(patience=0)
     run = Plain(None)

@@ -322,6 +322,25 @@ def _written(results: Results, folder: Path) -> None:
     assert "http" not in html.replace("http-equiv", "")
 
 
+def test_the_smoke_suite_has_every_part(tmp_path):
+    """One seed and one size of it, on a smaller network for fewer epochs; all of it is `espalier bench run smoke`."""
+    suite = find_suite("smoke")
+    short = dataclasses.replace(suite.tasks[0], epochs=3, width=0.25, samples=300)
+    place, only = (
+        Place(tmp_path),
+        {"seed": ["0"], "point": ["0.4"], "size": ["parameters"], "budget": ["training_flops"]},
+    )
+    plan = Plan(dataclasses.replace(suite, tasks=(short,), looks=3), place, only)
+    assert "nothing is left" in run(plan, place, print)
+    results = Results(plan, place.kept())
+    assert len(results.cells) == len(plan.cells)
+    assert {cell.track for cell, _ in results.cells} == {"growing", "shrinking", "constant", "unstructured"}
+    failed = {cell.contender.name for cell, record in results.cells if "failed" in record}
+    assert failed <= {"torch-pruning"}  # which may not be installed
+    assert {row.comparison for row in results.rows()} == set(suite.comparisons)
+    assert all(record["warnings"] == [] for _, record in results.cells)
+
+
 def test_a_line_that_was_cut_short_is_a_cell_that_was_not_run(tmp_path):
     kept = Kept(tmp_path)
     where = {"cell": {"task": "digits"}}

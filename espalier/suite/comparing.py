@@ -42,11 +42,11 @@ class Row:
         """What may be said."""
         if math.isinf(self.effect.half):
             return "too few runs"
-        if self.corrected < 0.05:
-            return "confirmed" if self.confirming else "holds"
-        if self.comparison.claim == "better" and self.effect.sure and self.effect.mean < 0:
+        if self.corrected >= 0.05:
+            return "open"
+        if self.comparison.claim == "better" and self.effect.mean < 0:
             return "worse"
-        return "open"
+        return "confirmed" if self.confirming else "holds"
 
 
 class Results:
@@ -131,10 +131,9 @@ class Results:
         if not by_task:
             return None
         effect = over_tasks(list(by_task.values()))
-        if comparison.claim == "better":
-            p = effect.p if effect.mean > 0 else 1.0
-        else:  # a loss of the margin has to be ruled out on every task
-            p = max(not_worse(one, comparison.margin) for one in differences)
+        # a loss of the margin has to be ruled out on every task
+        ruled_out = max(not_worse(one, comparison.margin) for one in differences)
+        p = effect.p if comparison.claim == "better" else ruled_out
         return Row(comparison, condition, confirming, by_task, effect, p, p, pairs, missing)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from html import escape
@@ -65,7 +66,8 @@ def _made(results: Results, command: Sequence[str]) -> list[tuple[str, str]]:
     ]
     tuned = [f"{one.name}: {one.tuning or 'defaults, no tuning'}" for one in results.contenders if one.kind != "static"]
     return [
-        ("Command", " ".join(command)),
+        ("Command", shlex.join(command)),
+        ("To go on", "the same with run in place of report, and without --page, runs what is missing"),
         (
             "Cells",
             f"{len(results.cells)} of {len(results.everything)} are there, {len(keys)} runs, "
@@ -100,7 +102,8 @@ def _notices(results: Results) -> list[str]:
     if busy:
         found.append(
             f"The machine did other work beside {busy} of {len(loads)} cells (more than {BUSY:g} processes per core): "
-            "times and latencies are longer than they would be by themselves."
+            "times and latencies, though those of the processor where it is a CPU, are longer than they would be by "
+            "themselves."
         )
     return found
 

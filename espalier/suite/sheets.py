@@ -77,10 +77,10 @@ def claims(results: Results) -> Sheet:
     about = (
         "Each claim was named before the runs. Differences are paired by seed: of each seed the mean over operating "
         "points, then the mean over seeds with Student's t, then over tasks by random effects, with 95% intervals, in "
-        "points of accuracy, or in nats where the loss is compared. p is two-sided, and 1 for a difference of the "
-        "other sign; of *not worse* it is one-sided, against the margin, and the largest of the tasks'. All are after "
-        "Holm's correction over the rows of the same seeds. *holds*: p < 0.05 on "
-        "screening seeds; *confirmed*: on fresh ones; *worse*: the interval lies below 0; *open*: neither."
+        "points of accuracy, or in nats where the loss is compared. p is two-sided; of *not worse* it is one-sided, "
+        "against the margin, and the largest of the tasks'. All are after Holm's correction over the rows of the same "
+        "seeds. With p < 0.05 a claim *holds* on screening seeds and is *confirmed* on fresh ones, or the opposite is "
+        "true (*worse*); all else is *open*."
     )
     header = ("comparison", "track", "claim", "equal", "difference", "p (Holm)", "pairs", "verdict", "by task")
     return Sheet("What was tested", about, header, tuple(rows), (0, 1, 2, 3, 7, 8))
@@ -132,7 +132,7 @@ def costs(results: Results, task: str, track: str) -> Sheet:
             )
     header = (
         "method", "parameters", "FLOPs", "training FLOPs", "steps", "training time", "x large", "peak memory",
-        "latency of 1", "of 256", "area",
+        "latency of 1", "of 256", "area", "test loss",
     )  # fmt: skip
     about = (
         f"At {point:g} of the large network, {condition.name} equal; means over seeds. FLOPs are those of one "
@@ -244,6 +244,7 @@ def _cost(some: Sequence[Record], large: Sequence[Record], size: str) -> tuple[s
     of_large = _mean(large, lambda one: one["measured"]["seconds"])
     memory = _mean(some, lambda one: one["measured"]["peak_memory"])
     area = _mean(some, lambda one: one["result"]["area"])
+    loss = _mean(some, lambda one: one["result"]["test_loss"])
     first, many = (_mean(some, _latency(samples)) for samples in (1, 256))
     return (
         _si(_mean(some, lambda one: one["result"][size])),
@@ -256,6 +257,7 @@ def _cost(some: Sequence[Record], large: Sequence[Record], size: str) -> tuple[s
         MISSING if first is None else f"{si(1e6 * first)} µs",
         MISSING if many is None else f"{si(1e6 * many)} µs",
         MISSING if area is None else f"{100 * area:.2f}",
+        MISSING if loss is None else f"{loss:.4f}",
     )
 
 

@@ -40,8 +40,8 @@ class Sigmoid:
     """g = sigmoid(k phi + logit(rest)), so that c = k."""
 
     rest: float = 0.5
-    """The probability for k = 0: 1 - rest is the rate of dropout there. 1/2 is the paper's. Gates that begin below it
-    are shut in the first stage."""
+    """The probability for k = 0: 1 - rest is the rate of dropout there. 1/2 is the paper's. Gates below it are shut
+    once k is large."""
 
     def __post_init__(self) -> None:
         if not 0 < self.rest < 1:

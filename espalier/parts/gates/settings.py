@@ -38,6 +38,11 @@ class GateSettings:
             raise MethodError(
                 f"expected low from 0 to 1/2 and begin from 1/2 to 1, found low={self.low!r}, begin={self.begin!r}."
             )
+        if isinstance(self.kind, Bernoulli) and self.kind.logit(self.begin, 1.0) <= 0:
+            raise MethodError(
+                f"begin: expected a higher probability than gates have at k=0, below which they are shut before the "
+                f"search, found {self.begin!r} with {self.kind.function!r}."
+            )
         if not (math.isfinite(self.rate) and self.rate > 0):
             raise MethodError(f"rate: expected a number above 0, found {self.rate!r}.")
         if isinstance(self.patience, bool) or not isinstance(self.patience, int) or self.patience < 1:
