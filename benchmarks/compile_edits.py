@@ -1,6 +1,6 @@
 """Steps per second of a compiled network over 20 edits, the time to compile anew counted, beside eager mode.
 
-    python benchmarks/compile_edits.py [--steps 1000] [--edits 20]   writes benchmarks/results/compile_edits.md
+    python benchmarks/compile_edits.py [--steps 1000] [--edits 20]   writes docs/results/compile_edits.md
 
 The network is a residual MLP whose norms and activations are written out in Python, as those of Hugging Face's models
 are: many small pointwise operators, which compiling fuses. Every edit grows or prunes the hidden width of one block, in
@@ -42,7 +42,7 @@ import espalier as esp
 from espalier.compiled import CompiledCode
 from espalier.table import text_table
 
-RESULT = Path(__file__).parent / "results" / "compile_edits.md"
+RESULT = Path(__file__).parent.parent / "docs" / "results" / "compile_edits.md"
 WAYS = ("eager", "compiled", "left alone", "dynamic")
 SAMPLES, INPUTS, WIDTH, HIDDEN, BLOCKS, CLASSES = 4096, 64, 32, 128, 4, 10
 
