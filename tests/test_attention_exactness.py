@@ -11,7 +11,7 @@ from oracles import disturb, outputs, relative_error
 from torch import Tensor, nn
 
 from espalier.attach import attach
-from espalier.edit import apply, contract
+from espalier.edit import contract, new_tensors
 from espalier.structure import Structure
 
 BOUND = 1e-9
@@ -291,7 +291,7 @@ def test_without_the_factor_the_outputs_differ(form, monkeypatch):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_with_random_new_units_the_outputs_differ(form, monkeypatch):
-    right = apply.fill
+    right = new_tensors.fill
 
     def wrong(name, tensor, *rest):
         filled = right(name, tensor, *rest)
@@ -299,7 +299,7 @@ def test_with_random_new_units_the_outputs_differ(form, monkeypatch):
             return torch.randn(filled.shape, generator=torch.Generator().manual_seed(1)).to(filled)
         return torch.ones((), dtype=tensor.dtype) if name.startswith(("1.q", "1.k")) else filled
 
-    monkeypatch.setattr(apply, "fill", wrong)
+    monkeypatch.setattr(new_tensors, "fill", wrong)
     model, x = network(form)
     structure = attach(model, x)
     before = both(model, x)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from espalier.attach import attach
 from espalier.axis import Axis
-from espalier.edit import apply
+from espalier.edit import new_tensors
 from espalier.edit.changes import Changes
 from espalier.edit.plan import Plan, Resize, grow_plan
 from espalier.graph.capture import tensor_table
@@ -318,7 +318,7 @@ def test_a_wrong_index_map_shows_in_the_outputs(monkeypatch):
 
 def test_new_units_that_are_read_show_in_the_outputs(monkeypatch):
     """Readers that start at random values, where zero is right."""
-    right = apply.fill
+    right = new_tensors.fill
 
     def wrong(name, tensor, sources, changes, contract, seed):
         start = right(name, tensor, sources, changes, contract, seed)
@@ -334,7 +334,7 @@ def test_new_units_that_are_read_show_in_the_outputs(monkeypatch):
         before = Comparison(model, x)
         for axis in growable(structure):
             with monkeypatch.context() as patch:
-                patch.setattr(apply, "fill", wrong)
+                patch.setattr(new_tensors, "fill", wrong)
                 structure.grow(axis.name, by=2)
             error = before.error()
             structure.undo()

@@ -15,7 +15,7 @@ from fuzzing import Findings, WrongError, check_claims, check_growths, check_rem
 from grammar import IllConditionedError, Written, compose
 
 from espalier.attach import attach
-from espalier.edit import apply
+from espalier.edit import new_tensors
 from espalier.edit.changes import Changes
 from espalier.graph import dims, reading, topology
 from espalier.graph.capture import Call
@@ -235,7 +235,7 @@ def _sources_off_by_one(patch: Patch) -> None:
 
 
 def _readers_start_at_random(patch: Patch) -> None:
-    right = apply.fill
+    right = new_tensors.fill
 
     def wrong(name: Any, tensor: Any, sources: Any, changes: Any, contract: Any, seed: Any) -> Any:
         start = right(name, tensor, sources, changes, contract, seed)
@@ -244,7 +244,7 @@ def _readers_start_at_random(patch: Patch) -> None:
             return torch.randn(shape, dtype=tensor.dtype, generator=torch.Generator().manual_seed(seed))
         return start
 
-    patch.setattr(apply, "fill", wrong)
+    patch.setattr(new_tensors, "fill", wrong)
 
 
 def _arange_is_uniform(read: Reading, call: Call, right: Any) -> Any:

@@ -23,7 +23,7 @@ from torch.optim import AdamW
 from training import loss_of, train
 
 from espalier.attach import attach
-from espalier.edit import apply, journal
+from espalier.edit import apply, journal, new_tensors
 from espalier.edit.journal import Journal
 from espalier.edit.plan import Plan, Resize
 from espalier.errors import SurgeryError
@@ -209,8 +209,9 @@ STAGES = (
     *("espalier.surgery.contract_of", "espalier.surgery.compensating_attributes"),
     *("espalier.surgery.resized_example", "espalier.edit.store.Here.commit", "espalier.surgery.cost_of"),
     *("espalier.edit.stage.changes_of", "espalier.edit.stage.repaired", "espalier.edit.refresh.verify"),
-    *("espalier.edit.repair.known_changes", "espalier.edit.verify.capture", "espalier.edit.apply.fill"),
-    *("espalier.edit.apply.gather", "espalier.edit.apply.plan_state", "espalier.edit.apply.changed_attribute"),
+    *("espalier.edit.repair.known_changes", "espalier.edit.verify.capture", "espalier.edit.new_tensors.fill"),
+    *("espalier.edit.new_tensors.gather", "espalier.edit.apply.gather"),
+    *("espalier.edit.apply.plan_state", "espalier.edit.apply.changed_attribute"),
     *("espalier.edit.apply.check_shapes", "espalier.edit.journal.replace"),
 )
 
@@ -292,7 +293,8 @@ def test_memory_that_runs_out_at_every_tensor(monkeypatch):
             raise RuntimeError("[enforce fail] not enough memory: you tried to allocate 800000000000 bytes")
         return right(*args, **options)
 
-    monkeypatch.setattr(apply, "gather", fails)
+    for module in (new_tensors, apply):  # values, and gradients
+        monkeypatch.setattr(module, "gather", fails)
     structure.apply(plan)
     structure.undo()
     before, total = everything(structure), calls
