@@ -173,7 +173,7 @@ CLEANING_UP = frozenset({"Attributes.restore"})
 
 @pytest.mark.parametrize("failure", [fail, interrupt])
 def test_a_failure_at_every_call_of_an_edit(failure):
-    """From checking the plan to writing the history: every place that calls something (nightly; else every sixth).
+    """From checking the plan to writing the history: every place that calls something (nightly; else every tenth).
 
     Afterwards nothing has changed; or, where the failure did not matter to it, the edit is whole and can be undone.
     """
@@ -184,7 +184,7 @@ def test_a_failure_at_every_call_of_an_edit(failure):
     before, history = everything(structure), structure.history
     assert len(sites) > 150
     broken = []
-    chosen = slice(None) if NIGHTLY else slice(int(failure is fail), None, 6)
+    chosen = slice(None) if NIGHTLY else slice(int(failure is fail), None, 10)
     for site, numbers in list(sites.items())[chosen]:
         if failure is fail and site[2] in CLEANING_UP:
             continue
