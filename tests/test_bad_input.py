@@ -49,7 +49,7 @@ def structure() -> Structure:
 
 
 @contextmanager
-def refused(structure: Structure, kind: type[EspalierError], *words: str):
+def expect_refusal(structure: Structure, kind: type[EspalierError], *words: str):
     """The body raises exactly this kind of error, with these words in its message, and changes nothing."""
     before = snapshot(structure.model, structure.optimizer, structure)
     sizes = {name: axis.size for name, axis in structure.axes.items()}
@@ -79,29 +79,29 @@ def refused(structure: Structure, kind: type[EspalierError], *words: str):
 )
 def test_an_unknown_axis_is_named_and_another_suggested(structure, name, suggestion):
     for edit in (lambda: structure.prune(name, [0]), lambda: structure.grow(name, by=1), lambda: structure.axes[name]):
-        with refused(structure, PlanError, f"no axis {name!r}", suggestion):
+        with expect_refusal(structure, PlanError, f"no axis {name!r}", suggestion):
             edit()
 
 
 @pytest.mark.parametrize("name", [None, 3, ("body",), b"body"])
 def test_a_name_that_is_no_text(structure, name):
-    with refused(structure, PlanError, repr(name)):
+    with expect_refusal(structure, PlanError, repr(name)):
         structure.apply(Plan((Resize(name, add=1),)))
 
 
 def test_a_module_without_an_axis_of_its_own(structure):
-    with refused(structure, PlanError, "'norm'"):
+    with expect_refusal(structure, PlanError, "'norm'"):
         structure.prune("norm", [0])
 
 
 def test_a_tensor_and_dimension_lead_to_an_axis_or_an_error(structure):
     assert structure.axis("norm.running_var", 0).name == "stem"
     assert structure.axis("body.weight", -4).name == "body"
-    with refused(structure, PlanError, "'body.wait'"):
+    with expect_refusal(structure, PlanError, "'body.wait'"):
         structure.axis("body.wait", 0)
-    with refused(structure, PlanError, "body.weight", "4 dimensions", "dim=4"):
+    with expect_refusal(structure, PlanError, "body.weight", "4 dimensions", "dim=4"):
         structure.axis("body.weight", 4)
-    with refused(structure, PlanError, "dimension 2 of body.weight", "plain size"):
+    with expect_refusal(structure, PlanError, "dimension 2 of body.weight", "plain size"):
         structure.axis("body.weight", 2)
 
 
@@ -136,9 +136,9 @@ BAD_UNITS: dict[str, tuple[Any, tuple[str, ...]]] = {
 @pytest.mark.parametrize("case", BAD_UNITS)
 def test_units_that_cannot_be_removed(structure, case):
     units, words = BAD_UNITS[case]
-    with refused(structure, PlanError, *words):
+    with expect_refusal(structure, PlanError, *words):
         structure.prune("body", units)
-    with refused(structure, PlanError, *words):
+    with expect_refusal(structure, PlanError, *words):
         structure.prune({"stem": [0], "body": units})
 
 
@@ -150,46 +150,46 @@ def test_units_in_any_integer_type_are_fine(structure):
 
 @pytest.mark.parametrize("by", [0, -1, 1.0, 1.5, True, "2", math.nan, None, [1], torch.tensor(1.0)])
 def test_an_amount_that_is_no_count(structure, by):
-    with refused(structure, PlanError, "body"):
+    with expect_refusal(structure, PlanError, "body"):
         structure.grow("body", by=by)
     if by is not None:
-        with refused(structure, PlanError, "body"):
+        with expect_refusal(structure, PlanError, "body"):
             structure.grow({"stem": 1, "body": by})
 
 
 @pytest.mark.parametrize("add", [-1, 1.5, True, "2", None])
 def test_a_plan_made_by_hand_is_checked_all_the_same(structure, add):
-    with refused(structure, PlanError, "body"):
+    with expect_refusal(structure, PlanError, "body"):
         structure.apply(Plan((Resize("stem", add=1), Resize("body", add=add))))
 
 
 @pytest.mark.parametrize("remove", [(8,), (-1,), (1, 1), (0.5,), (True,), ("1",), None, tuple(range(8))])
 def test_units_of_a_plan_made_by_hand_are_checked_all_the_same(structure, remove):
-    with refused(structure, PlanError, "body"):
+    with expect_refusal(structure, PlanError, "body"):
         structure.apply(Plan((Resize("stem", add=1), Resize("body", remove=remove))))
 
 
 def test_calls_that_are_incomplete_or_contradictory(structure):
-    with refused(structure, PlanError, "body", "units"):
+    with expect_refusal(structure, PlanError, "body", "units"):
         structure.prune("body")
-    with refused(structure, PlanError, "body", "by"):
+    with expect_refusal(structure, PlanError, "body", "by"):
         structure.grow("body")
-    with refused(structure, PlanError, "not both"):
+    with expect_refusal(structure, PlanError, "not both"):
         structure.prune({"body": [0]}, [0])
-    with refused(structure, PlanError, "not both"):
+    with expect_refusal(structure, PlanError, "not both"):
         structure.grow({"body": 1}, by=1)
-    with refused(structure, PlanError, "body", "twice"):
+    with expect_refusal(structure, PlanError, "body", "twice"):
         structure.apply(Plan((Resize("body", add=1), Resize("body", remove=(1,)))))
-    with refused(structure, PlanError, "nothing"):
+    with expect_refusal(structure, PlanError, "nothing"):
         structure.apply(Plan(()))
-    with refused(structure, PlanError, "nothing"):
+    with expect_refusal(structure, PlanError, "nothing"):
         structure.prune({})
-    with refused(structure, PlanError, "nothing"):
+    with expect_refusal(structure, PlanError, "nothing"):
         structure.grow({})
 
 
 def test_one_bad_edit_spoils_the_whole_plan(structure):
-    with refused(structure, PlanError, "head"):
+    with expect_refusal(structure, PlanError, "head"):
         structure.grow({"stem": 2, "body": 2, "head": 1})
 
 
@@ -206,9 +206,9 @@ def test_the_last_unit_stays(structure):
 
 
 def test_the_interface_stays_unless_asked_for(structure):
-    with refused(structure, PlanError, "head (size 4)", "output", "interface=True"):
+    with expect_refusal(structure, PlanError, "head (size 4)", "output", "interface=True"):
         structure.grow("head", by=1)
-    with refused(structure, PlanError, "input", "interface=True"):
+    with expect_refusal(structure, PlanError, "input", "interface=True"):
         structure.prune(structure.axis("stem.weight", 1).name, [0])
     assert structure.grow("head", by=1, interface=True).sizes == {"head": (4, 5)}
 
@@ -216,11 +216,11 @@ def test_the_interface_stays_unless_asked_for(structure):
 def test_limits_are_kept():
     model = Network()
     structure = attach(model, X, limits={"body": (4, 9), "stem": (None, 6)})
-    with refused(structure, PlanError, "body", "3 units", "4"):
+    with expect_refusal(structure, PlanError, "body", "3 units", "4"):
         structure.prune("body", range(5))
-    with refused(structure, PlanError, "body", "10 units", "9"):
+    with expect_refusal(structure, PlanError, "body", "10 units", "9"):
         structure.grow("body", by=2)
-    with refused(structure, PlanError, "stem", "7 units", "6"):
+    with expect_refusal(structure, PlanError, "stem", "7 units", "6"):
         structure.grow("stem", by=1)
     assert not structure.axes["stem"].growable
 
@@ -242,9 +242,9 @@ def test_names_to_keep_and_limit_have_to_exist():
 
 def test_kept_axes_say_so():
     structure = attach(Network(), X, keep=["body"])
-    with refused(structure, PlanError, "body", "keep"):
+    with expect_refusal(structure, PlanError, "body", "keep"):
         structure.grow("body", by=1)
-    with refused(structure, PlanError, "stem", "keep"):  # the body reads it
+    with expect_refusal(structure, PlanError, "stem", "keep"):  # the body reads it
         structure.grow("stem", by=1)
 
 
@@ -252,19 +252,19 @@ def test_kept_axes_say_so():
 
 
 def test_values_of_new_units_have_to_fit(structure):
-    with refused(structure, PlanError, "body.weight", "(5,)", "(9, 6, 3, 3)"):
+    with expect_refusal(structure, PlanError, "body.weight", "(5,)", "(9, 6, 3, 3)"):
         structure.grow("body", by=1, values={"body.weight": torch.ones(5)})
-    with refused(structure, PlanError, "'body.wait'"):
+    with expect_refusal(structure, PlanError, "'body.wait'"):
         structure.grow("body", by=1, values={"body.wait": torch.ones(1)})
-    with refused(structure, PlanError, "body.weight", "finite"):
+    with expect_refusal(structure, PlanError, "body.weight", "finite"):
         structure.grow("body", by=1, values={"body.weight": torch.full((9, 6, 3, 3), math.nan)})
-    with refused(structure, PlanError, "body.bias", "finite"):
+    with expect_refusal(structure, PlanError, "body.bias", "finite"):
         structure.grow("body", by=1, values={"body.bias": torch.tensor(math.inf)})
-    with refused(structure, PlanError, "stem.weight"):
+    with expect_refusal(structure, PlanError, "stem.weight"):
         structure.grow("body", by=1, values={"stem.weight": torch.ones(6, 3, 3, 3)})  # not touched by this plan
-    with refused(structure, PlanError, "body.weight"):
+    with expect_refusal(structure, PlanError, "body.weight"):
         structure.grow("body", by=1, values={"body.weight": [[1.0]]})
-    with refused(structure, PlanError, "body.weight", "complex"):
+    with expect_refusal(structure, PlanError, "body.weight", "complex"):
         structure.grow("body", by=1, values={"body.weight": torch.ones((), dtype=torch.complex64)})
 
 
@@ -280,7 +280,7 @@ def test_values_are_used_at_the_new_positions_only(structure):
 def test_new_units_cannot_be_drawn_from_weights_that_are_not_finite(structure, place, value):
     with torch.no_grad():
         structure.model.get_parameter(place).view(-1)[3] = value
-    with refused(structure, PlanError, place, "not finite"):
+    with expect_refusal(structure, PlanError, place, "not finite"):
         structure.grow(place.removesuffix(".weight"), by=1)
 
 
@@ -339,7 +339,7 @@ def test_a_forward_that_is_interrupted_leaves_no_trace():
 def test_a_forward_that_fails_later_is_no_harm(structure):
     """The user's forward broke after attach: the edit is refused."""
     structure.model.forward = lambda x: 1 / 0
-    with refused(structure, SurgeryError, "ZeroDivisionError"):
+    with expect_refusal(structure, SurgeryError, "ZeroDivisionError"):
         structure.grow("body", by=1)
     del structure.model.forward
     structure.grow("body", by=1)
@@ -419,23 +419,23 @@ def test_what_is_no_optimizer(optimizer):
 
 def test_state_of_another_size_is_found_before_it_corrupts_memory(structure):
     structure.optimizer.state[structure.model.body.weight]["exp_avg"] = torch.zeros(3)
-    with refused(structure, OptimizerError, "exp_avg", "body.weight", "(3,)"):
+    with expect_refusal(structure, OptimizerError, "exp_avg", "body.weight", "(3,)"):
         structure.grow("body", by=1)
 
 
 def test_a_model_that_changed_behind_the_back(structure):
     structure.model.body = nn.Conv2d(6, 9, 3, padding=1)
-    with refused(structure, SurgeryError, "body", "attach to the model again"):
+    with expect_refusal(structure, SurgeryError, "body", "attach to the model again"):
         structure.grow("stem", by=1)
 
 
 def test_tensors_that_came_or_went(structure):
     structure.model.extra = nn.Parameter(torch.ones(1))
-    with refused(structure, SurgeryError, "extra", "attach to the model again"):
+    with expect_refusal(structure, SurgeryError, "extra", "attach to the model again"):
         structure.grow("stem", by=1)
     del structure.model.extra
     structure.model.head = nn.Identity()
-    with refused(structure, SurgeryError, "head", "attach to the model again"):
+    with expect_refusal(structure, SurgeryError, "head", "attach to the model again"):
         structure.grow("stem", by=1)
 
 
@@ -448,7 +448,7 @@ def test_an_averaged_copy_has_to_be_a_copy():
 
 
 def test_undo_of_nothing(structure):
-    with refused(structure, SurgeryError, "nothing to undo"):
+    with expect_refusal(structure, SurgeryError, "nothing to undo"):
         structure.undo()
 
 
