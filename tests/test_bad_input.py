@@ -296,7 +296,7 @@ def test_pruning_a_network_of_nans_goes_on_but_promises_nothing(structure):
 # --- Models ----------------------------------------------------------------------------------------------------------
 
 
-def attach_refused(kind: type[EspalierError], model: Any, example: Any, *words: str, **options: Any) -> None:
+def expect_attach_refused(kind: type[EspalierError], model: Any, example: Any, *words: str, **options: Any) -> None:
     """`attach` raises this kind of error with these words, and the model is as it was."""
     before = snapshot(model) if isinstance(model, nn.Module) else {}
     with pytest.raises(kind) as caught:
@@ -319,13 +319,13 @@ class Failing(Network):
 
 
 def test_a_forward_that_fails_says_where_and_why():
-    attach_refused(CaptureError, Failing(ValueError("no luck")), X, "no luck", "ValueError")
-    attach_refused(CaptureError, Network(), torch.zeros(8, 2, 5, 5), "stem")
-    attach_refused(CaptureError, Network(), torch.zeros(8, 3), "stem")
-    attach_refused(CaptureError, Network(), (X, X), "forward")
-    attach_refused(CaptureError, Network(), {"y": X}, "'y'")
-    attach_refused(CaptureError, Network(), None)
-    attach_refused(CaptureError, Network(), ())
+    expect_attach_refused(CaptureError, Failing(ValueError("no luck")), X, "no luck", "ValueError")
+    expect_attach_refused(CaptureError, Network(), torch.zeros(8, 2, 5, 5), "stem")
+    expect_attach_refused(CaptureError, Network(), torch.zeros(8, 3), "stem")
+    expect_attach_refused(CaptureError, Network(), (X, X), "forward")
+    expect_attach_refused(CaptureError, Network(), {"y": X}, "'y'")
+    expect_attach_refused(CaptureError, Network(), None)
+    expect_attach_refused(CaptureError, Network(), ())
 
 
 def test_a_forward_that_is_interrupted_leaves_no_trace():
@@ -347,12 +347,14 @@ def test_a_forward_that_fails_later_is_no_harm(structure):
 
 @pytest.mark.parametrize("model", [None, 3, "model", Network, lambda x: x, torch.ones(3)])
 def test_what_is_no_module(model):
-    attach_refused(PlanError, model, X, "torch.nn.Module", type(model).__name__)
+    expect_attach_refused(PlanError, model, X, "torch.nn.Module", type(model).__name__)
 
 
 def test_wrappers_are_named_with_what_is_inside():
-    attach_refused(PlanError, nn.Sequential(torch.compile(Network(), backend="eager")), X, "compiled", "in place")
-    attach_refused(PlanError, nn.DataParallel(Network()), X, "DataParallel", ".module")
+    expect_attach_refused(
+        PlanError, nn.Sequential(torch.compile(Network(), backend="eager")), X, "compiled", "in place"
+    )
+    expect_attach_refused(PlanError, nn.DataParallel(Network()), X, "DataParallel", ".module")
 
 
 @pytest.mark.slow
@@ -369,14 +371,14 @@ def test_a_distributed_wrapper_further_inside_is_named(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         wrapped = nn.parallel.DistributedDataParallel(Network())
-        attach_refused(PlanError, nn.Sequential(wrapped), X, "DistributedDataParallel", "outermost")
+        expect_attach_refused(PlanError, nn.Sequential(wrapped), X, "DistributedDataParallel", "outermost")
     finally:
         torch.distributed.destroy_process_group()
 
 
 def test_wrappers_further_inside_are_found_too():
-    attach_refused(PlanError, nn.Sequential(nn.DataParallel(Network())), X, "DataParallel")
-    attach_refused(PlanError, nn.Sequential(torch.compile(Network(), backend="eager")), X, "compiled")
+    expect_attach_refused(PlanError, nn.Sequential(nn.DataParallel(Network())), X, "DataParallel")
+    expect_attach_refused(PlanError, nn.Sequential(torch.compile(Network(), backend="eager")), X, "compiled")
 
 
 def test_script_modules_and_shapeless_parameters():
@@ -409,12 +411,12 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
 @pytest.mark.parametrize("case", OPTIMIZERS)
 def test_an_optimizer_of_something_else(case):
     model = Network()
-    attach_refused(OptimizerError, model, X, "SGD", "model.parameters()", optimizer=OPTIMIZERS[case](model))
+    expect_attach_refused(OptimizerError, model, X, "SGD", "model.parameters()", optimizer=OPTIMIZERS[case](model))
 
 
 @pytest.mark.parametrize("optimizer", ["adam", torch.optim.Adam, {"lr": 0.1}, 3])
 def test_what_is_no_optimizer(optimizer):
-    attach_refused(OptimizerError, Network(), X, type(optimizer).__name__, optimizer=optimizer)
+    expect_attach_refused(OptimizerError, Network(), X, type(optimizer).__name__, optimizer=optimizer)
 
 
 def test_state_of_another_size_is_found_before_it_corrupts_memory(structure):
@@ -441,10 +443,10 @@ def test_tensors_that_came_or_went(structure):
 
 def test_an_averaged_copy_has_to_be_a_copy():
     model = Network()
-    attach_refused(PlanError, model, X, "Linear", "copy of the model", follow=[nn.Linear(2, 2)])
+    expect_attach_refused(PlanError, model, X, "Linear", "copy of the model", follow=[nn.Linear(2, 2)])
     other = Network()
     other.body = nn.Conv2d(6, 9, 3)
-    attach_refused(PlanError, model, X, "body", follow=[other])
+    expect_attach_refused(PlanError, model, X, "body", follow=[other])
 
 
 def test_undo_of_nothing(structure):

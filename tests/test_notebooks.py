@@ -1,11 +1,10 @@
 """The notebooks run from top to bottom, as they stand, and what they assert holds."""
 
 import json
-import warnings
 from pathlib import Path
 
 import pytest
-import torch
+from run_code import run_code
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 
@@ -17,15 +16,7 @@ def test_a_notebook_runs(path: Path) -> None:
     assert book["nbformat"] == 4
     assert any("assert " in cell for cell in cells)
     assert all(cell["outputs"] for cell in book["cells"] if "print(" in "".join(cell["source"])), "run it before saving"
-    scope: dict[str, object] = {"__name__": "__main__"}
-    state = torch.get_rng_state()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            for cell in cells:
-                exec(compile(cell, str(path), "exec"), scope)
-    finally:
-        torch.set_rng_state(state)
+    run_code(cells, path, "__main__")
 
 
 def test_there_are_notebooks() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from run_code import run_code
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -14,16 +15,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 def run_blocks(page: Path) -> dict[str, object]:
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     assert blocks
-    scope: dict[str, object] = {"__name__": page.stem}
-    state = torch.get_rng_state()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            for block in blocks:
-                exec(compile(block, str(page), "exec"), scope)
-    finally:
-        torch.set_rng_state(state)
-    return scope
+    return run_code(blocks, page, page.stem)
 
 
 def test_schedules() -> None:

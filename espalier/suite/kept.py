@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,24 +83,22 @@ class Kept:
 
 def _narrow(record: Record) -> Record:
     """As it is written: names of columns once per table and not once per row."""
-    if "result" not in record:
-        return record
-    result = dict(record["result"])
-    for name in _TABLES:
-        rows = result[name]
-        result[name] = {column: [row[column] for row in rows] for column in rows[0]} if rows else {}
-    return {**record, "result": result}
+    return _with_tables(record, lambda rows: {name: [row[name] for row in rows] for name in rows[0]} if rows else {})
 
 
 def _wide(record: Record) -> Record:
     """As it was before it was written."""
+    return _with_tables(
+        record,
+        lambda columns: [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)],
+    )
+
+
+def _with_tables(record: Record, converted: Callable[[Any], Any]) -> Record:
     if "result" not in record:
         return record
-    result = dict(record["result"])
-    for name in _TABLES:
-        columns = result[name]
-        result[name] = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    return {**record, "result": result}
+    result = record["result"]
+    return {**record, "result": {**result, **{name: converted(result[name]) for name in _TABLES}}}
 
 
 __all__ = ["SUFFIX", "Kept", "Record"]
