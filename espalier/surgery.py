@@ -340,13 +340,13 @@ class Surgery:
             contract = replace(contract, why="what is masked is zero, and what is live anew starts at zero")
         if plan.values or plan.deltas:
             contract = self._judged(contract, staged.changes, plan, values, masking)
-        contract = masked(NewTensors(plan, staged.changes, contract, masking), values)
+        work = NewTensors(plan, staged.changes, contract, masking)
+        contract = masked(work, values)
         compensating, without_eps = compensating_attributes(self.model, contract)
         if without_eps is not None and contract.kind == "exact":
             why = f"the norm in {without_eps or 'the model'} keeps its eps, which is not in an attribute of the module"
             contract = replace(contract, kind="bounded", why=why)
-        work = NewTensors(plan, staged.changes, contract, masking)
-        return _Prepared(subject.table, work, (*staged.attributes, *compensating))
+        return _Prepared(subject.table, replace(work, contract=contract), (*staged.attributes, *compensating))
 
     def _judged(
         self, contract: Contract, changes: Changes, plan: Plan, values: Mapping[str, Tensor], masking: Masking
