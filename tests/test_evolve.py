@@ -30,7 +30,7 @@ from espalier.errors import RunError
 from espalier.evolve import ledger
 from espalier.evolve import store as storing
 from espalier.evolve.averaging import Mean
-from espalier.evolve.horizon import Point, price, slope
+from espalier.evolve.horizon import Curve, Point
 from espalier.evolve.job import Branch, carried_out, carry_out, key_of, packed, take_step, unpacked
 from espalier.evolve.judge import Objective
 from espalier.evolve.pareto import Front, Judged
@@ -43,7 +43,13 @@ from espalier.evolve.surgeon import Search, Surgeon
 
 TOTAL = 3_000_000
 SURGEON = Surgeon(
-    Wider(), Objective(parameters=-0.1, confidence=0.6), cycles=2, candidates=3, share=0.15, rungs=(1.0, 1.0)
+    Wider(),
+    Objective(parameters=-0.1, confidence=0.6),
+    cycles=2,
+    candidates=3,
+    share=0.15,
+    rungs=(1.0, 1.0),
+    dear=math.inf,
 )
 FREE = Objective(confidence=0.6)
 TIMES = ("seconds", "seconds_training")
@@ -500,14 +506,27 @@ def test_what_training_costs_is_an_estimate_and_needs_no_confidence():
 
 def test_prices_are_those_of_the_curve_that_they_are_taken_from():
     def loss(steps):
-        return 0.3 + 40 / steps
+        return 2.3 - 2 * steps / (50 + steps)
 
-    falls = slope(Point(100, loss(100)), Point(400, loss(400)))
-    assert falls == pytest.approx(40 / 400)  # -dL / d ln t
-    assert price(falls, 400, 1600, 400) == pytest.approx(loss(800) - loss(2000))
-    assert price(falls, 400, 400, 1600) == pytest.approx(loss(2000) - loss(800))
-    assert slope(Point(100, 1.0), Point(200, 1.1)) == 0.0  # it does not fall
-    assert price(0.0, 400, 1600, 10) == 0.0
+    curve = Curve.through(2.3, Point(100, loss(100)), Point(400, loss(400)))
+    assert curve.at(37) == pytest.approx(loss(37))
+    assert curve.slope == pytest.approx((loss(400 * 0.999) - loss(400 * 1.001)) / 0.002, rel=1e-4)  # -dL / d ln t
+    assert curve.price(1600, 400) == pytest.approx(loss(800) - loss(2000))
+    assert 0 > curve.price(400, 1600) > loss(2000) - loss(800)  # what is saved counts for less
+    assert curve.price(1600, 1700, age=30) == pytest.approx(loss(400) - loss(30) + loss(1730) - loss(2000))
+
+
+def test_a_loss_that_has_fallen_in_a_straight_line_goes_on_so_and_one_that_does_not_fall_costs_nothing():
+    straight = Curve.through(2.3, Point(10, 2.2), Point(20, 2.1))
+    assert straight.price(100, 40) == pytest.approx(60 * 0.01)
+    faster = Curve.through(2.3, Point(10, 2.25), Point(20, 2.1))
+    assert faster.price(100, 40) == pytest.approx(60 * 0.01)
+    assert Curve.through(2.3, Point(20, 2.1), Point(20, 2.1)).price(100, 40) == pytest.approx(60 * 0.01)  # one point
+    for still in (
+        Curve.through(2.3, Point(100, 1.0), Point(200, 1.1)),
+        Curve.through(2.3, Point(9, 2.4), Point(20, 2.5)),
+    ):
+        assert still.slope == still.price(1600, 10) == still.price(10, 1600) == 0.0
 
 
 def test_edits_that_are_too_dear_for_a_race_of_some_length_are_not_tried(tmp_path):
@@ -612,9 +631,11 @@ def test_recommendations_are_proposals_with_what_they_predict():
     assert 1 <= len(found) <= 3
     assert asked
     assert all(torch.equal(one, before[name]) for name, one in bench.model.state_dict().items())
-    assert {one.kind for one in found} <= {"wider", "smaller", "shallower", "as asked", "deeper"}
+    assert {one.kind for one in found} <= {"wider", "smaller", "shallower", "wide and shallow", "as asked", "deeper"}
     for one in found:
-        assert (one.gain is None) == (one.kind in ("wider", "smaller"))  # of which nothing is predicted
+        assert (one.gain is None) == (
+            one.kind in ("wider", "smaller", "wide and shallow")
+        )  # of which nothing is predicted
         structure.apply(one.plan)
         structure.undo()
 

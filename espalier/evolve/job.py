@@ -118,10 +118,10 @@ class Branch:
             carry_out(structure, bench, read_plan(store, self.plan), self.first)
         cost = structure.cost()
         per_sample, spent, training = cost.flops // bench.examples, 0, time.perf_counter()
-        mean, last = Mean(structure.model), self.first + self.steps
+        mean, last, before = Mean(structure.model), self.first + self.steps, list[float]()
         for step in range(self.first, last):
             batch = bench.batch(step)
-            take_step(structure, bench, batch, min(1.0, (self.spent + spent) / self.total))
+            before.append(take_step(structure, bench, batch, min(1.0, (self.spent + spent) / self.total)))
             spent += FORWARD_AND_BACKWARD * per_sample * bench.samples(batch)
             if self.judged is not None and step >= last - self.judged * self.steps:
                 mean.look()
@@ -132,6 +132,7 @@ class Branch:
             "step_flops": FORWARD_AND_BACKWARD * per_sample * bench.samples(bench.batch(self.first)),
             "sizes": {name: axis.size for name, axis in structure.axes.items()},
             "seconds_training": training,
+            "first_loss": before[0] if before else None,
         }
         if self.judged is not None:
             recent = [bench.batch(step) for step in range(max(self.first, last - _CALIBRATED_ON), last)]
@@ -170,23 +171,25 @@ def opened(bench: Workbench, store: Store, network: str | None) -> Structure:
     return load(store.path(network), bench.model, bench.example, optimizer=bench.optimizer)
 
 
-def take_step(structure: Structure, bench: Workbench, batch: Any, done: float) -> None:
-    """One step of the optimizer. Raises Diverged if the loss is no number."""
+def take_step(structure: Structure, bench: Workbench, batch: Any, done: float) -> float:
+    """One step of the optimizer; the loss before it. Raises Diverged if that is no number."""
     optimizer, factor = bench.optimizer, bench.rate(done)
     with _rates_times(optimizer, factor):
         structure.model.train()
         optimizer.zero_grad()
         loss = bench.loss(structure.model, batch)
-        if not math.isfinite(float(loss.detach())):
-            raise Diverged(f"the training loss became {float(loss.detach())}")
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise Diverged(f"the training loss became {value}")
         torch.autograd.backward(loss)
         optimizer.step()
+    return value
 
 
 def carry_out(structure: Structure, bench: Workbench, plan: Plan, step: int) -> None:
     """Apply a plan, and give the norms of new units the statistics of their inputs."""
     edit = structure.apply(plan)
-    grown = {one.axis: one.add for one in plan.edits if one.add}
+    grown = {one.axis: one.add for one in plan.edits if one.add and one.axis in structure.axes}
     places = new_statistics(structure.model, structure.topology, grown, given=edit.given)
     batches = [bench.batch(step + number) for number in range(_CALIBRATED_ON)]
     calibrate(structure.model, places, [partial(bench.loss, structure.model, batch) for batch in batches])
