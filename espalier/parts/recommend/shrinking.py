@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -26,7 +26,7 @@ from espalier.parts.recommend.redundancy import (
     unread_units,
 )
 from espalier.parts.recommend.rows import Rows
-from espalier.parts.recommend.spectra import RankTest, rank_test, signal_rank, stable_rank
+from espalier.parts.recommend.spectra import RankTest, covariance, rank_test, signal_rank, stable_rank, unrelated
 from espalier.parts.score import Context
 from espalier.parts.units.refit import Refit
 
@@ -105,22 +105,25 @@ def redundancy(context: Context, axis: str, rows: Rows, permutations: int) -> Re
     """Look at one axis; changes nothing."""
     generator = context.generator(f"{axis}, permuted")
     readers, makers = readers_of(context.structure, axis), makers_of(context.structure, axis)
+    matrix, null = covariance(rows.values), unrelated(rows.values, permutations, generator)
     return Redundancy(
         axis=axis,
         size=len(rows.low),
         samples=len(rows.values),
         constant=constant_units(rows.low, rows.high),
         unread=() if readers is None else unread_units(readers),
-        rank=rank_test(rows.values, permutations, generator),
-        twins=twins(rows.values, _UNEXPLAINED, permutations, generator),
-        elimination=None if readers is None else elimination(rows.values, readers),
+        rank=rank_test(matrix, null),
+        twins=twins(matrix, _UNEXPLAINED, null),
+        elimination=None if readers is None else elimination(matrix, readers),
         stable=None if makers is None else stable_rank(makers),
         signal=None if makers is None else signal_rank(makers, min(permutations, 5), generator),
     )
 
 
-def smaller(context: Context, judge: Judge, found: Redundancy, refused: dict[str, str]) -> list[Recommendation]:
-    """Plans by which units of one axis go, judged: at most one of every kind."""
+def smaller(
+    context: Context, judge: Judge, found: Redundancy, kinds: Collection[Kind], refused: dict[str, str]
+) -> list[Recommendation]:
+    """Plans by which units of one axis go, judged: at most one of each of these kinds."""
     recommended: list[Recommendation] = []
     rank, dead, twin, stable = (*found.evidence, None)[:4]
     assert rank is not None and dead is not None and twin is not None  # noqa: PT018
@@ -130,9 +133,9 @@ def smaller(context: Context, judge: Judge, found: Redundancy, refused: dict[str
         makers.append(("dead", "remove {} dead of {} units", found.dead, (dead,)))
     if repeated := tuple(sorted(set(found.twins.units) - set(found.dead))):
         makers.append(("duplicates", "merge {} of {} units with their doubles", repeated, (twin,)))
-    for kind, what, units, evidence in makers:
+    for kind, what, units, evidence in (one for one in makers if one[0] in kinds):
         recommended += _attempt(context, judge, found, kind, what, units, evidence, refused)
-    if found.elimination is not None:
+    if found.elimination is not None and "redundant" in kinds:
         simple = len({*found.dead, *found.twins.units})  # what goes anyway: to choose others among doubles is no news
         counts = {sum(one <= part for one in found.elimination.lost) for part in _LOST}
         chosen = {count for count in counts if count > simple}
