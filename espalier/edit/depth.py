@@ -25,8 +25,8 @@ from espalier.edit.verify import changed_attribute
 from espalier.errors import CaptureError, EspalierError, SurgeryError
 from espalier.graph.backward import backward_problem
 from espalier.graph.caches import drop_caches
-from espalier.graph.capture import TensorTable, tensor_table
 from espalier.graph.flow import operator_name
+from espalier.graph.named_tensors import TensorTable, tensor_table
 from espalier.graph.topology import Topology, infer
 
 

@@ -38,8 +38,8 @@ from espalier.edit.plan import Plan, Resize
 from espalier.edit.refresh import different
 from espalier.edit.verify import attributes_set, changed_attribute, resized_example
 from espalier.errors import CaptureError, CheckpointError
-from espalier.graph.capture import TensorTable, tensor_table
 from espalier.graph.dims import NEW
+from espalier.graph.named_tensors import TensorTable, tensor_table
 from espalier.graph.topology import INTERFACE, Topology, infer
 from espalier.measure.cost import cost_of
 from espalier.parallel.fully_shard import FullyShard, empty

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from espalier.attach import LimitLike
 from espalier.errors import CheckpointError
-from espalier.graph.capture import tensor_table
+from espalier.graph.named_tensors import tensor_table
 from espalier.parallel.wrapped import unwrapped
 from espalier.peers import check_whole
 from espalier.structure import Structure

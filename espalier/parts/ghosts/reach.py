@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from espalier.errors import MethodError
-from espalier.graph.capture import tensor_table
+from espalier.graph.named_tensors import tensor_table
 from espalier.graph.topology import Topology
 from espalier.measure.stats import without_a_trace
 from espalier.parts.ghosts.ghosts import INCOMING, OUTGOING
