@@ -245,7 +245,7 @@ def _tried(
 
 
 def _still_there(before: TensorTable, after: TensorTable) -> dict[str, str]:
-    names = {id(tensor): name for name, tensor in after.tensors.items()}
+    names = after.names
     return {name: names[id(tensor)] for name, tensor in before.tensors.items() if id(tensor) in names}
 
 

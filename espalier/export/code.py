@@ -23,7 +23,7 @@ from espalier.graph.trees import call_arguments, flatten_tensors, map_tensors
 from espalier.graph.undisturbed import undisturbed
 from espalier.peers import check_whole
 from espalier.structure import Structure
-from espalier.train.checkpoint import described
+from espalier.train.checkpoint_contents import described
 from espalier.train.checkpoint_network import SavedNetwork
 
 CODE, VALUES = "network.py", "network.safetensors"

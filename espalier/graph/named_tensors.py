@@ -27,6 +27,11 @@ class TensorTable:
     fakes: Fakes = field(default_factory=Fakes, repr=False, compare=False)
     _made: dict[tuple[str, Shape], torch.Tensor] = field(default_factory=dict, repr=False, compare=False)
 
+    @property
+    def names(self) -> dict[int, str]:
+        """id of a tensor -> its first name."""
+        return {id(tensor): name for name, tensor in self.tensors.items()}
+
     def fake(self, name: str, shape: Sequence[int]) -> torch.Tensor:
         """The fake tensor of that shape which stands in for a tensor: made once, for all captures with this table."""
         key = name, tuple(shape)
