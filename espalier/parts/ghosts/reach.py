@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from espalier.errors import MethodError
-from espalier.graph.capture import tensor_table
+from espalier.graph.named_tensors import tensor_table
 from espalier.graph.topology import Topology
 from espalier.measure.stats import without_a_trace
 from espalier.parts.ghosts.ghosts import INCOMING, OUTGOING
@@ -57,7 +57,7 @@ def between(topology: Topology, axis: str) -> Between | str:
 
 def tried(context: Context, axes: Mapping[str, Between], batch: Any) -> tuple[dict[str, str], dict[str, str]]:
     """Axes whose weights are not used as they would have to be on this batch, and why; weights -> their biases."""
-    table = {id(tensor): name for name, tensor in tensor_table(context.structure.model).tensors.items()}
+    table = tensor_table(context.structure.model).names
     products, _, problems = _run(context, axes, batch)
     biases = {name: one.bias for name, one in products.items()}
     return problems, {name: table[id(one)] for name, one in biases.items() if one is not None and id(one) in table}

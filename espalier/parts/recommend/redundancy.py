@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from espalier.graph.capture import tensor_table
+from espalier.graph.named_tensors import tensor_table
 from espalier.parts.ghosts.ghosts import INCOMING, OUTGOING
 from espalier.parts.recommend.spectra import Unrelated, correlations
 from espalier.structure import Structure
