@@ -5,14 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
 from espalier.edit.plan import Plan, Resize
 from espalier.errors import EspalierWarning
-from espalier.parts.goal import Scores
 from espalier.parts.recommend.judging import Judge, Proposal, attempted, best
 from espalier.parts.recommend.recommendation import Evidence, Kind, Recommendation
 from espalier.parts.recommend.redundancy import (
@@ -28,7 +27,7 @@ from espalier.parts.recommend.redundancy import (
 from espalier.parts.recommend.rows import Rows
 from espalier.parts.recommend.spectra import RankTest, covariance, rank_test, signal_rank, stable_rank, unrelated
 from espalier.parts.score import Context
-from espalier.parts.units.refit import Refit
+from espalier.parts.units.refit import Looked, Refit
 
 _UNEXPLAINED = 0.01
 """The part of a near-duplicate's variance that the other one may leave unexplained."""
@@ -125,6 +124,7 @@ def smaller(
 ) -> list[Recommendation]:
     """Plans by which units of one axis go, judged: at most one of each of these kinds."""
     recommended: list[Recommendation] = []
+    looked = cache(partial(Refit(batches=len(context.probe), rows=_REFIT_ROWS).looked, context, [found.axis]))
     rank, dead, twin, stable = (*found.evidence, None)[:4]
     assert rank is not None and dead is not None and twin is not None  # noqa: PT018
     weights = () if stable is None else (stable,)
@@ -134,7 +134,7 @@ def smaller(
     if repeated := tuple(sorted(set(found.twins.units) - set(found.dead))):
         makers.append(("duplicates", "merge {} of {} units with their doubles", repeated, (twin,)))
     for kind, what, units, evidence in (one for one in makers if one[0] in kinds):
-        recommended += _attempt(context, judge, found, kind, what, units, evidence, refused)
+        recommended += _attempt(context, judge, found, looked, kind, what, units, evidence, refused)
     if found.elimination is not None and "redundant" in kinds:
         simple = len({*found.dead, *found.twins.units})  # what goes anyway: to choose others among doubles is no news
         counts = {sum(one <= part for one in found.elimination.lost) for part in _LOST}
@@ -149,7 +149,7 @@ def smaller(
             )  # fmt: skip
             units = found.elimination.order[:count]
             what = "remove {} of {} units"
-            trials += _attempt(context, judge, found, "redundant", what, units, (rank, fit, *weights), refused)
+            trials += _attempt(context, judge, found, looked, "redundant", what, units, (rank, fit, *weights), refused)
         recommended += best(trials)
     return recommended
 
@@ -158,6 +158,7 @@ def _attempt(
     context: Context,
     judge: Judge,
     found: Redundancy,
+    looked: Callable[[], Looked],
     kind: Kind,
     what: str,
     units: Sequence[int],
@@ -168,19 +169,23 @@ def _attempt(
     if not allowed:
         return []
     text = what.format(len(allowed), found.size)
-    make: Callable[[], Proposal] = partial(_proposal, context, found.axis, kind, text, allowed, evidence)
+    make: Callable[[], Proposal] = partial(_proposal, found.axis, looked, kind, text, allowed, evidence)
     return attempted(judge, [make], found.axis, refused)
 
 
 def _proposal(
-    context: Context, axis: str, kind: Kind, what: str, units: tuple[int, ...], evidence: tuple[Evidence, ...]
+    axis: str,
+    looked: Callable[[], Looked],
+    kind: Kind,
+    what: str,
+    units: tuple[int, ...],
+    evidence: tuple[Evidence, ...],
 ) -> Proposal:
     """The plan in which units go and what reads them is refitted, as far as it can be."""
     ridge = _RIDGE if kind == "redundant" else _NO_RIDGE
-    refit = Refit(ridge=ridge, batches=len(context.probe), rows=_REFIT_ROWS)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", EspalierWarning)
-        deltas = refit(context, {axis: units}, Scores({})).deltas
+        deltas = looked().beginning({axis: units}, ridge).deltas
     notes = [str(one.message) for one in caught if issubclass(one.category, EspalierWarning)]
     more = tuple(Evidence("refit", 0.0, note.rstrip(".")) for note in notes)
     plan = Plan((Resize(axis, remove=tuple(sorted(units))),), deltas=_finite(deltas))
