@@ -18,11 +18,11 @@ from espalier.attach import attach
 from espalier.edit import new_tensors
 from espalier.edit.changes import Changes
 from espalier.graph import dims, reading, topology
-from espalier.graph.capture import Call
 from espalier.graph.rules import registry
 from espalier.graph.rules.registry import Reading, positive, refs_in, rule_for, size
 from espalier.graph.solver import concat, product
 from espalier.graph.topology import infer
+from espalier.graph.trace import Call
 
 MOST = 16
 """Networks on which a mutant has to be seen."""

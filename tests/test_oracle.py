@@ -12,7 +12,8 @@ from zero_and_remove import TOLERANCE, RemovalOracle, corruptions, difference, e
 from zoo_small import ZOO, Example
 
 from espalier.attach import attach
-from espalier.graph.capture import map_tensors, tensor_table
+from espalier.graph.named_tensors import tensor_table
+from espalier.graph.trees import map_tensors
 from espalier.structure import Structure
 
 CAUGHT = 0.99

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from espalier.attach import attach
 from espalier.axis import Axis
-from espalier.graph.capture import tensor_table
+from espalier.graph.named_tensors import tensor_table
 from espalier.graph.topology import INTERFACE, Slot
 from espalier.record import Edit
 from espalier.structure import Structure

@@ -16,10 +16,11 @@ from espalier.edit.steps import Step
 from espalier.edit.tensors import memory_order
 from espalier.edit.verify import in_sizes
 from espalier.errors import CheckpointError, PlanError
-from espalier.graph.capture import TensorTable, map_tensors
 from espalier.graph.dims import axes_of, size_of
+from espalier.graph.named_tensors import TensorTable
 from espalier.graph.solver import Reason
 from espalier.graph.topology import Topology
+from espalier.graph.trees import map_tensors
 
 Shape: TypeAlias = tuple[int, ...]
 AttributeValue: TypeAlias = int | float | list[int] | None
