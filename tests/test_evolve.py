@@ -20,7 +20,9 @@ from random import Random
 
 import pytest
 import torch
+import torch.nn.functional as F
 from searching import Spirals, Wider
+from torch import nn
 
 import espalier as esp
 from espalier.edit.depth_edits import Remove, Replace
@@ -661,6 +663,62 @@ def test_what_is_already_wide_enough_is_not_widened():
     assert "wider" not in kinds(8)
     assert "smaller" in kinds(8)
     assert "wider" in kinds(8, loose=0.9)
+
+
+def test_where_nothing_gets_through_no_units_go_and_all_layers_do_at_once():
+    """Behind units that are dead all others could go for nothing."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)]
+    x, target = torch.randn(200, 4), torch.randint(3, (200,))
+
+    def kinds(bias):
+        model = nn.Sequential(*layers)
+        with torch.no_grad():
+            model[2].bias.fill_(bias)
+        structure = esp.attach(model, x[:2])
+        material = Material(structure, lambda rows: F.cross_entropy(model(x[rows]), target[rows]),
+                            [torch.arange(100), torch.arange(100, 200)], 5)  # fmt: skip
+        found = {one.kind: one.plan for one in Recommended(permutations=19)(material, 5)}
+        if "wide and shallow" in found:
+            structure.apply(found["wide and shallow"])
+            sizes = [tuple(one.shape) for one in model.parameters() if one.ndim == 2]
+            structure.undo()
+            assert sizes == [(24, 4), (3, 24)]
+        return found
+
+    assert {"wider", "wide and shallow"} <= kinds(-50.0).keys()
+    assert "smaller" not in kinds(-50.0)
+
+
+def test_a_cycle_begins_when_the_curve_of_the_loss_has_bent(tmp_path):
+    """Steps that lower the loss much are not spent on branches; later, when they lower it less, some are."""
+    early = replace(SURGEON, dear=0.1, first=0.01, last=0.3, cycles=4)
+    records = searched(tmp_path, surgeon=early)
+    dear, cycles = ([one for one in records if one["kind"] == kind] for kind in ("dear", "cycle"))
+    assert [one["cycle"] for one in dear] == [0]
+    assert [one["cycle"] for one in cycles][:1] == [1]
+    before = [one["loss"] for one in records[: records.index(dear[0])] if "loss" in one]
+    assert dear[0]["cost"] > 0.1 * before[-1]
+    never = searched(tmp_path / "never", surgeon=replace(early, dear=0.0))
+    assert [one["kind"] for one in never].count("dear") == 4
+    brief = searched(tmp_path / "brief", surgeon=replace(early, share=0.01))  # less than judging takes
+    assert [one.get("cycle") for one in brief if one["kind"] == "dear"] == [None]
+    assert {one["kind"] for one in (*never, *brief)} == {"start", "trained", "dear", "end"}
+
+
+def test_a_network_that_begins_anew_is_judged_by_its_age():
+    """All that was learnt is undone, and what is fresh learns faster: behind in a race of equal steps, it wins."""
+    control = {"losses": packed(torch.full((400,), 1.2)), "parameters": 100, "flops": 100}
+    branch = {"losses": packed(torch.full((400,), 1.3)), "parameters": 100, "flops": 100}
+    curve = Curve.through(2.3, Point(150, 1.77), Point(480, 1.2))
+    level = curve.price(7000, 7000)
+    younger = curve.price(7000, 7000, age=190)
+    assert level == 0.0
+    assert not Objective().verdict(branch, control, 1, level).accepted
+    assert Objective().verdict(branch, control, 1, younger).accepted
+    worse = {**branch, "losses": packed(torch.full((400,), 2.2))}  # than the control was at its age
+    assert curve.at(190) < 2.2
+    assert not Objective().verdict(worse, control, 1, younger).accepted
 
 
 def test_a_move_that_is_unknown_says_so():

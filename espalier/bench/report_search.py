@@ -120,7 +120,7 @@ def _lineage(search: SearchRun) -> str:
     )
     if not search.cycles:
         dear = any(one["kind"] == "dear" for one in search.records)
-        why = ": what it takes was worth more as plain training (<code>--dear</code>)" if dear else ""
+        why = ": what a cycle takes was worth more as plain training (<code>--dear</code>)" if dear else ""
         return section("Lineage", f"No edit has been tried{why}.", "")
     return section(
         "Lineage", about, f'<div class="card lineage">{legend_html()}<div class="tree">{lineage(search)}</div></div>'

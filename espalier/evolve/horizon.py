@@ -18,8 +18,8 @@ has just grown gains on, so that prices may be low. With each doubling of t the 
 0.38, 0.16, 0.05, 0.03 and 0.01 on MNIST, and by 0.11, 0.06, 0.06, 0.06 and 0.01 on CIFAR-10. With u = 1 for all
 prices, searches of a few hundred steps widened networks that were then not trained enough (docs/results/surgeon.md).
 
-An edit after which the loss is no lower than L0 has undone what was learnt. Such a network begins anew: it is compared
-with what the other one's loss was at its age s, and then has s + R' steps where the other one has t + R.
+A network that begins anew is compared with what the other one's loss was at its age s, and will have been trained for
+s + R' steps where the other one has t + R.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from espalier.attach import attach
 from espalier.edit.plan import Plan
+from espalier.edit.recipes.redrawn import redraw
 from espalier.errors import EspalierError
 from espalier.evolve.averaging import Mean
 from espalier.evolve.problem import Batch, Problem, Workbench
@@ -111,17 +112,21 @@ class Branch:
     watched: bool = False
     """A network that is not judged is looked at on held-out data all the same, as it is; nothing depends on it, and it
     is not charged."""
+    anew: bool = False
+    """What is trained begins with fresh weights, of the sizes that there are then."""
 
     def work(self, bench: Workbench, store: Store) -> dict[str, Any]:
         structure = opened(bench, store, self.parent)
         if self.plan is not None:
             carry_out(structure, bench, read_plan(store, self.plan), self.first)
+        if self.anew:
+            begin_anew(structure, bench)
         cost = structure.cost()
         per_sample, spent, training = cost.flops // bench.examples, 0, time.perf_counter()
-        mean, last, before = Mean(structure.model), self.first + self.steps, list[float]()
+        mean, last = Mean(structure.model), self.first + self.steps
         for step in range(self.first, last):
             batch = bench.batch(step)
-            before.append(take_step(structure, bench, batch, min(1.0, (self.spent + spent) / self.total)))
+            take_step(structure, bench, batch, min(1.0, (self.spent + spent) / self.total))
             spent += FORWARD_AND_BACKWARD * per_sample * bench.samples(batch)
             if self.judged is not None and step >= last - self.judged * self.steps:
                 mean.look()
@@ -132,7 +137,6 @@ class Branch:
             "step_flops": FORWARD_AND_BACKWARD * per_sample * bench.samples(bench.batch(self.first)),
             "sizes": {name: axis.size for name, axis in structure.axes.items()},
             "seconds_training": training,
-            "first_loss": before[0] if before else None,
         }
         if self.judged is not None:
             recent = [bench.batch(step) for step in range(max(self.first, last - _CALIBRATED_ON), last)]
@@ -171,19 +175,17 @@ def opened(bench: Workbench, store: Store, network: str | None) -> Structure:
     return load(store.path(network), bench.model, bench.example, optimizer=bench.optimizer)
 
 
-def take_step(structure: Structure, bench: Workbench, batch: Any, done: float) -> float:
-    """One step of the optimizer; the loss before it. Raises Diverged if that is no number."""
+def take_step(structure: Structure, bench: Workbench, batch: Any, done: float) -> None:
+    """One step of the optimizer. Raises Diverged if the loss is no number."""
     optimizer, factor = bench.optimizer, bench.rate(done)
     with _rates_times(optimizer, factor):
         structure.model.train()
         optimizer.zero_grad()
         loss = bench.loss(structure.model, batch)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise Diverged(f"the training loss became {value}")
+        if not math.isfinite(float(loss.detach())):
+            raise Diverged(f"the training loss became {float(loss.detach())}")
         torch.autograd.backward(loss)
         optimizer.step()
-    return value
 
 
 def carry_out(structure: Structure, bench: Workbench, plan: Plan, step: int) -> None:
@@ -228,6 +230,14 @@ def read_plan(store: Store, address: str) -> Plan:
     return Plan.load(store.path(address) / _PLAN)
 
 
+def begin_anew(structure: Structure, bench: Workbench) -> None:
+    """Draw what is trained again, and forget the optimizer's state."""
+    for module in structure.model.modules():
+        if any(one.requires_grad for one in module.parameters(recurse=False)):
+            redraw(module)
+    bench.optimizer.state.clear()
+
+
 @contextmanager
 def _rates_times(optimizer: torch.optim.Optimizer, factor: float) -> Iterator[None]:
     rates = [group["lr"] for group in optimizer.param_groups]
@@ -247,6 +257,7 @@ __all__ = [
     "Exam",
     "Job",
     "Result",
+    "begin_anew",
     "carried_out",
     "carry_out",
     "keep_plan",

@@ -8,7 +8,8 @@ out together, and compete as one:
 - *smaller*: of every axis of which units could go, a part of them goes, and what reads them is refitted; not where the
   network is stuck;
 - *shallower*: all layers go without which the loss is no higher; else the one that is missed least, unless much;
-- *wide and shallow*: where the network is stuck, all layers go that can, and what stays becomes wider;
+- *wide and shallow*: where the network is stuck, all layers go that can, and what stays becomes wider and begins anew:
+  weights that nothing got through are no start;
 - *as asked*: the new units that the loss asks for (TINY), where that is more than chance;
 - *deeper*: the new layer whose parameters do most.
 
@@ -106,11 +107,13 @@ class Recommended:
         gone = _unmissed(found, _NOT_MISSED) or _unmissed(found, _LITTLE)[:1]
         yield from _together("shallower", gone)
         every = _apart(_unmissed(found, math.inf))
-        if stuck and every and wider:
+        if stuck and every and wider and not structure.masks:
             plan = joined([wider, *(one.plan for one in every)])
             what = ", ".join(one.site for one in every)
             if plan is not None:
-                yield Proposal(plan, "wide and shallow", f"remove the layers {what}, and widen the rest", _STUCK)
+                yield Proposal(
+                    plan, "wide and shallow", f"remove the layers {what}, and widen the rest", _STUCK, anew=True
+                )
         yield from _together("as asked", asked)
         yield from _together("deeper", [one for one in found.ranked if one.kind == "insert"][:1])
 

@@ -58,8 +58,8 @@ class Surgeon:
     rungs: tuple[float, ...] = (0.25, 0.75)
     """How the share of a cycle is divided among its rungs."""
     least: float = 0.25
-    """A branch is trained for at least this part of the steps that the network has had since it last grew; edits that
-    are too dear for that are not tried."""
+    """A branch is trained for at least this part of the steps that the network has had, those of its parameters in the
+    mean; edits that are too dear for that are not tried, but for those that begin anew."""
     dear: float = 0.03
     """No cycle begins as long as the steps that it takes would lower the loss by more than this part of it, by the
     curve of the loss until then; nor if to judge its branches alone takes its share. Then plain training is worth more:
@@ -260,15 +260,16 @@ class Search:
             return node
         alive = {f"{cycle}.{number}": one for number, one in enumerate(proposals)}
         nodes = dict.fromkeys(alive, node)
-        control, verdicts, anew = node, dict[str, Verdict](), set[str]()
+        control, verdicts = node, dict[str, Verdict]()
         for rung, part in enumerate(surgeon.rungs):
             names = list(alive)
             budget = share * part / sum(surgeon.rungs)
             steps = self._steps(budget, node, [alive[name]["flops"] for name in names])
             jobs = [self._branch(control, None, steps, surgeon.averaged)]
             for name in names:
-                plan = alive[name]["plan"] if nodes[name] is node else None
-                jobs.append(self._branch(nodes[name], plan, steps, surgeon.averaged))
+                job = self._branch(nodes[name], None, steps, surgeon.averaged)
+                first = nodes[name] is node
+                jobs.append(replace(job, plan=alive[name]["plan"], anew=alive[name]["anew"]) if first else job)
             self._on_record({
                 "kind": "rung", "cycle": cycle, "rung": rung, "names": names, "steps": [steps] * len(jobs),
                 "total_spent": self.spent, "edits": [alive[name]["what"] for name in names],
@@ -288,11 +289,9 @@ class Search:
                 if "failed" in result:
                     self._on_record({**record, "failed": result["failed"]})
                     continue
-                if nodes[name] is node and result["first_loss"] >= self._start:
-                    anew.add(name)
                 left = (self.total - self.spent) / control.result["step_flops"]
                 ratio = result["step_flops"] / control.result["step_flops"]
-                age = nodes[name].steps + steps - node.steps if name in anew else None
+                age = nodes[name].steps + steps - node.steps if alive[name]["anew"] else None
                 training = curve.price(left, left / ratio, age)
                 verdict = surgeon.objective.verdict(result, results[0], len(proposals), training)
                 verdicts[name] = verdict
@@ -313,8 +312,8 @@ class Search:
         after = control if winner is None else nodes[winner]
         if winner is not None:
             self._lineage += 1
-            if winner in anew or after.result["parameters"] > control.result["parameters"]:
-                self._born = node.steps
+            kept = 0.0 if alive[winner]["anew"] else control.result["parameters"] / after.result["parameters"]
+            self._born = node.steps - math.floor(min(1.0, kept) * (node.steps - self._born))
         self._known = Point(after.steps - self._born, float(after.result["loss"]))
         return after
 
@@ -322,8 +321,11 @@ class Search:
         """Without the dearest ones, until all that are left can be trained for long enough."""
         kept = list(proposals)
         least = self.surgeon.least * (node.steps - self._born)
-        while kept and self._steps(share, node, [one["flops"] for one in kept]) < least:
-            kept.remove(max(kept, key=lambda one: int(one["flops"])))
+        while self._steps(share, node, [one["flops"] for one in kept]) < least:
+            may_go = [one for one in kept if not one["anew"]]
+            if not may_go:
+                break
+            kept.remove(max(may_go, key=lambda one: int(one["flops"])))
         return kept
 
     def _steps(self, budget: float, node: Node, flops: Sequence[int]) -> int:
