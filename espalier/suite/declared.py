@@ -66,7 +66,7 @@ def _path(name: str, folder: Path) -> Path:
 def _keys(text: str, path: Path, on_the_way: tuple[Path, ...]) -> dict[str, Any]:
     """What a file says, with what it is based on."""
     try:
-        data = tomllib.loads(text)
+        data: dict[str, Any] = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise RunError(f"{path} is no TOML: {error}") from error
     if "based_on" not in data:
