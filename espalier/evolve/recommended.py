@@ -23,12 +23,12 @@ from espalier.edit.plan import Plan, Resize
 from espalier.errors import EspalierError, MethodError
 from espalier.evolve.proposals import Material, Move, Proposal, joined
 from espalier.parts.recommend.advising import recommend
-from espalier.parts.recommend.recommendation import Recommendation, Recommendations
+from espalier.parts.recommend.recommendation import Kind, Recommendation, Recommendations
 from espalier.parts.score import derived_seed
 from espalier.parts.units.where import choose_axes
 from espalier.structure import Structure
 
-_SPARE = ("dead", "duplicates", "redundant")
+_SPARE: tuple[Kind, ...] = ("dead", "duplicates", "redundant")
 _NOT_MISSED = 1e-3
 """Part of the loss by which it may rise without a layer that is not missed."""
 _LITTLE = 0.1
@@ -56,6 +56,7 @@ class Recommended:
                 loss=lambda model, batch: material.loss(batch),
                 batches=material.batches,
                 criterion=self.criterion,
+                kinds=(*_SPARE, "grow", "remove", "insert"),
                 permutations=self.permutations,
                 seed=derived_seed(material.seed, "recommended"),
             )

@@ -134,10 +134,9 @@ def crossed(maker: Product, reader: Product, places: int, rows: Tensor, left: Te
     given = rows.reshape(maker.samples, *maker.positions, -1)
     if grid != maker.positions:
         given = _POOLS[len(grid)](given.movedim(-1, 1), grid).movedim(1, -1)
-    back = reader.read_back(left)
     if places > 1:  # an entry reads one position only
-        return torch.einsum("no,npd->pod", back, given.flatten(1, -2)).flatten(0, 1)
-    return back.reshape(-1, back.shape[-1]).T @ given.reshape(-1, given.shape[-1])
+        return torch.einsum("no,npd->pod", left, given.flatten(1, -2)).flatten(0, 1)
+    return reader.crossed(left, given.movedim(-1, 1) if reader.is_convolution else given)
 
 
 def _grid(maker: Product, reader: Product, places: int) -> tuple[int, ...] | None:
