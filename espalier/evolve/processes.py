@@ -1,31 +1,50 @@
-"""Branches in processes of this machine. One that dies or hangs is replaced, and takes its own branch with it only."""
+"""Branches in processes of this machine. One that dies or hangs is replaced, and takes its own branch with it only.
+
+A process that imports PyTorch and this package is busy for seconds before it can do anything. So where nothing speaks
+against it, all are forked off one process that has done that, and nothing else, so that no threads run in it.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, wait
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+import torch
 
 from espalier.errors import RunError
 from espalier.evolve.job import carried_out
 from espalier.evolve.runners import Done, Work, ended
 
-_PAUSE = 0.02
+_LOOK = 0.2
+"""Seconds after which a stop of the processes is seen at the latest."""
+_NEEDED = ("__main__", "espalier.evolve.job", "torch._dynamo")
+"""Modules that every worker needs; the last one is imported by every optimizer when it is made."""
 
 
 class Processes:
-    """So many processes, which start with the first job and end with the ``with`` block."""
+    """So many processes, which end with the ``with`` block."""
 
-    def __init__(self, count: int, *, threads: int = 1, limit: float | None = None) -> None:
-        """Start nothing yet.
+    def __init__(
+        self,
+        count: int,
+        *,
+        threads: int = 1,
+        limit: float | None = None,
+        prepare: Callable[[], object] | None = None,
+    ) -> None:
+        """Start nothing yet, unless there is something to prepare.
 
         Args:
             count: processes.
             threads: of each; results depend on it in the last bits, so compare runs of the same number.
             limit: seconds after which the worker of a job is killed; None: never.
+            prepare: what workers do as soon as they start, such as to read data that jobs will ask for; they start at
+                once then. None: they start with the first job.
 
         Raises:
             RunError: a number is not above 0, or pebble is not installed.
@@ -36,9 +55,12 @@ class Processes:
             from pebble import ProcessPool
         except ImportError as error:
             raise RunError("branches in processes need pebble: pip install 'espalier[evolve]'") from error
-        self._pool: Any = ProcessPool(max_workers=count, context=multiprocessing.get_context("spawn"))
+        self._pool: Any = ProcessPool(max_workers=count, context=_context())
         self._threads, self._limit = threads, limit
         self._stopped = False
+        if prepare is not None:
+            for _ in range(count):
+                self._pool.schedule(_without_result, args=(prepare,), timeout=limit)  # what fails, fails in a job too
 
     def run(self, jobs: Sequence[Any], folder: Path, work: Work = carried_out) -> Iterator[Done]:
         waiting = {
@@ -52,7 +74,7 @@ class Processes:
                 if waiting and self._stopped:  # jobs that were running will never end
                     raise RunError("the processes were stopped")
                 if waiting:
-                    time.sleep(_PAUSE)
+                    wait(waiting.values(), _LOOK, FIRST_COMPLETED)
         finally:
             for future in waiting.values():
                 future.cancel()
@@ -67,6 +89,19 @@ class Processes:
             self._stopped = True
             self._pool.stop()
         self._pool.join()
+
+
+def _without_result(prepare: Callable[[], object]) -> None:
+    prepare()
+
+
+def _context() -> BaseContext:
+    """How workers start. What a device's driver began in a process does not outlive a fork of it."""
+    if "forkserver" not in multiprocessing.get_all_start_methods() or torch.accelerator.is_available():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(_NEEDED))
+    return context
 
 
 __all__ = ["Processes"]
