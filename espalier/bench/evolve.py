@@ -22,7 +22,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from espalier.attach import attach
+from espalier.attaching import attach
 from espalier.bench.charts import si, whole
 from espalier.bench.models import MODELS
 from espalier.bench.report_search import write_search_report

@@ -22,7 +22,7 @@ from espalier.oneshot.worth import Inputs
 from espalier.parts.depth.places import Removable
 from espalier.structure import Structure
 
-TRIAL = 0.05
+TRIAL = 0.03
 """The part of the whole training that each number of blocks is tried with."""
 
 

@@ -151,15 +151,15 @@ class Run:
     def drop_blocks(self, train: Train, tuning: Tuning, refit: bool) -> None:
         """Leave out as many of the blocks that are considered as is found to be best.
 
-        None, as many as meet the target by themselves, and half as many are tried: each pruned to the target in width
-        too, and trained for a short time. Where there is one round, it goes on from the best of these networks.
+        None, as many as meet the target by themselves, and two numbers in between are tried: each pruned to the target
+        in width too, and trained for a short time. One round goes on from the best of these networks.
 
         Raises:
             ShrinkError: one of the user's functions failed; what was reached before is in its `reached`.
         """
         order, found = self._order, dict[int, _Trial]()
         most = self._enough(order)
-        counts = sorted({0, -(-most // 2), most}) if most else []
+        counts = sorted({-(-most * third // 3) for third in range(4)}) if most else []
         for at, count in enumerate(counts):
             with self._without(order[:count]):
                 trial = self._trial(train, tuning, refit, ahead=len(counts) - at - 1)

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
-from espalier.attach import LimitLike
+from espalier.attaching import LimitLike
 from espalier.errors import ShrinkError
 from espalier.oneshot.asked import Evaluate, Mode, Score, Train
 from espalier.oneshot.blocks import TRIAL
@@ -89,8 +89,8 @@ def shrink(
         min_fraction: part of its units that every axis keeps.
         refit: whether layers that read what goes are refitted.
         blocks: whether whole residual blocks may go too, where the target is a latency and `axes` names none. How many,
-            is found by trying up to three numbers of them, for a twentieth of the training each; with one round it is
-            the network of the best of these that is trained on.
+            is found by trying up to four numbers of them, for 3% of the training each; with one round it is the network
+            of the best of these that is trained on.
         seed: seeds what is drawn.
         folder: where rounds are kept; called again with the same arguments, `shrink` goes on after the last one there.
         on_round: called with every round as it ends.

@@ -25,7 +25,7 @@ from espalier.parts.units.taylor import Taylor
 from espalier.structure import Structure
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
-_KEPT, DRAWS = 4, 8
+_KEPT, DRAWS = 4, 4
 """Calls that are looked at; and directions that the outputs of each are looked at in."""
 
 
