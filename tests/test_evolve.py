@@ -285,6 +285,41 @@ def test_a_worker_that_dies_or_hangs_loses_its_branch_and_not_the_search(tmp_pat
     assert records[-1]["kind"] == "end"
 
 
+def own_pid(job, folder, threads):
+    return {"pid": os.getpid()}
+
+
+def test_a_worker_that_is_killed_while_it_does_nothing_is_replaced(tmp_path):
+    with Processes(1) as runner:
+        ((_, before),) = runner.run(["any"], tmp_path, own_pid)
+        os.kill(before["pid"], signal.SIGKILL)
+        time.sleep(0.5)  # until it is missed
+        found = dict(runner.run(["any", "other"], tmp_path, own_pid))
+    assert found.keys() == {0, 1}
+    assert before["pid"] not in {one["pid"] for one in found.values()}
+
+
+def test_processes_that_never_start_stop_the_search(tmp_path, monkeypatch):
+    class Broken:
+        active = False
+
+        def __init__(self, **settings):
+            made.append(self)
+
+        def schedule(self, *_, **__):
+            raise RuntimeError("Unexpected error within the Pool")
+
+        def stop(self): ...
+
+        join = close = stop
+
+    made = []
+    monkeypatch.setattr("pebble.ProcessPool", Broken)
+    with pytest.raises(RunError, match="broke 3 times in a row"), Processes(1) as runner:
+        list(runner.run(["any"], tmp_path))
+    assert len(made) == 4
+
+
 @pytest.mark.slow
 def test_a_branch_whose_worker_died_once_is_tried_again(tmp_path):
     problem = Spirals(trouble="kill", once=str(tmp_path / "over"))

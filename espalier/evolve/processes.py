@@ -7,10 +7,13 @@ against it, all are forked off one process that has done that, and nothing else,
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, wait
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, wait
+from contextlib import suppress
+from functools import partial
 from multiprocessing.context import BaseContext
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import Any
 
@@ -22,6 +25,8 @@ from espalier.evolve.runners import Done, Work, ended
 
 _LOOK = 0.2
 """Seconds after which a stop of the processes is seen at the latest."""
+_IN_VAIN = 3
+"""Pools that break before a job has ended, after which there is no other one."""
 _NEEDED = ("__main__", "espalier.evolve.job", "torch._dynamo")
 """Modules that every worker needs; the last one is imported by every optimizer when it is made."""
 
@@ -55,7 +60,9 @@ class Processes:
             from pebble import ProcessPool
         except ImportError as error:
             raise RunError("branches in processes need pebble: pip install 'espalier[evolve]'") from error
-        self._pool: Any = ProcessPool(max_workers=count, context=_context())
+        self._new: Callable[[], Any] = partial(ProcessPool, max_workers=count, context=_context())
+        self._pool: Any = self._new()
+        self._replacing = Lock()
         self._threads, self._limit = threads, limit
         self._stopped = False
         if prepare is not None:
@@ -63,21 +70,49 @@ class Processes:
                 self._pool.schedule(_without_result, args=(prepare,), timeout=limit)  # what fails, fails in a job too
 
     def run(self, jobs: Sequence[Any], folder: Path, work: Work = carried_out) -> Iterator[Done]:
-        waiting = {
-            number: self._pool.schedule(work, args=(job, folder, self._threads), timeout=self._limit)
-            for number, job in enumerate(jobs)
-        }
+        left, in_vain = dict(enumerate(jobs)), 0
+        while left:
+            count = len(left)
+            for number, result in self._tried(dict(left), folder, work):
+                del left[number]
+                yield number, result
+            in_vain = in_vain + 1 if len(left) == count else 0
+            if left and self._stopped:  # jobs that were running will never end
+                raise RunError("the processes were stopped")
+            if left and in_vain == _IN_VAIN:
+                raise RunError(
+                    f"the processes broke {in_vain} times in a row before any job had ended, as when they are killed "
+                    "while they start; start the same search again with fewer: it goes on from what was finished"
+                )
+
+    def _tried(self, jobs: Mapping[int, Any], folder: Path, work: Work) -> Iterator[Done]:
+        """What ends of these jobs before the pool breaks, if it does: when a worker dies that has no job to lose."""
+        pool, waiting = self._whole(), dict[int, Any]()
         try:
+            with suppress(RuntimeError):  # it broke just now, or was stopped
+                for number, job in jobs.items():
+                    waiting[number] = pool.schedule(work, args=(job, folder, self._threads), timeout=self._limit)
             while waiting:
                 for number in [one for one, future in waiting.items() if future.done()]:
-                    yield number, ended(waiting.pop(number).result)
-                if waiting and self._stopped:  # jobs that were running will never end
-                    raise RunError("the processes were stopped")
+                    future = waiting.pop(number)
+                    if not isinstance(future.exception(), BrokenExecutor):
+                        yield number, ended(future.result)
+                if self._stopped or not pool.active:
+                    break
                 if waiting:
                     wait(waiting.values(), _LOOK, FIRST_COMPLETED)
         finally:
             for future in waiting.values():
                 future.cancel()
+
+    def _whole(self) -> Any:
+        """The pool, or a new one if it is broken."""
+        with self._replacing:
+            if not self._stopped and not self._pool.active:
+                self._pool.stop()
+                self._pool.join()
+                self._pool = self._new()
+            return self._pool
 
     def __enter__(self) -> Processes:
         return self
