@@ -98,6 +98,7 @@ def chosen(given: Mapping[str, Any]) -> EvolveOptions:
         Objective(**prices),
         cycles=asked.get("cycles", Surgeon.cycles),
         candidates=asked.get("candidates", Surgeon.candidates),
+        dear=asked.get("dear", Surgeon.dear),
         watched=True,
     )
     return EvolveOptions(problem, asked.get("epochs", row.epochs), surgeon, asked.get("baseline", True))
