@@ -7,21 +7,28 @@ A ResNet-20, one of twice its width and a small ViT (`espalier.bench.models`) ar
 images of half their width and height, by averaging: 16x16 pixels of CIFAR-10, 14x14 of MNIST. A third of the time of
 the narrow ResNet is spent on no work at all but on calling operators, so that half of the time is a fifth of the work
 by widths alone. Every tool gets the trained network and has to halve the time of a forward pass of 64 images, eager, on
-one thread, by the processor time of the process, which other work on the machine hardly touches. Then it trains for a
-quarter of these epochs, with the network it began with as the teacher (0.9 of the loss, temperature 4).
+one thread, by the processor time of the process, which other work on the machine hardly touches. Then it trains with
+what is left of its budget, a fifth of the FLOPs of the first training, by the same function, in which the learning rate
+goes up for a twentieth of the steps and then down to nothing. ResNets learn from the network they began as (0.9 of the
+loss, temperature 4). ViTs have no teacher: its passes would cost half of their steps, which did more for them, on
+validation images.
 
-- `espalier`: `esp.shrink` with target=Latency(0.5, of="initial"), in one round.
+- `espalier`: `esp.shrink` with target=Latency(0.5, of="initial") and max_training, in one round.
 - `espalier, widths`: the same with `blocks=False`.
 - `torch-pruning`: group norms (`GroupMagnitudeImportance`), global, at once; the pruning ratio is the smallest, by
   bisection, at which the time is measured to be half.
-- `modelopt`: `fastnas` with a constraint on FLOPs, as it knows no measured times; the largest part of the FLOPs, of
-  50%, 40%, 30% and 20%, at which the time is half.
+- `torch-pruning, Taylor`: `GroupTaylorImportance`, with gradients on 1,000 training images.
+- `modelopt`: `fastnas` in steps of 4 channels, scored on 200 validation images after new statistics of 128, with a
+  constraint on FLOPs, as it knows no measured times; the largest part of the FLOPs, of 50% to 5%, at which the time is
+  half. What the searches before that took is not charged.
+- `from scratch`: the network that `espalier` came to, with fresh weights, trained for the FLOPs of the first training
+  and the budget together: what its size is good for.
 
-The training that a tool costs is counted in FLOPs, three forward passes for a step, those of teacher and of scoring
-included, as a part of what training the network took. Scores are accuracies on the 10,000 test images, which no tool
-sees; `esp.shrink` evaluates on 5,000 validation images. One line of JSON per model, seed and tool goes to
-`docs/results/shrink_latency.jsonl`; what is there is not run again. Trained networks, and the rounds of `esp.shrink`,
-are kept in WEIGHTS.
+The budget is counted in samples trained on with the first network, three forward passes each. Training counts, teacher,
+scoring, refitting and evaluation; passes that are timed do not. Scores are accuracies on the 10,000 test images, which
+no tool sees; `esp.shrink` evaluates on 5,000 validation images (MNIST: 2,000). One line of JSON per model, seed and
+tool goes to `docs/results/shrink_latency.jsonl`; what is there is not run again. Trained networks, and the rounds of
+`esp.shrink`, are kept in WEIGHTS.
 """
 
 from __future__ import annotations
@@ -43,22 +50,27 @@ from torch import Tensor, nn
 import espalier as esp
 from espalier.bench.augment import crop_and_flip
 from espalier.bench.data import Dataset, batches, load
-from espalier.bench.models import build
+from espalier.bench.models import build, redraw
 from espalier.bench.tasks import cosine
 from espalier.measure.repeated import Reading, repeated
+from espalier.oneshot.meter import TRAINED, Meter
 
 RESULTS = Path(__file__).parent.parent / "docs/results"
-BATCH, TIMED, TUNED = 128, 64, 0.25
+BATCH, TIMED, BUDGET = 128, 64, 0.2
 EPOCHS = {"mnist": 3}
-"""Of training; 10 where nothing is said. A quarter of that for tuning."""
-RATES = {"resnet20": (0.1, 0.05), "resnet20-wide": (0.1, 0.05), "vit": (2e-3, 1e-3)}
+"""Of training; 10 where nothing is said."""
+RATES = {"resnet20": (0.1, 0.05), "resnet20-wide": (0.1, 0.05), "vit": (2e-3, 2e-3)}
 """Learning rates of training and of tuning."""
 WIDTHS = {"resnet20": 1.0, "resnet20-wide": 2.0, "vit": 1.0}
-TARGET, MAX_DROP, ROUNDS = 0.5, 0.005, 1
-DRAWS = 8 * 4 * 100
-"""Images that `esp.shrink` looks at in a round, forwards and backwards,"""
-SCORED = ROUNDS + 2
-"""and at most so often: for two numbers of blocks too, which are counted as if they were the whole network."""
+TARGET, MAX_DROP = 0.5, 0.005
+AIM = 0.49
+"""What tools are asked for, so that the last measurement finds no more than the target."""
+EVALUATED = {"mnist": 2000}
+"""Validation images that a tool may look at, again and again; all 5,000 where nothing is said."""
+
+
+Found = tuple[nn.Module, float, str]
+"""The network, what was spent as a part of the first training, and a remark."""
 
 
 class Task:
@@ -71,39 +83,51 @@ class Task:
         self.epochs = EPOCHS.get(data.name, 10)
         self._augment = crop_and_flip(padding=data.input_shape[-1] // 8, flip=data.name != "mnist")
         self.example = torch.zeros(TIMED, *data.input_shape)
-        self._per_epoch, self.used = -(-len(data.x_train) // BATCH), 0.0
+        self._per_epoch = -(-len(data.x_train) // BATCH)
         self.trained = self._base()
+        self.teacher = self.trained if model.startswith("resnet") else None
+        self.whole = self.epochs * len(data.x_train)
+        """Samples of the first training."""
         self.eager = esp.measure.Eager(clock=time.process_time)
 
-    def accuracy(self, model: nn.Module, test: bool = False) -> float:
-        data = self.data
-        x, y = (data.x_test, data.y_test) if test else (data.x_val, data.y_val)
+    def accuracy(self, model: nn.Module, test: bool = False, most: int | None = None) -> float:
+        data, most = self.data, most or EVALUATED.get(self.data.name)
+        x, y = (data.x_test, data.y_test) if test else (data.x_val[:most], data.y_val[:most])
         model.eval()
         with torch.no_grad():
             return sum(int((model(a).argmax(1) == b).sum()) for a, b in batches(x, y, 100)) / len(x)
 
     def tune(self, model: nn.Module, tuning: esp.Tuning) -> None:
-        """Train for this part of the epochs there are for tuning."""
-        steps = round(TUNED * self.epochs * self._per_epoch * tuning.share)
-        self.used += steps * (3 * self.flops(model) + self.flops(self.trained))
+        """Train on as many samples as may be."""
+        assert tuning.samples is not None
         model.train()
-        self._train(model, steps, RATES[self.name][1], tuning, self.seed + 100 * tuning.number)
+        self.train(model, tuning.samples // BATCH, RATES[self.name][1], tuning, self.seed + 100 * tuning.number)
+
+    def meter(self) -> Meter:
+        """The budget, of which nothing is spent."""
+        return Meter(esp.attach(self.trained, self.example), BUDGET * self.whole, self.teacher)
+
+    def tuned(self, model: nn.Module, spent: float) -> float:
+        """Train with what is left of the budget after so many samples; returns the part of the training it all was."""
+        meter = self.meter()
+        meter.spent = spent
+        cost = meter.of(esp.attach(model, self.example))
+        samples = int(max(0.0, meter.left) / (cost + meter.of_teacher))
+        with meter.watching(model, cost, granted=max(0.0, meter.left)):
+            self.tune(model, esp.Tuning(1, 1, 1.0, self.teacher, samples=samples))
+        return meter.spent / self.whole
 
     def flops(self, model: nn.Module) -> float:
         """Of one image."""
         return esp.attach(model, self.example).cost().flops / TIMED
-
-    @property
-    def spent(self) -> float:
-        """What tuning has cost, the teacher included, as a part of the first training; for one tool."""
-        return self.used / (self.epochs * self._per_epoch * 3 * self.flops(self.trained))
 
     def ratio(self, model: nn.Module) -> Reading:
         """The time of a forward pass as a part of what it was, pass by pass in turn."""
         first, ours = (self.eager.prepared(one, self.example) for one in (self.trained, model))
         return repeated(lambda: ours() / first(), lambda found: found.narrow(0.03), most=100)
 
-    def _train(self, model: nn.Module, steps: int, rate: float, tuning: esp.Tuning, seed: int) -> None:
+    def train(self, model: nn.Module, steps: int, rate: float, tuning: esp.Tuning, seed: int) -> None:
+        """Steps of a learning rate that goes up for a twentieth of them, and then down to nothing."""
         optimizer: torch.optim.Optimizer
         if self.name.startswith("resnet"):
             optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
@@ -111,7 +135,7 @@ class Task:
             optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=0.05)
         warm = max(1, steps // 20)
         for step, (x, y) in zip(range(steps), self._batches(seed), strict=False):
-            factor = min(1, (step + 1) / warm) * cosine(max(0, step - warm) / (steps - warm))
+            factor = min(1, (step + 1) / warm) * cosine(max(0, step - warm) / max(1, steps - warm))
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor
             outputs = model(x)
@@ -131,83 +155,104 @@ class Task:
         kind, width = self.name.removesuffix("-wide"), WIDTHS[self.name]
         model = build(kind, self.data.input_shape, self.data.classes, width=width, seed=self.seed)
         if not self._path.exists():
-            self._train(model, self.epochs * self._per_epoch, RATES[self.name][0], esp.Tuning(1, 1, 1.0), self.seed)
+            self.train(model, self.epochs * self._per_epoch, RATES[self.name][0], esp.Tuning(1, 1, 1.0), self.seed)
             self._path.parent.mkdir(parents=True, exist_ok=True)
             torch.save({"state": model.state_dict()}, self._path)
         model.load_state_dict(torch.load(self._path, weights_only=True)["state"])
         return model.eval()
 
 
-def by_espalier(task: Task, blocks: bool = True) -> tuple[nn.Module, float, str]:
-    """The network, what its training cost, and the outcome."""
+def by_espalier(task: Task, blocks: bool = True) -> Found:
+    """In one call."""
     found = esp.shrink(
-        task.trained, task.example, target=esp.Latency(TARGET, of="initial", measure=task.eager), train=task.tune,
-        evaluate=task.accuracy, max_drop=MAX_DROP, teacher=task.trained, rounds=ROUNDS, blocks=blocks,
-        folder=task.folder / ("blocks" if blocks else "widths"),
-        on_round=lambda one: print(one, flush=True),
+        task.trained, task.example, target=esp.Latency(AIM, of="initial", measure=task.eager), train=task.tune,
+        evaluate=task.accuracy, max_drop=MAX_DROP, max_training=BUDGET * task.whole, teacher=task.teacher, rounds=1,
+        blocks=blocks, folder=task.folder / ("blocks" if blocks else "widths"),
     )  # fmt: skip
     print(found, flush=True)
-    scored = SCORED * DRAWS / (task.epochs * len(task.data.x_train))
-    return found.last, task.spent + scored, f"{found.outcome}, round_to={found.round_to}, {'; '.join(found.notes)}"
+    assert found.spent is not None
+    return found.last, found.spent / task.whole, f"round_to={found.round_to}, {'; '.join(found.notes)}"
 
 
-def by_torch_pruning(task: Task) -> tuple[nn.Module, float, str]:
-    """Group norms over all layers, at the smallest ratio that is fast enough."""
+def by_torch_pruning(task: Task, taylor: bool = False) -> Found:
+    """Group norms or Taylor scores over all layers, at the smallest ratio that is fast enough."""
     import torch_pruning as tp
+
+    looked = 1000 if taylor else 0
+    importance = tp.importance.GroupTaylorImportance() if taylor else tp.importance.GroupMagnitudeImportance(p=2)
 
     def pruned(ratio: float) -> nn.Module:
         model = copy.deepcopy(task.trained)
         heads = {module.qkv: module.num_heads for module in model.modules() if hasattr(module, "qkv")}
         tokens = [(model.class_token, 2), (model.positions, 2)] if task.name == "vit" else None
+        if taylor:
+            torch.autograd.backward(F.cross_entropy(model(task.data.x_train[:looked]), task.data.y_train[:looked]))
         tp.pruner.MetaPruner(
-            model, task.example[:2], importance=tp.importance.GroupMagnitudeImportance(p=2), global_pruning=True,
-            pruning_ratio=ratio, ignored_layers=[model.head], num_heads=heads, unwrapped_parameters=tokens,
-            max_pruning_ratio=0.9,
+            model, task.example[:2], importance=importance, global_pruning=True, pruning_ratio=ratio,
+            ignored_layers=[model.head], num_heads=heads, unwrapped_parameters=tokens, max_pruning_ratio=0.9,
         ).step()  # fmt: skip
         for module in model.modules():
             if hasattr(module, "qkv"):  # it changes layers and not what the code reads
                 module.head_dim = module.qkv.out_features // (3 * module.num_heads)
+        model.zero_grad()
         return model.eval()
 
     low, high = 0.0, 0.9
     for _ in range(6):
         middle = (low + high) / 2
-        low, high = (low, middle) if task.ratio(pruned(middle)).high <= TARGET else (middle, high)
+        low, high = (low, middle) if task.ratio(pruned(middle)).value <= AIM else (middle, high)
     model = pruned(high)
-    task.tune(model, esp.Tuning(1, 1, 1.0, task.trained))
-    return model, task.spent, f"ratio {high:.2f}"
+    return model, task.tuned(model, spent=looked), f"ratio {high:.2f}"
 
 
-def by_modelopt(task: Task) -> tuple[nn.Module, float, str]:
+def by_modelopt(task: Task) -> Found:
     """FastNAS, at the largest part of the FLOPs that is fast enough."""
     import modelopt.torch.prune as mtp
 
-    data = task.data
-    loader = list(batches(data.x_train[:2000], data.y_train[:2000], BATCH))
-    for part in (50, 40, 30, 20):
-        model, _ = mtp.prune(
-            copy.deepcopy(task.trained), mode="fastnas", constraints={"flops": f"{part}%"},
-            dummy_input=task.example[:1],
-            config={"data_loader": loader, "score_func": task.accuracy, "collect_func": lambda batch: batch[0]},
-        )  # fmt: skip
-        if task.ratio(model.eval()).high <= TARGET:
+    loader = list(batches(task.data.x_train[:BATCH], task.data.y_train[:BATCH], BATCH))
+    ratios = tuple(part / 16 for part in range(1, 17))
+    fine = {"*": {"channels_ratio": ratios, "kernel_size": (), "channel_divisor": 4}}
+    features = {"*": {"features_ratio": ratios, "feature_divisor": 4}}
+    rules = {"nn.Conv2d": fine, "nn.BatchNorm2d": features, "nn.Linear": features, "nn.LayerNorm": features}
+    for part in (50, 40, 30, 20, 15, 10, 5):
+        meter, model = task.meter(), copy.deepcopy(task.trained)
+        with meter.watching(model, TRAINED):  # in a search all layers but the one that is looked at are whole
+            model, _ = mtp.prune(
+                model, mode=[("fastnas", rules)], constraints={"flops": f"{part}%"}, dummy_input=task.example[:1],
+                config={
+                    "data_loader": loader, "score_func": partial(task.accuracy, most=200),
+                    "collect_func": lambda batch: batch[0],
+                },
+            )  # fmt: skip
+        if task.ratio(model.eval()).value <= AIM:
             break
-    task.tune(model, esp.Tuning(1, 1, 1.0, task.trained))
-    return model, task.spent, f"{part}% of the FLOPs"
+    return model, task.tuned(model, meter.spent), f"{part}% of the FLOPs, {meter.spent / task.whole:.1%} for the search"
 
 
-TOOLS: dict[str, Callable[[Task], tuple[nn.Module, float, str]]] = {
+def from_scratch(task: Task) -> Found:
+    """What the network that `espalier` came to is good for, with fresh weights and all of the training."""
+    model, _, remark = by_espalier(task)
+    redraw(model, seed=task.seed + 1)
+    samples = (1 + BUDGET) * task.whole * task.flops(task.trained) / task.flops(model)
+    model.train()
+    task.train(model, int(samples / BATCH), RATES[task.name][0], esp.Tuning(1, 1, 1.0), task.seed + 1)
+    return model, 1 + BUDGET, remark
+
+
+TOOLS: dict[str, Callable[[Task], Found]] = {
     "espalier": by_espalier,
     "espalier, widths": partial(by_espalier, blocks=False),
     "torch-pruning": by_torch_pruning,
+    "torch-pruning, Taylor": partial(by_torch_pruning, taylor=True),
     "modelopt": by_modelopt,
+    "from scratch": from_scratch,
 }
 
 
 def measured(task: Task, tool: str) -> Record:
     """One row: run a tool, and look at what came of it."""
     record: Record = {"data": task.data.name, "model": task.name, "seed": task.seed, "tool": tool, **origin()}
-    start, task.used = time.process_time(), 0.0
+    start = time.process_time()
     try:
         model, spent, remark = TOOLS[tool](task)
     except Exception as error:  # a tool that cannot do it is a result

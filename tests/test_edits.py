@@ -13,7 +13,7 @@ from torch import Tensor, nn, optim
 from torch.optim import Optimizer
 from training import assert_state_fits, edited, loss_of, train
 
-from espalier.attach import attach
+from espalier.attaching import attach
 from espalier.edit.young import AGE
 from espalier.errors import OptimizerError
 from espalier.graph.named_tensors import tensor_table

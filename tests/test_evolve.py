@@ -67,9 +67,9 @@ FREE = Objective(confidence=0.6)
 TIMES = ("seconds", "seconds_training")
 
 
-def searched(folder, runner=None, problem=None, surgeon=SURGEON):
+def searched(folder, runner=None, problem=None, surgeon=SURGEON, alone=None):
     records = []
-    Search(problem or Spirals(), surgeon, TOTAL, folder, runner, records.append).run()
+    Search(problem or Spirals(), surgeon, TOTAL, folder, runner, records.append, alone=alone).run()
     return [{name: value for name, value in one.items() if name not in TIMES} for one in records]
 
 
@@ -294,12 +294,48 @@ def test_a_problem_that_cannot_be_trained_says_where_it_fails(tmp_path):
 def test_a_worker_that_dies_or_hangs_loses_its_branch_and_not_the_search(tmp_path, trouble):
     with Processes(2, limit=12.0 if trouble == "hang" else None) as runner:
         records = searched(
-            tmp_path, runner, Spirals(trouble=trouble), Surgeon(Wider(), cycles=1, rungs=(1.0,), share=0.3)
-        )
+            tmp_path, runner, Spirals(trouble=trouble), Surgeon(Wider(), cycles=1, rungs=(1.0,), share=0.3),
+            alone=InProcess(),
+        )  # fmt: skip
     failed = [one for one in records if "failed" in one]
     assert [one["what"] for one in failed] == ["widen 0"]  # the other edit leaves the first layer alone
     assert "worker was lost" in failed[0]["failed"]
     assert records[-1]["kind"] == "end"
+
+
+def own_pid(job, folder, threads):
+    return {"pid": os.getpid()}
+
+
+def test_a_worker_that_is_killed_while_it_does_nothing_is_replaced(tmp_path):
+    with Processes(1) as runner:
+        ((_, before),) = runner.run(["any"], tmp_path, own_pid)
+        os.kill(before["pid"], signal.SIGKILL)
+        time.sleep(0.5)  # until it is missed
+        found = dict(runner.run(["any", "other"], tmp_path, own_pid))
+    assert found.keys() == {0, 1}
+    assert before["pid"] not in {one["pid"] for one in found.values()}
+
+
+def test_processes_that_never_start_stop_the_search(tmp_path, monkeypatch):
+    class Broken:
+        active = False
+
+        def __init__(self, **settings):
+            made.append(self)
+
+        def schedule(self, *_, **__):
+            raise RuntimeError("Unexpected error within the Pool")
+
+        def stop(self): ...
+
+        join = close = stop
+
+    made = []
+    monkeypatch.setattr("pebble.ProcessPool", Broken)
+    with pytest.raises(RunError, match="broke 3 times in a row"), Processes(1) as runner:
+        list(runner.run(["any"], tmp_path))
+    assert len(made) == 4
 
 
 @pytest.mark.slow
@@ -374,8 +410,8 @@ def test_a_folder_belongs_to_one_search(tmp_path):
 @pytest.mark.parametrize("kind", ["processes", pytest.param("executor", marks=pytest.mark.slow)])
 def test_results_do_not_depend_on_where_branches_run(tmp_path, plain, kind):
     if kind == "processes":
-        with Processes(2) as runner:
-            assert searched(tmp_path, runner) == plain
+        with Processes(2, prepare=Spirals().workbench) as runner:
+            assert searched(tmp_path, runner, alone=InProcess()) == plain
     else:
         with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as executor:
             assert searched(tmp_path, Futures(executor.submit)) == plain

@@ -18,7 +18,7 @@ from networks import Network, assemble, build, networks
 from oracles import Comparison
 from torch import Tensor, nn
 
-from espalier.attach import attach
+from espalier.attaching import attach
 from espalier.axis import Axis
 from espalier.edit import new_tensors
 from espalier.edit.changes import Changes

@@ -14,7 +14,7 @@ import torch
 from fuzzing import Findings, WrongError, check_claims, check_growths, check_removals
 from grammar import IllConditionedError, Written, compose
 
-from espalier.attach import attach
+from espalier.attaching import attach
 from espalier.edit import new_tensors
 from espalier.edit.changes import Changes
 from espalier.graph import dims, reading, topology

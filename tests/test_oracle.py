@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from zero_and_remove import TOLERANCE, RemovalOracle, corruptions, difference, emptied, held_outputs
 from zoo_small import ZOO, Example
 
-from espalier.attach import attach
+from espalier.attaching import attach
 from espalier.graph.named_tensors import tensor_table
 from espalier.graph.trees import map_tensors
 from espalier.structure import Structure

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import espalier as esp
 from espalier.errors import ShrinkError
 from espalier.oneshot.blocks import droppable
+from espalier.oneshot.meter import Meter
 
 WIDTH = 16
 
@@ -89,7 +90,8 @@ def test_blocks_go_where_widths_save_nothing_and_the_training_is_shared_out(deep
 def test_blocks_stay_where_asked_and_where_they_are_worth_more_than_width(deep: Residual) -> None:
     for options in ({"blocks": False}, {"axes": ["stem"]}):
         assert shrunk(deep, **options).outcome == "out of reach"
-    able = droppable(esp.attach(deep, EXAMPLE), ["blocks.2.up"], [((TRAIN[0],), {})])
+    structure = esp.attach(deep, EXAMPLE)
+    able = droppable(structure, ["blocks.2.up"], [((TRAIN[0],), {})], Meter(structure, None, None))
     assert {one.name for one in able} == {"blocks.0", "blocks.1", "blocks.3", "blocks.4"}
 
     def worthless(model: nn.Module) -> float:

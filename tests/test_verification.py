@@ -14,7 +14,7 @@ from oracles import relative_error
 from snapshots import differences, snapshot
 from torch import Tensor, nn
 
-from espalier.attach import attach
+from espalier.attaching import attach
 from espalier.edit import stage as staging
 from espalier.edit.verify import Verification
 from espalier.errors import EspalierError, PlanError

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from espalier.adapters.records import Logger, logged
-from espalier.attach import LimitLike, attach
+from espalier.attaching import LimitLike, attach
 from espalier.errors import MethodError
 from espalier.graph.trees import map_tensors
 from espalier.method import Method

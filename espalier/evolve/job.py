@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from espalier.attach import attach
+from espalier.attaching import attach
 from espalier.edit.plan import Plan
 from espalier.edit.recipes.redrawn import redraw
 from espalier.errors import EspalierError

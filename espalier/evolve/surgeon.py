@@ -111,6 +111,7 @@ class Search:
         runner: Runner | None = None,
         on_record: Callable[[Record], None] | None = None,
         on_result: Callable[[Job, Record], None] | None = None,
+        alone: Runner | None = None,
     ) -> None:
         """Begin, or go on.
 
@@ -122,6 +123,8 @@ class Search:
             runner: where jobs run; by default in this process.
             on_record: is told what happens, from the beginning on, also where it was computed before.
             on_result: is told of every job that was computed as it ends, in any order; for a display.
+            alone: where those run that nothing else runs beside: by default where all do. `InProcess()` lets workers of
+                `runner` start meanwhile, but what kills it kills the search, which then has to be started again.
 
         Raises:
             RunError: `total` is not above 0, or the folder cannot be written.
@@ -132,6 +135,7 @@ class Search:
         self.store = Store(folder / "store")
         self.ledger = Ledger(folder / "ledger.sqlite", repr((problem, surgeon, total)))
         self._runner = InProcess() if runner is None else runner
+        self._alone = self._runner if alone is None else alone
         self._on_record = on_record or (lambda record: None)
         self._on_result = on_result or (lambda job, result: None)
         self.front = Front()
@@ -252,7 +256,7 @@ class Search:
             self.problem, node.network, surgeon.proposer, surgeon.candidates, node.steps, surgeon.scout_batches,
             math.floor(_LOOKING * share),
         )  # fmt: skip
-        found = self._do([scout])[0]
+        found = self._do([scout], self._alone)[0]
         self.spent += int(found.get("spent", 0))
         proposals = self._affordable(found.get("proposals", ()), node, share)
         self._on_record({
@@ -278,7 +282,7 @@ class Search:
                 "kind": "rung", "cycle": cycle, "rung": rung, "names": names, "steps": [steps] * len(jobs),
                 "total_spent": self.spent, "edits": [alive[name]["what"] for name in names],
             })  # fmt: skip
-            results = self._do(jobs)
+            results = self._do(jobs, self._runner)
             self.spent += sum(int(one.get("spent", 0)) for one in results)
             if "failed" in results[0]:
                 raise RunError(f"the search cannot go on, since its control failed: {results[0]['failed']}")
@@ -350,19 +354,19 @@ class Search:
     # --- jobs
 
     def _must(self, job: Job) -> Record:
-        result = self._do([job])[0]
+        result = self._do([job], self._alone)[0]
         if "failed" in result:
             raise RunError(f"the search cannot go on: {result['failed']}")
         return result
 
-    def _do(self, jobs: Sequence[Job]) -> list[Record]:
+    def _do(self, jobs: Sequence[Job], first: Runner) -> list[Record]:
         """What jobs give, in their order; what the ledger knows is not computed. A lost one is tried once more."""
         keys = [key_of(job) for job in jobs]
         self._computed = False
         found = {key: result for key in keys if (result := self.ledger.get(key)) is not None}
-        for attempt in range(2):
+        for attempt, runner in enumerate((first, self._runner)):
             missing = [(key, job) for key, job in dict(zip(keys, jobs, strict=True)).items() if key not in found]
-            for number, result in self._runner.run([job for _, job in missing], self.store.root) if missing else ():
+            for number, result in runner.run([job for _, job in missing], self.store.root) if missing else ():
                 key = missing[number][0]
                 self._computed = True
                 self._on_result(missing[number][1], result)

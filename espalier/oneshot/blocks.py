@@ -17,11 +17,12 @@ from espalier.edit.depth_edits import DepthEdit
 from espalier.edit.plan import Plan
 from espalier.errors import PlanError, SurgeryError
 from espalier.measure.runtimes import for_inference
+from espalier.oneshot.meter import FORWARD, Meter
 from espalier.oneshot.worth import Inputs
 from espalier.parts.depth.places import Removable
 from espalier.structure import Structure
 
-TRIAL = 0.05
+TRIAL = 0.03
 """The part of the whole training that each number of blocks is tried with."""
 
 
@@ -33,7 +34,7 @@ class Block:
     edits: tuple[DepthEdit, ...]
 
 
-def droppable(structure: Structure, keep: Iterable[str], inputs: Sequence[Inputs]) -> list[Block]:
+def droppable(structure: Structure, keep: Iterable[str], inputs: Sequence[Inputs], meter: Meter) -> list[Block]:
     """Blocks that may go together, in the order in which they had better; one of each stage stays.
 
     The order is by the squared change of the outputs on these inputs, each block by itself. Blocks with something in
@@ -42,6 +43,7 @@ def droppable(structure: Structure, keep: Iterable[str], inputs: Sequence[Inputs
     cells = {site.name for site in structure.sites() if site.kind == "cell"}
     catalogue = Removable(kept=1, leaves="entry")(structure, None)
     before = _outputs(structure.model, inputs)
+    meter.charge(inputs, FORWARD)
     changes: dict[str, float] = {}
     for name, one in catalogue.candidates.items():
         if name not in cells or any(_touch(path, kept) for path in one.modules for kept in keep):
@@ -51,6 +53,7 @@ def droppable(structure: Structure, keep: Iterable[str], inputs: Sequence[Inputs
                 after = _outputs(structure.model, inputs)
         except (PlanError, SurgeryError):
             continue
+        meter.charge(inputs, FORWARD)
         changes[name] = sum(
             float((new.double() - old.double()).square().sum()) for old, new in zip(before, after, strict=True)
         )

@@ -53,6 +53,8 @@ class Shrunk:
     """What could not be done on the way."""
     scale: float = 1.0
     """Factor with which costs are shown, as milliseconds for seconds."""
+    spent: float | None = None
+    """With `max_training`: what everything took, in samples trained on with the network as it was given."""
 
     @property
     def reached(self) -> bool:
@@ -94,7 +96,8 @@ class Shrunk:
         ]
         table = "\n".join(text_table(["", "round", self.unit, "score", "parameters", "FLOPs"], rows, right=(4, 5)))
         notes = "".join(f"\n- {one}" for one in self.notes)
-        return f"{self.outcome}: {self.why}\n\n{table}{notes}"
+        took = "" if self.spent is None else f"\n\nThis took as much as training on {self.spent:,.0f} samples at first."
+        return f"{self.outcome}: {self.why}\n\n{table}{took}{notes}"
 
 
 __all__ = ["Outcome", "Shrunk"]

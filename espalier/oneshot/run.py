@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from espalier.edit.plan import Plan
 from espalier.errors import EspalierWarning, ShrinkError
@@ -18,12 +18,13 @@ from espalier.measure.repeated import Reading
 from espalier.oneshot.asked import Score, Train, put_modes
 from espalier.oneshot.blocks import Block, droppable, plan_without
 from espalier.oneshot.folder import Kept, done, sizes_of
+from espalier.oneshot.meter import FORWARD, TRAINED, Meter
 from espalier.oneshot.result import Outcome, Shrunk
 from espalier.oneshot.rounds import Round
 from espalier.oneshot.search import Search
 from espalier.oneshot.target import Timed
-from espalier.oneshot.tuning import Tuning
-from espalier.oneshot.worth import Inputs, context_of, worth_of
+from espalier.oneshot.tuning import Tuning, shares
+from espalier.oneshot.worth import DRAWS, Inputs, context_of, worth_of
 from espalier.parts.goal import Scores
 from espalier.parts.score import Context
 from espalier.parts.units.refit import Refit
@@ -31,6 +32,18 @@ from espalier.structure import Structure
 from espalier.train.checkpoint import load
 
 OnRound = Callable[[Round], None]
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What came of trying a number of blocks."""
+
+    score: float
+    plan: Plan
+    """What pruned it, the blocks aside."""
+    state: Mapping[str, Tensor]
+    valued: tuple[Context, Scores]
+    """What units were worth before."""
 
 
 class Run:
@@ -46,11 +59,13 @@ class Run:
         kept: Kept,
         inputs: Sequence[Inputs],
         seed: int,
+        meter: Meter,
         on_round: OnRound | None,
     ) -> None:
         self._model, self._example = model, example
         self._search, self._target, self._score, self._drop = search, search.target, score, max_drop
         self._kept, self._inputs, self._seed, self._on_round = kept, inputs, seed, on_round
+        self._meter, self._evaluation = meter, meter.spent
         self._best, self._best_round, self._floor = self._net, 0, math.nan
         self._modes = {path: module.training for path, module in model.named_modules()}
         self._notes: dict[str, None] = {}
@@ -59,6 +74,8 @@ class Run:
         """Blocks that may go, in that order."""
         self.left = 1.0
         """The part of the training that trials have left."""
+        self._is_pruned = False
+        """Whether the next round has its network already: that of a trial."""
         self._dropped: tuple[str, ...] = ()
         """Names of the blocks that went, as they were given."""
         self._beyond: Reading | None = None
@@ -118,6 +135,7 @@ class Run:
             search.per_result, search.overhead = float(found["per_result"]), float(found["overhead"])
             search.round_to, search.scope = int(found["round_to"]), found["scope"]
             self.left, self._dropped = float(found["left"]), tuple(found["dropped"])
+            self._meter.spent += float(found["spent"])
             return
         search.learn_costs()
         if round_to == "auto":
@@ -128,32 +146,43 @@ class Run:
     def consider_blocks(self, keep: Iterable[str]) -> None:
         """Find out which blocks may go, where time is what counts and there is something to judge them by."""
         if isinstance(self._target, Timed) and self._inputs and not self._kept.found:
-            self._order = droppable(self._structure, keep, self._inputs)
+            self._order = droppable(self._structure, keep, self._inputs, self._meter)
 
     def drop_blocks(self, train: Train, tuning: Tuning, refit: bool) -> None:
         """Leave out as many of the blocks that are considered as is found to be best.
 
-        None, as many as meet the target by themselves, and half as many are tried: each pruned to the target in width
-        too, and trained for a short time.
+        None, as many as meet the target by themselves, and two numbers in between are tried: each pruned to the target
+        in width too, and trained for a short time. One round goes on from the best of these networks.
 
         Raises:
             ShrinkError: one of the user's functions failed; what was reached before is in its `reached`.
         """
-        order, scores = self._order, dict[int, float]()
+        order, found = self._order, dict[int, _Trial]()
         most = self._enough(order)
-        for count in sorted({0, -(-most // 2), most}) if most else ():
+        counts = sorted({-(-most * third // 3) for third in range(4)}) if most else []
+        for at, count in enumerate(counts):
             with self._without(order[:count]):
-                found = self._trial(train, tuning, refit)
-            if found is not None and math.isfinite(found):
-                scores[count] = found
-        best = max(scores, key=lambda count: (self._score.rank(scores[count]), -count), default=0)
+                trial = self._trial(train, tuning, refit, ahead=len(counts) - at - 1)
+            if trial is not None and math.isfinite(trial.score):
+                found[count] = trial
+        best = max(found, key=lambda count: (self._score.rank(found[count].score), -count), default=0)
         if best:
             self._structure.apply(plan_without(order[:best]))
             self._search.restart(self._structure)
             self._dropped = tuple(block.name for block in order[:best])
+        if best in found:
+            self._valued = found[best].valued
+            if tuning.rounds == 1:
+                if found[best].plan:
+                    self._structure.apply(found[best].plan)
+                self._net.load_state_dict(found[best].state)
+                self._is_pruned = True
 
     def pruned(self, tuning: Tuning, refit: bool) -> bool:
         """Remove units until the network costs no more than after this round; False where that cannot be."""
+        if self._is_pruned:
+            self._is_pruned = False
+            return True
         context, scores = self._worth()
         self._valued = None
         plan, reading = self._search.plan(self._limit(tuning), scores)
@@ -170,7 +199,8 @@ class Run:
         Raises:
             ShrinkError: one of the user's functions failed; what was reached before is in its `reached`.
         """
-        score = self._scored(self._net, train, tuning)
+        rest = sum(shares(tuning.rounds, self.left)[tuning.number - 1 :])
+        score = self._scored(self._net, train, tuning, rest, ahead=tuning.rounds - tuning.number)
         limit = self._limit(tuning)
         self._add(tuning.number, limit, self._target.read(self._net, limit), score)
         if self._score.holds(score, self._floor):
@@ -202,18 +232,51 @@ class Run:
         outcome: Outcome = "reached" if within else "target missed"
         return self._ended(outcome, f"the network needs {shown}, {wanted}; it {scored}.")
 
-    def _scored(self, net: nn.Module, train: Train, tuning: Tuning) -> float:
-        """The score of a network after it was trained."""
-        what = "train"
+    def _scored(self, net: nn.Module, train: Train, tuning: Tuning, rest: float, ahead: int) -> float:
+        """The score of a network of the present sizes after it was trained.
+
+        Args:
+            rest: the part of the whole training that is left for this call and those after it.
+            ahead: how many more networks will be valued, refitted and evaluated after this one.
+        """
+        what, cost = "train", self._meter.of(self._structure)
+        granted = None
+        if self._meter.most is not None:
+            granted = self._granted(tuning.share / rest, cost, ahead * (cost if tuning.number else 1.0))
+            tuning = replace(tuning, samples=int(granted / (cost + self._meter.of_teacher)))
         try:
             net.train()
-            train(net, tuning)
+            with self._meter.watching(net, cost, granted):
+                train(net, tuning)
             net.zero_grad(set_to_none=True)
             what = "evaluate"
-            return self._score.of(net)
+            with self._meter.watching(net, cost):
+                return self._score.of(net)
         except Exception as error:
             where = f"round {tuning.number} of {tuning.rounds}" if tuning.number else "a trial"
             raise self._failed(f"{what} failed in {where}", error) from error
+
+    def _granted(self, share: float, cost: float, ahead: float) -> float:
+        """What this training may take: its share of what is left after all that is not training was set aside.
+
+        Args:
+            share: of what is left for training.
+            cost: what a sample takes with the network that is trained.
+            ahead: likewise of all networks that will be valued, refitted and evaluated after it, together.
+
+        Raises:
+            ShrinkError: nothing is left.
+        """
+        meter = self._meter
+        looking = (DRAWS * TRAINED + FORWARD) * sum(map(meter.samples, self._inputs)) + self._evaluation
+        free = meter.left - cost * self._evaluation - ahead * looking
+        if free <= 0:
+            raise ShrinkError(
+                f"max_training={meter.most:g}: nothing is left to train with; {meter.spent:,.0f} were spent so far, "
+                f"and looking at networks will take up to {meter.left - free:,.0f} more. Allow more, evaluate on less "
+                "data, or give fewer rounds."
+            )
+        return share * free
 
     def _enough(self, order: Sequence[Block]) -> int:
         """The smallest number of blocks without which the target is met, or all."""
@@ -241,27 +304,32 @@ class Run:
             self._structure.undo()
             self._search.axes, self._valued = axes, valued
 
-    def _trial(self, train: Train, tuning: Tuning, refit: bool) -> float | None:
-        """The score of a copy that was pruned to the target and trained for a short time; None if it cannot be met."""
-        context, scores = self._worth()
-        plan, _ = self._search.plan(self._target.limit, scores, roughly=True)
+    def _trial(self, train: Train, tuning: Tuning, refit: bool, ahead: int) -> _Trial | None:
+        """A copy that was pruned to the target and trained for a short time; None if the target cannot be met."""
+        if self._search.smallest().within(self._target.limit) is False:
+            return None
+        valued = context, scores = self._worth()
+        plan, _ = self._search.plan(self._target.limit, scores, roughly=tuning.rounds > 1)
         if plan is None:
             return None
         if plan:
-            self._structure.apply(self._refitted(plan, context, scores) if refit else plan)
+            plan = self._refitted(plan, context, scores) if refit else plan
+            self._structure.apply(plan)
         try:
             net = copy.deepcopy(self._net)
+            score = self._scored(net, train, tuning, self.left, ahead + tuning.rounds)
         finally:
             if plan:
                 self._structure.undo()
         self.left -= tuning.share
-        return self._scored(net, train, tuning)
+        return _Trial(score, plan, net.state_dict(), valued)
 
     def _worth(self) -> tuple[Context, Scores]:
         """What units are worth in the network as it is; once for every round."""
         if self._valued is None:
             context = context_of(self._structure, self._search.axes, self._inputs, self._seed)
             self._valued = context, worth_of(context)
+            self._meter.charge([draw.inputs for draw in context.probe], TRAINED * self._meter.of(self._structure))
         return self._valued
 
     def _limit(self, tuning: Tuning) -> float:
@@ -273,9 +341,10 @@ class Run:
 
     def _refitted(self, plan: Plan, context: Context, scores: Scores) -> Plan:
         """The plan with what its readers become; what cannot be refitted is noted."""
+        self._meter.charge(self._inputs, FORWARD * self._meter.of(self._structure))
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            start = Refit()(context, {edit.axis: edit.remove for edit in plan.edits}, scores)
+            start = Refit(batches=len(self._inputs))(context, {edit.axis: edit.remove for edit in plan.edits}, scores)
         for one in caught:
             if issubclass(one.category, EspalierWarning):
                 self._notes[str(one.message)] = None
@@ -302,6 +371,7 @@ class Run:
             limit=self._target.limit,
             unit=f"{self._target.unit} [ms]" if timed else self._target.unit,
             scale=1000.0 if timed else 1.0,
+            spent=None if self._meter.most is None else self._meter.spent,
             round_to=self._search.round_to,
             notes=(*gone, *self._notes, *refused),
         )
@@ -326,6 +396,7 @@ class Run:
             "scope": search.scope,
             "left": self.left,
             "dropped": list(self._dropped),
+            "spent": self._meter.spent,
         }
         found = learnt if number else {}
         self._kept.add(one, self._structure, found)

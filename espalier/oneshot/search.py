@@ -30,7 +30,7 @@ from espalier.parts.units.select import Scope
 from espalier.parts.units.where import choose_axes
 from espalier.structure import Structure
 
-_TRIES, _FEW_TRIES = 7, 4
+_TRIES, _FEW_TRIES, _CONFIRMATIONS = 7, 4, 3
 _CLOSE = 0.95
 """Part of the limit that a measured network has to need, or it could be larger."""
 _ROUND = (1, 4, 8, 16, 32)
@@ -127,11 +127,11 @@ class Search:
         now = self.target.read(self.structure.model, limit, rough=True)
         if now.within(limit):
             return Plan(()), now
-        return (
-            self._counted(limit, now, scores)
-            if self._is_exact
-            else self._measured(limit, now, scores, _FEW_TRIES if roughly else _TRIES)
-        )
+        if self._is_exact:
+            return self._counted(limit, now, scores)
+        if roughly:
+            return self._measured(limit, now, scores, _FEW_TRIES)
+        return self._confirmed(limit, now, scores)
 
     @property
     def _is_exact(self) -> bool:
@@ -147,6 +147,25 @@ class Search:
                 if done:
                     return plan, self.target.read(self.structure.model, limit)
         return None, now
+
+    def _confirmed(self, limit: float, now: Reading, scores: Scores) -> tuple[Plan | None, Reading]:
+        """A plan that meets the limit by a thorough measurement too; else the one that came nearest."""
+        best, aim = self._measured(limit, now, scores, _TRIES), limit
+        for _ in range(_CONFIRMATIONS):
+            plan = best[0]
+            if plan is None:
+                break
+            with self.tried(plan):
+                reading = self.target.read(self.structure.model, limit)
+            best = plan, reading
+            if reading.high <= limit:
+                break
+            aim *= limit / reading.high
+            smaller = self._measured(aim, now, scores, _TRIES)
+            if smaller[0] is None:
+                break
+            best = smaller
+        return best
 
     def _measured(self, limit: float, now: Reading, scores: Scores, tries: int) -> tuple[Plan | None, Reading]:
         best: tuple[Plan | None, Reading] = None, now

@@ -10,12 +10,13 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
-from espalier.attach import LimitLike
+from espalier.attaching import LimitLike
 from espalier.errors import ShrinkError
 from espalier.oneshot.asked import Evaluate, Mode, Score, Train
 from espalier.oneshot.blocks import TRIAL
 from espalier.oneshot.bounds import Bounds
 from espalier.oneshot.folder import Kept, done
+from espalier.oneshot.meter import TRAINED, Meter
 from espalier.oneshot.result import Shrunk
 from espalier.oneshot.rounds import Round
 from espalier.oneshot.run import Run
@@ -38,6 +39,7 @@ def shrink(
     train: Train,
     evaluate: Evaluate,
     max_drop: float = 0.01,
+    max_training: float | None = None,
     mode: Mode = "max",
     teacher: nn.Module | None = None,
     distillation: Distillation = _DISTILLATION,
@@ -72,6 +74,10 @@ def shrink(
             inputs, own_loss)``, in which the teacher has its part (`Tuning`).
         evaluate: called as ``evaluate(model)``, in eval mode; returns how good the network is, on held-out data.
         max_drop: how much worse than at first that may be.
+        max_training: how much everything may take that runs the network on data, in samples trained on with the
+            network as it was given; 0.2 * epochs * len(data) is a fifth of its training. Training, the teacher, trials,
+            scoring, refitting and evaluation count, by their FLOPs; passes that are timed do not. ``tuning.samples``
+            then says how long `train` may train; longer is an error. None: as long as `train` likes.
         mode: whether a good score is large (``max``, as accuracy) or small (``min``, as a loss).
         teacher: network to learn from, in eval mode and without gradients; nothing about it changes.
         distillation: how much is learnt from it.
@@ -83,23 +89,25 @@ def shrink(
         min_fraction: part of its units that every axis keeps.
         refit: whether layers that read what goes are refitted.
         blocks: whether whole residual blocks may go too, where the target is a latency and `axes` names none. How many,
-            is found by trying up to three numbers of them, for a twentieth of the training each.
+            is found by trying up to four numbers of them, for 3% of the training each; with one round it is the network
+            of the best of these that is trained on.
         seed: seeds what is drawn.
         folder: where rounds are kept; called again with the same arguments, `shrink` goes on after the last one there.
         on_round: called with every round as it ends.
 
     Raises:
-        ShrinkError: an argument is not what it should be, no axis may shrink, `evaluate` gives no number, or `train` or
-            `evaluate` failed: the error's ``reached`` is then what was reached before, if anything was.
+        ShrinkError: an argument is not what it should be, no axis may shrink, `evaluate` gives no number,
+            `max_training` leaves nothing to train with, or `train` or `evaluate` failed: the error's ``reached`` is
+            then what was reached before, if anything was.
         CaptureError: the model's forward failed on the example inputs.
         PlanError: a name in `keep`, `limits` or `axes` is unknown.
     """
-    _check(rounds, round_to, min_fraction, max_drop, mode)
+    _check(rounds, round_to, min_fraction, max_drop, max_training, mode)
     score = Score(evaluate, mode)
     kept = Kept(folder, {
         "target": repr(target), "rounds": rounds, "round_to": round_to, "max_drop": max_drop, "mode": mode,
         "axes": None if axes is None else list(axes), "min_fraction": min_fraction, "refit": refit, "blocks": blocks,
-        "seed": seed,
+        "seed": seed, "max_training": max_training,
     })  # fmt: skip
     net = _copied(model)
     bounds = Bounds(tuple(keep), dict(limits or {}), min_fraction)
@@ -109,12 +117,13 @@ def shrink(
     if not free:
         reasons = "; ".join(f"{name}: {why}" for name, why in list(chosen.items())[:4])
         raise ShrinkError(f"no axis of the network may shrink ({reasons or 'it has none'}).")
-    with watched(net, seed) as inputs:
+    meter = Meter(structure, max_training, teacher)
+    with watched(net, seed) as inputs, meter.watching(net, TRAINED):
         first = score.of(net)
     if not math.isfinite(first):
         raise ShrinkError(f"evaluate: expected a number for the network as it was given, found {first!r}.")
     search = Search(structure, free, target_of(target, model, example))
-    run = Run(model, example, search, score, max_drop, kept, inputs, seed, on_round)
+    run = Run(model, example, search, score, max_drop, kept, inputs, seed, meter, on_round)
     run.begin(first)
     if blocks and axes is None:
         run.consider_blocks(bounds.keep)
@@ -142,13 +151,16 @@ def _copied(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def _check(rounds: object, round_to: object, min_fraction: object, max_drop: object, mode: object) -> None:
+def _check(
+    rounds: object, round_to: object, min_fraction: object, max_drop: object, max_training: object, mode: object
+) -> None:
     if type(rounds) is not int or rounds < 1:
         raise ShrinkError(f"rounds: expected a whole number of at least 1, found {rounds!r}.")
     if round_to != "auto":
         check_round_to(round_to)
     for name, value, least, most in (
         ("min_fraction", min_fraction, 0, 1), ("max_drop", max_drop, 0, math.inf),
+        ("max_training", 0 if max_training is None else max_training, 0, math.inf),
     ):  # fmt: skip
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
             raise ShrinkError(f"{name}: expected a number from {least} to {most}, found {value!r}.")

@@ -70,6 +70,9 @@ class Tuning:
     ``round(1000 * tuning.share)`` steps."""
     teacher: nn.Module | None = None
     distillation: Distillation = Distillation()
+    samples: int | None = None
+    """With `max_training`: how many samples this call may train on, the teacher's passes accounted for:
+    ``tuning.samples // batch`` steps. The smaller the network, the more there are."""
 
     def loss(self, outputs: Any, inputs: Any, own: Tensor) -> Tensor:
         """The loss to train with: your own, and the teacher's part where there is a teacher.

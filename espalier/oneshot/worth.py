@@ -25,7 +25,8 @@ from espalier.parts.units.taylor import Taylor
 from espalier.structure import Structure
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
-_KEPT, _DRAWS = 4, 8
+_KEPT, DRAWS = 4, 4
+"""Calls that are looked at; and directions that the outputs of each are looked at in."""
 
 
 @contextmanager
@@ -59,7 +60,7 @@ class Draw:
 
 def context_of(structure: Structure, axes: Sequence[str], inputs: Sequence[Inputs], seed: int) -> Context:
     """What scores and refitting look at."""
-    draws = [Draw(one, derived_seed(seed, number)) for number in range(_DRAWS) for one in inputs]
+    draws = [Draw(one, derived_seed(seed, number)) for number in range(DRAWS) for one in inputs]
 
     def projected(draw: Draw) -> Tensor:
         args, kwargs = draw.inputs
@@ -94,4 +95,4 @@ class Known:
         return Scores({name: self.values[name] for name in goal.sizes})
 
 
-__all__ = ["Draw", "Inputs", "Known", "context_of", "watched", "worth_of"]
+__all__ = ["DRAWS", "Draw", "Inputs", "Known", "context_of", "watched", "worth_of"]

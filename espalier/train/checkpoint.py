@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from espalier.attach import LimitLike
+from espalier.attaching import LimitLike
 from espalier.parallel.fully_shard import FullyShard
 from espalier.parallel.wrapped import Model, Unwrapped, unwrapped
 from espalier.structure import Structure

@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 from torch.optim import Optimizer
 
-from espalier.attach import LimitLike, attached, check_model
+from espalier.attaching import LimitLike, attached, check_model
 from espalier.compiled import uncompiled
 from espalier.edit.apply import copy_of
 from espalier.edit.attributes import AttributeChange

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from importlib import metadata
 from typing import Any, Final, TypeAlias
 
@@ -249,6 +250,7 @@ def attribute_value(model: nn.Module, module: str, path: Sequence[str]) -> objec
     return vars(value)[path[1]] if len(path) > 1 else value
 
 
+@cache  # it is read from files
 def _version() -> str:
     try:
         return metadata.version("espalier")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from espalier.attach import LimitLike
+from espalier.attaching import LimitLike
 from espalier.errors import CheckpointError
 from espalier.graph.named_tensors import tensor_table
 from espalier.parallel.wrapped import unwrapped
