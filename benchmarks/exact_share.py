@@ -35,7 +35,7 @@ from oracles import FixedDropout, FixedDropout2d, HeldMasks, disturb, outputs, r
 import espalier  # noqa: E402
 from espalier.edit.plan import grow_plan  # noqa: E402
 from espalier.errors import EspalierError  # noqa: E402
-from espalier.graph.capture import map_tensors  # noqa: E402
+from espalier.graph.trees import map_tensors  # noqa: E402
 from espalier.structure import Structure  # noqa: E402
 
 BOUND = {True: 1e-9, False: 1e-5}

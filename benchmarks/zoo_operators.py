@@ -17,8 +17,8 @@ from models import ZOO
 from torchvision_import import torchvision_importable
 
 from espalier.errors import CaptureError
-from espalier.graph.capture import tensor_table
 from espalier.graph.courses import passes
+from espalier.graph.named_tensors import tensor_table
 
 LIST = Path(__file__).parent.parent / "tests" / "zoo_operators.txt"
 

@@ -39,6 +39,8 @@ from espalier.parts.units.select import Select
 from espalier.parts.weights.keep import Keep, check_entries
 
 ENTRY_POINTS = "espalier.methods"
+_SHIPPED = ("espalier.grow", "espalier.prune")
+"""What imports all methods of this package; by name, since they stand below this module."""
 
 
 class Penalty(Protocol):
@@ -206,7 +208,7 @@ class Entry:
 
 
 class _Registry:
-    """Methods by direction and name, those of other packages included once they are asked for."""
+    """Methods by direction and name; those of this package and of others are imported once they are asked for."""
 
     def __init__(self) -> None:
         self._entries: dict[tuple[str, str], Entry] = {}
@@ -214,6 +216,8 @@ class _Registry:
         self._files: set[Path] = set()
 
     def add(self, entry: Entry) -> None:
+        if not (entry.make.__module__ or "").startswith("espalier.methods."):
+            _import_shipped()  # so that who takes a name of theirs is refused, and not they
         key = (entry.method.direction, entry.method.name)
         if key in self._entries:
             other = self._entries[key].make
@@ -223,6 +227,7 @@ class _Registry:
         self._entries[key] = entry
 
     def entries(self) -> Mapping[tuple[str, str], Entry]:
+        _import_shipped()
         if not self._loaded:
             self._loaded = True
             for point in entry_points(group=ENTRY_POINTS):
@@ -235,6 +240,7 @@ class _Registry:
             return
         if path.suffix != ".py" or not path.is_file():
             raise MethodError(f"methods are read from a Python file whose name ends in .py; found {path}.")
+        _import_shipped()  # before what is there is noted, since they are imported only once
         spec = importlib.util.spec_from_file_location(f"espalier_methods_{path.stem}", path)
         assert spec is not None
         assert spec.loader is not None
@@ -248,6 +254,11 @@ class _Registry:
         if self._entries == before:
             raise MethodError(f"{path} registers no method; put @register over the function that makes one.")
         self._files.add(path)
+
+
+def _import_shipped() -> None:
+    for module in _SHIPPED:
+        importlib.import_module(module)
 
 
 _REGISTRY = _Registry()

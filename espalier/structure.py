@@ -25,7 +25,7 @@ from espalier.edit.recipes.folding import fold_plan
 from espalier.edit.recipes.kinds import Factorised, Skip
 from espalier.edit.steps import known_region, lookup
 from espalier.errors import PlanError
-from espalier.graph.capture import tensor_table
+from espalier.graph.named_tensors import tensor_table
 from espalier.graph.sites import Site, site_table, sites
 from espalier.graph.topology import Topology
 from espalier.graph.visits import Place

@@ -40,8 +40,8 @@ from espalier.edit.verify import Subject, Verification, resized_example, verify
 from espalier.edit.young import Youth
 from espalier.errors import PlanError, SurgeryError
 from espalier.graph.caches import drop_caches
-from espalier.graph.capture import TensorTable, tensor_table
 from espalier.graph.eager import eagerly
+from espalier.graph.named_tensors import TensorTable, tensor_table
 from espalier.graph.topology import Topology
 from espalier.measure.cost import cost_of
 from espalier.peers import Alone, Peers

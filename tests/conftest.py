@@ -1,6 +1,7 @@
 """What every test shares: one thread, a fixed seed, hypothesis without deadlines, and real data where they exist."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,12 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("ESPALIER_DATA does not name a folder of real data")
     return Path(folder)
+
+
+@pytest.fixture
+def double() -> Iterator[None]:
+    """All is computed in float64, in which rounding does not hide what is wrong; see `ranks.double`."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)

@@ -12,7 +12,7 @@ from perturbation import Claim, Place, Responses, felt, leak, permutation_error,
 from snapshots import differences, snapshot
 from torch import Tensor, nn
 
-from espalier.attach import attach
+from espalier.attaching import attach
 from espalier.axis import Axis
 from espalier.edit.plan import Plan, Resize
 from espalier.errors import EspalierError

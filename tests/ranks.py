@@ -43,6 +43,13 @@ def run(work: Work, size: int, *args: Any, timeout: float = 240.0, collective: f
                 process.join()
 
 
+def double(rank: int, size: int, work: Work, *args: Any) -> Any:
+    """The same in double precision. In single, rounding decides where gradients of new entries are close to zero, whose
+    own squares their steps are divided by."""
+    torch.set_default_dtype(torch.float64)
+    return work(rank, size, *args)
+
+
 def _results(pipes: list[Connection], timeout: float) -> list[Any]:
     found: dict[int, Any] = {}
     while len(found) < len(pipes):

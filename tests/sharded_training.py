@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from parallel_training import batches, loss_of, mean, network, optimizer_of, part
-from ranks import Work
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -17,13 +16,6 @@ import espalier as esp
 
 def example() -> Tensor:
     return torch.zeros(2, 6)
-
-
-def double(rank: int, size: int, work: Work, *args: Any) -> Any:
-    """The same in double precision. In single, rounding decides where gradients of new entries are close to zero, whose
-    own squares their steps are divided by."""
-    torch.set_default_dtype(torch.float64)
-    return work(rank, size, *args)
 
 
 def shard(model: nn.Module) -> None:

@@ -10,7 +10,7 @@ from attention_forms import FORMS, Cosine, Dropped, FusedView, QueryKeyLayerNorm
 from oracles import disturb, outputs, relative_error
 from torch import Tensor, nn
 
-from espalier.attach import attach
+from espalier.attaching import attach
 from espalier.edit import contract, new_tensors
 from espalier.structure import Structure
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from training import train
 
-from espalier.attach import attach
+from espalier.attaching import attach
 from espalier.edit.plan import Plan, Resize, grow_plan, prune_plan
 from espalier.errors import CaptureError, EspalierError, OptimizerError, PlanError, SurgeryError
 from espalier.structure import Structure

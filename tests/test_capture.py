@@ -24,8 +24,12 @@ from zoo_small import ZOO
 import espalier
 from espalier.bench.models import build
 from espalier.errors import CaptureError
-from espalier.graph.capture import Call, Divergence, Ref, Trace, capture, map_tensors, tensor_table
+from espalier.graph.capture import capture
+from espalier.graph.named_tensors import tensor_table
+from espalier.graph.recorder import Divergence
 from espalier.graph.topology import infer
+from espalier.graph.trace import Call, Ref, Trace
+from espalier.graph.trees import map_tensors
 
 X = torch.randn(4, 6)
 capture(nn.ReLU(), X)  # torch imports some modules late, and these add a filter for warnings

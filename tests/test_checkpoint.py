@@ -20,7 +20,7 @@ from zoo_small import ZOO
 import espalier as esp
 from espalier.errors import CheckpointError, EspalierError, PlanError, SurgeryError
 from espalier.structure import Structure
-from espalier.train import checkpoint, checkpoint_files
+from espalier.train import checkpoint_files, checkpoint_loading
 
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.01, momentum=0.9),
@@ -654,7 +654,7 @@ def test_a_failure_during_the_commit_is_rolled_back(saved: Path, monkeypatch: py
         def failing(*_: Any, error: BaseException = error) -> None:
             raise error
 
-        monkeypatch.setattr(checkpoint, "check_shapes", failing)
+        monkeypatch.setattr(checkpoint_loading, "check_shapes", failing)
         model, example, optimizer = fresh("mlp", "adamw")
         step(model, example, optimizer, 3)
         before = snapshot(model, optimizer)

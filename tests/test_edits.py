@@ -13,10 +13,10 @@ from torch import Tensor, nn, optim
 from torch.optim import Optimizer
 from training import assert_state_fits, edited, loss_of, train
 
-from espalier.attach import attach
+from espalier.attaching import attach
 from espalier.edit.young import AGE
 from espalier.errors import OptimizerError
-from espalier.graph.capture import tensor_table
+from espalier.graph.named_tensors import tensor_table
 from espalier.structure import Structure
 
 Make = Callable[[Iterable[nn.Parameter]], Optimizer]

@@ -18,12 +18,12 @@ from networks import Network, assemble, build, networks
 from oracles import Comparison
 from torch import Tensor, nn
 
-from espalier.attach import attach
+from espalier.attaching import attach
 from espalier.axis import Axis
 from espalier.edit import new_tensors
 from espalier.edit.changes import Changes
 from espalier.edit.plan import Plan, Resize, grow_plan
-from espalier.graph.capture import tensor_table
+from espalier.graph.named_tensors import tensor_table
 from espalier.structure import Structure
 
 NUMBERS = st.integers(0, 2**16 - 1)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Adafactor, AdamW
 from training import loss_of, train
 
-from espalier.attach import attach
+from espalier.attaching import attach
 from espalier.edit import apply
 from espalier.edit.journal import Journal
 from espalier.edit.tensors import gather, left_out

@@ -14,7 +14,7 @@ from grammar import OPERATORS, Written, compose, network, programs, smallest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from espalier.attach import attach
+from espalier.attaching import attach
 
 NETWORKS = 100 * FACTOR
 

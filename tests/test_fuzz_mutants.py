@@ -14,15 +14,15 @@ import torch
 from fuzzing import Findings, WrongError, check_claims, check_growths, check_removals
 from grammar import IllConditionedError, Written, compose
 
-from espalier.attach import attach
+from espalier.attaching import attach
 from espalier.edit import new_tensors
 from espalier.edit.changes import Changes
 from espalier.graph import dims, reading, topology
-from espalier.graph.capture import Call
 from espalier.graph.rules import registry
 from espalier.graph.rules.registry import Reading, positive, refs_in, rule_for, size
 from espalier.graph.solver import concat, product
 from espalier.graph.topology import infer
+from espalier.graph.trace import Call
 
 MOST = 16
 """Networks on which a mutant has to be seen."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import espalier as esp
 from espalier.edit.plan import Plan, Resize
 from espalier.errors import EspalierError
-from espalier.graph.capture import flatten_tensors
+from espalier.graph.trees import flatten_tensors
 from espalier.parts.gates.places import Gates
 from espalier.parts.gates.units import gate_problem, unit_place
 from espalier.structure import Structure

@@ -15,7 +15,7 @@ from zoo_small import ZOO
 import espalier as esp
 from espalier.edit.plan import Plan, Resize
 from espalier.errors import MethodError, PlanError
-from espalier.graph.capture import flatten_tensors
+from espalier.graph.trees import flatten_tensors
 from espalier.parts.gates.places import Gates
 from espalier.parts.gates.units import gate_problem, unit_place
 from espalier.structure import Structure

@@ -24,7 +24,7 @@ LAYERS = [
     "surgery",
     "structure",
     "parallel",
-    "attach",
+    "attaching",
     "parts",
     "method",
     "methods",

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from zoo_small import ZOO
 
 import espalier as esp
-from espalier.graph.capture import call_arguments
+from espalier.graph.trees import call_arguments
 from espalier.measure import cost_of, latency
 
 NETWORKS = sorted(ZOO)

@@ -8,7 +8,7 @@ import torch
 from oracles import FixedDropout, HeldMasks, disturb, outputs, relative_error
 from torch import Tensor, nn
 
-from espalier.attach import attach
+from espalier.attaching import attach
 from espalier.edit import neutral
 
 BOUND = 1e-9

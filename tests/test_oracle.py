@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from zero_and_remove import TOLERANCE, RemovalOracle, corruptions, difference, emptied, held_outputs
 from zoo_small import ZOO, Example
 
-from espalier.attach import attach
-from espalier.graph.capture import map_tensors, tensor_table
+from espalier.attaching import attach
+from espalier.graph.named_tensors import tensor_table
+from espalier.graph.trees import map_tensors
 from espalier.structure import Structure
 
 CAUGHT = 0.99

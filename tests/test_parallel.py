@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from parallel_training import batches, difference, loss_of, methods, network, optimizer_of, part, train
-from ranks import run
+from ranks import double, run
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -278,11 +278,12 @@ def test_replicas_train_as_one_process_for_fifty_steps_after_each_edit(kind: str
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("double")
 def test_four_replicas_train_as_one_process() -> None:
     alone = train("adamw", 0, 1, 44, methods(4, 10))
-    found = run(train_replicas, 4, "adamw", 44, {"static_graph": True})
+    found = run(double, 4, train_replicas, "adamw", 44, {"static_graph": True})
     assert all(alone["edits"] == one["edits"] for one in found)
-    assert difference(alone, found[0]) < 1e-5
+    assert difference(alone, found[0]) < 1e-8
 
 
 @pytest.mark.slow

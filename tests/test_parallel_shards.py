@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import sharded_training as sharded
 import torch
 from parallel_training import batches, difference, loss_of, methods, network, optimizer_of, train
-from ranks import run
+from ranks import double, run
 
 import espalier as esp
 
 pytestmark = pytest.mark.slow
 KINDS = ("sgd", "adamw")
-
-
-@pytest.fixture
-def double() -> Iterator[None]:
-    """As `sharded_training.double`, in this process."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -40,7 +30,7 @@ def test_shards_train_as_one_process(kind: str) -> None:
 def test_four_shards_train_as_one_process() -> None:
     chosen = methods(4, 10)
     alone = train("adamw", 0, 1, 44, chosen)
-    found = run(sharded.double, 4, sharded.train, "adamw", 44, chosen)
+    found = run(double, 4, sharded.train, "adamw", 44, chosen)
     assert all(alone["edits"] == one["edits"] for one in found)
     assert difference(alone, found[0]) < 1e-8
 
@@ -64,7 +54,7 @@ def test_an_edit_gives_what_it_gives_in_one_process(kind: str) -> None:
     expected = sharded.everything(model, optimizer)
     steps()
     after = sharded.everything(model, optimizer)
-    for one in run(sharded.double, 2, sharded.edited, kind):
+    for one in run(double, 2, sharded.edited, kind):
         assert all(one[what] for what in ("undone", "empty", "reshard"))
         assert one["contract"] == grown.contract == "exact"
         assert one["result"].keys() == expected.keys()

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 import espalier
 from espalier.edit.plan import Plan, Resize
 from espalier.errors import CaptureError, EspalierError, PlanError
-from espalier.graph.capture import capture, tensor_table
+from espalier.graph.capture import capture
 from espalier.graph.courses import passes
 from espalier.graph.decisions import OnZeros
 from espalier.graph.dims import size_of
+from espalier.graph.named_tensors import tensor_table
 from espalier.graph.rules import rule_for
 from espalier.graph.topology import infer
 from espalier.graph.values import Deciding, Following, OtherCourseError

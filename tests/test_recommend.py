@@ -403,6 +403,16 @@ def test_it_leaves_no_trace_and_repeats() -> None:
     assert found.as_json() == again.as_json()
 
 
+def test_only_the_kinds_that_are_asked_for_are_tried() -> None:
+    batch, model = classes(8), perceptron()
+    _, found = advised(model, batch, permutations=19)
+    _, some = advised(model, batch, permutations=19, kinds=["grow", "redundant"])
+    assert {one.kind for one in (*some.ranked, *some.others)} == {"grow", "redundant"}
+    by_plan = {str(one.plan): one for one in (*found.ranked, *found.others)}
+    for one in (*some.ranked, *some.others):  # and are what they are among others
+        assert by_plan[str(one.plan)].as_json() == one.as_json()
+
+
 def test_the_table_and_the_data_say_the_same() -> None:
     batch = classes(8)
     _, found = advised(made(perceptron, batch), batch, criterion="aic")
@@ -504,6 +514,8 @@ def test_wrong_arguments_are_named() -> None:
         call(axes=["nothing*"])
     with pytest.raises(MethodError, match="criterion: expected one of"):
         call(criterion="mdl")
+    with pytest.raises(MethodError, match="found 'growing'"):
+        call(kinds=["growing"])
     with pytest.raises(MethodError, match="expected 20 or more"):
         call(permutations=9)
     with pytest.raises(MethodError, match="level: expected a probability"):

@@ -15,11 +15,18 @@ from espalier.errors import MethodError
 from espalier.parts.recommend.batches import halved, samples_in
 from espalier.parts.recommend.criteria import Criterion, criterion_named
 from espalier.parts.recommend.freedom import Freedoms
-from espalier.parts.recommend.nulls import apart, falls, p_low
+from espalier.parts.recommend.nulls import apart, falls, p_high, p_low, until_settled
 from espalier.parts.recommend.planned import as_planned
 from espalier.parts.recommend.redundancy import constant_units, elimination, readers_of, twins, unread_units
 from espalier.parts.recommend.rows import rows_of
-from espalier.parts.recommend.spectra import covariance, effective_rank, rank_test, signal_rank, stable_rank
+from espalier.parts.recommend.spectra import (
+    covariance,
+    effective_rank,
+    rank_test,
+    signal_rank,
+    stable_rank,
+    unrelated,
+)
 from espalier.parts.recommend.wbic import wbic
 from espalier.parts.score import seed_random_numbers
 
@@ -92,19 +99,24 @@ def random_rows(seed: int, samples: int = 60, inputs: int = 16, units: int = 8) 
 
 def test_random_networks_are_taken_for_redundant_as_seldom_as_the_level_says() -> None:
     trials, level = 300, 0.1
-    rejected = sum(rank_test(random_rows(seed), 19, generator(seed)).p <= level for seed in range(trials))
+    found = (random_rows(seed) for seed in range(trials))
+    rejected = sum(
+        rank_test(covariance(rows), unrelated(rows, 19, generator(seed))).p <= level for seed, rows in enumerate(found)
+    )
     # binomial: 30 expected, standard deviation 5.2
     assert 14 <= rejected <= 46
 
 
 def test_random_units_are_no_twins() -> None:
-    assert not any(twins(random_rows(seed), 0.5, 9, generator(seed)).pairs for seed in range(100))
+    for seed in range(100):
+        rows = random_rows(seed)
+        assert not twins(covariance(rows), 0.5, unrelated(rows, 9, generator(seed))).pairs
 
 
 def test_units_in_common_are_seen() -> None:
     rows = random_rows(0)
     mixed = rows @ drawn(8, 8, seed=5).softmax(0)
-    found = rank_test(mixed, 39, generator())
+    found = rank_test(covariance(mixed), unrelated(mixed, 39, generator()))
     assert found.p <= 0.05
     assert found.rank < found.null
 
@@ -120,12 +132,28 @@ def test_p_values_are_never_zero() -> None:
     assert p_low(2.0, [1.0] * 19) == 1.0
 
 
+@pytest.mark.parametrize(("permutations", "level"), [(19, 0.05), (39, 0.05), (30, 0.1)])
+def test_a_test_that_ends_early_has_the_verdict_of_all_permutations(permutations: int, level: float) -> None:
+    passed, drawn_in_all, trials = 0, 0, 200
+    for seed in range(trials):
+        value, *null = torch.rand(1 + permutations, generator=generator(seed)).tolist()
+        value = 1 - value / 8  # near the verdict
+        waiting = iter(null)
+        some = until_settled(value, lambda waiting=waiting: next(waiting), permutations, level)
+        drawn_in_all += len(some)
+        assert list(some) == null[: len(some)]
+        assert (p_high(value, some) <= level) == (p_high(value, null) <= level)
+        passed += p_high(value, null) <= level
+    assert 0 < passed < trials
+    assert drawn_in_all < trials * permutations
+
+
 # ---------------------------------------------------------------------------------------------------------- redundancy
 
 
 def test_elimination_against_refits_of_every_subset() -> None:
     rows, readers = drawn(200, 1, 5) @ drawn(5, 5, seed=1), drawn(3, 5, seed=2)
-    found = elimination(rows, readers)
+    found = elimination(covariance(rows), readers)
     flat = rows.flatten(0, 1) - rows.flatten(0, 1).mean(0)
     made = flat @ readers.T
     for count in range(1, 5):
@@ -145,7 +173,7 @@ def test_dead_and_doubled_units() -> None:
     rows[..., 4] = 5.0
     flat = rows.flatten(0, 1)
     assert constant_units(flat.amin(0), flat.amax(0)) == (4,)
-    found = twins(rows, 0.01, 9, generator())
+    found = twins(covariance(rows), 0.01, unrelated(rows, 9, generator()))
     assert [(unit, other) for unit, other, _ in found.pairs] == [(2, 0)]
     assert found.pairs[0][2] == pytest.approx(-1.0, abs=1e-3)
     weights = drawn(3, 6)

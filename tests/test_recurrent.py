@@ -6,7 +6,7 @@ from oracles import outputs, relative_error
 from small_recurrent import Cells, Sequence
 from torch import Tensor, nn
 
-from espalier.attach import attach
+from espalier.attaching import attach
 from espalier.graph.capture import capture
 from espalier.structure import Structure
 

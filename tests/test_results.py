@@ -6,8 +6,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 
 from espalier.graph import results
-from espalier.graph.capture import Trace, capture
+from espalier.graph.capture import capture
 from espalier.graph.fakes import Fakes
+from espalier.graph.trace import Trace
 
 
 class Everything(nn.Module):

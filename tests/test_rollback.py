@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from training import loss_of, train
 
-from espalier.attach import attach
+from espalier.attaching import attach
 from espalier.edit import apply, journal, new_tensors
 from espalier.edit.journal import Journal
 from espalier.edit.plan import Plan, Resize

@@ -21,14 +21,16 @@ from rule_cases import CASES, ELEMENTWISE, OTHER_DEVICES, RECURRENT, VALUES, WHO
 from torch import Tensor, nn
 from zoo_small import ZOO
 
-from espalier.graph.capture import Call, Trace, capture, tensor_table
+from espalier.graph.capture import capture
 from espalier.graph.courses import passes
 from espalier.graph.dims import Concat, Dim, Fixed, Leaf, Product, axes_of, labels, size_of, source
+from espalier.graph.named_tensors import tensor_table
 from espalier.graph.reading import read
 from espalier.graph.rules import known_operators, registry, rule, rule_for
 from espalier.graph.rules.registry import Event, Reading, Result
 from espalier.graph.solver import Var, compiled, variables
 from espalier.graph.topology import Topology, infer
+from espalier.graph.trace import Call, Trace
 
 MIXING = {"softmax", "layer_norm", "rms_norm", "group_norm", "reduce", "sum", "norm", "bilinear"}
 """Roles under which units of an axis see each other."""
@@ -267,7 +269,7 @@ def test_rule_of_recurrent_layers(name: str) -> None:
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_operators_that_some_devices_do_not_take_apart(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("espalier.graph.capture._is_composite", lambda func: False)
+    monkeypatch.setattr("espalier.graph.recorder._is_composite", lambda func: False)
     one = WHOLE[name]
     with torch.inference_mode():
         what = said(one.function, one.tensors())

@@ -14,9 +14,9 @@ from small_case import SmallCase
 from small_cases import CASES
 from torch import Tensor, nn
 
-from espalier.attach import attach
+from espalier.attaching import attach
 from espalier.axis import Axis
-from espalier.graph.capture import tensor_table
+from espalier.graph.named_tensors import tensor_table
 from espalier.graph.topology import INTERFACE, Slot
 from espalier.record import Edit
 from espalier.structure import Structure

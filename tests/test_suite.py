@@ -140,12 +140,30 @@ def test_suites_that_are_shipped_say_what_they_take(name):
         (TINY.replace('name = "static"', 'name = "magnitude"'), "'magnitude' stands for two"),
         (TINY + "confirm_seeds = [1]\n", "unknown key 'confirm_seeds'"),
         ("points = [", "tiny.toml is no TOML"),
+        ('based_on = "tests"', "there is no suite 'tests': expected one of .*smoke"),
+        ("based_on = 1", "based_on: expected the name of a suite or the path of its file, found 1"),
         (HEAD, "expected .*contenders.* or .*grids.*, found neither"),
     ],
 )
 def test_what_a_file_cannot_mean_is_refused_with_the_place(text, message):
     with pytest.raises(RunError, match=message):
-        read_suite(text, "tiny.toml")
+        read_suite(text, Path("tiny.toml"))
+
+
+def test_a_file_says_what_is_not_as_in_another(tmp_path):
+    (tmp_path / "tiny.toml").write_text(TINY)
+    (tmp_path / "smaller.toml").write_text('based_on = "tiny.toml"\nname = "smaller"\nseeds = [7]\n')
+    (tmp_path / "smallest.toml").write_text('based_on = "smaller.toml"\npoints = [0.1]\n')
+    tiny, found = (find_suite(str(tmp_path / f"{name}.toml")) for name in ("tiny", "smallest"))
+    assert found == dataclasses.replace(tiny, name="smaller", seeds=(7,), points=(0.1,))
+    assert find_suite("study-cpu").grids == find_suite("study").grids
+
+
+def test_files_that_are_based_on_each_other_are_refused(tmp_path):
+    for name, other in ("ab", "ba"):
+        (tmp_path / f"{name}.toml").write_text(f'based_on = "{other}.toml"\n')
+    with pytest.raises(RunError, match=r"b.toml: based_on: 'a.toml' is based on this file itself"):
+        find_suite(str(tmp_path / "a.toml"))
 
 
 @pytest.mark.parametrize(
@@ -159,13 +177,13 @@ def test_what_a_file_cannot_mean_is_refused_with_the_place(text, message):
 )
 def test_names_have_to_stand_for_something(text, message):
     with pytest.raises(RunError, match=message):
-        expand(read_suite(text, "tiny.toml"))
+        expand(read_suite(text, Path("tiny.toml")))
 
 
 def test_a_grid_is_a_regular_fraction_of_all_combinations():
     levels = '\ngrow = ["random", "gradmax"]\nprune = ["l1", "magnitude"]\nperiods = [8, 16]\nswing = [0.1, 0.3]\n'
     text = HEAD + f'[[grids]]\nname = "g"\ntracks = ["constant"]{levels}modulus = 2\n'
-    found = contenders(read_suite(text, "grid.toml"))
+    found = contenders(read_suite(text, Path("grid.toml")))
     assert len(found) == 8
     for name in ("grow", "prune", "periods", "swing"):
         assert set(Counter(getattr(one, name) for one in found).values()) == {4}
@@ -176,7 +194,7 @@ def test_a_ninth_of_three_factors_of_three_levels_has_each_level_in_every_combin
     levels = '\nperiods = [8, 16, 32]\nswing = [0.1, 0.2, 0.4]\norder = ["alternating", "grow first", "prune first"]\n'
     methods = 'grow = ["random", "gradmax", "firefly", "tiny"]\nprune = ["l1", "magnitude"]\n'
     text = HEAD + f'[[grids]]\nname = "g"\ntracks = ["constant"]{levels}{methods}modulus = 3\nrelations = 2\n'
-    found = contenders(read_suite(text, "grid.toml"))
+    found = contenders(read_suite(text, Path("grid.toml")))
     assert len(found) == 4 * 2 * 27 // 9
     for name in ("periods", "swing", "order"):
         assert set(Counter((one.grow, one.prune, getattr(one, name)) for one in found).values()) == {1}
@@ -185,7 +203,7 @@ def test_a_ninth_of_three_factors_of_three_levels_has_each_level_in_every_combin
 def test_the_suite_of_the_page_can_be_read():
     page = (Path(__file__).parent.parent / "docs" / "benchmark.md").read_text()
     (text,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
-    suite = read_suite(text, "benchmark.md")
+    suite = read_suite(text, Path("benchmark.md"))
     assert len(expand(suite)) == 2 * 2 * 5
     for name in shipped():
         assert f"| `{name}` |" in page
@@ -286,7 +304,7 @@ def test_a_disturbance_takes_memory_and_leaves_weights():
 
 
 def test_a_suite_runs_resumes_and_is_written_down(tmp_path):
-    place, suite = Place(tmp_path / "out"), read_suite(TINY, "tiny.toml")
+    place, suite = Place(tmp_path / "out"), read_suite(TINY, Path("tiny.toml"))
     few = Plan(suite, place, {"contender": ["magnitude"], "seed": ["0"]})
     assert "1 runs are left" in status(few, place.kept())
     assert "nothing is left" in run(few, place, print)
@@ -367,7 +385,7 @@ def test_a_line_that_was_cut_short_is_a_cell_that_was_not_run(tmp_path):
 
 
 def test_only_what_is_there_can_be_asked_for(tmp_path):
-    suite = read_suite(TINY, "tiny.toml")
+    suite = read_suite(TINY, Path("tiny.toml"))
     with pytest.raises(RunError, match="there is no field 'colour'; expected one of task,"):
         Plan(suite, Place(tmp_path), {"colour": ["red"]})
     with pytest.raises(RunError, match="no cell of the suite 'tiny' fits"):
@@ -451,7 +469,7 @@ class Missing(Runtime):
 
 def test_networks_are_timed_beside_the_large_one(tmp_path, monkeypatch):
     monkeypatch.setattr(speed, "runtimes", lambda device: {"eager": Eager(), "ONNX Runtime": Missing()})
-    place, suite = Place(tmp_path), read_suite('timed = ["static"]\n' + TINY, "tiny.toml")
+    place, suite = Place(tmp_path), read_suite('timed = ["static"]\n' + TINY, Path("tiny.toml"))
     plan = Plan(suite, place, {"contender": ["static"], "seed": ["0"], "track": ["shrinking"]})
     assert run_speed(plan, place, print).startswith("0 networks")
     run(plan, place, print)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from espalier import attach
 from espalier.errors import MethodError
-from espalier.parts.ghosts.bottleneck import leading, new_units, wanted
+from espalier.parts.ghosts.bottleneck import largest, leading, new_units, singular_values, wanted
 from espalier.parts.ghosts.ghosts import Ghosts
 from espalier.parts.ghosts.line_search import best_amplitude
 from espalier.parts.ghosts.products import Watched
@@ -182,6 +182,17 @@ def test_leading_singular_vectors_of_a_large_matrix():
     torch.testing.assert_close(values[:8], whole.S[:8], rtol=1e-3, atol=0)
     torch.testing.assert_close((left[:, :8] * whole.U[:, :8]).sum(0).abs(), torch.ones(8).double(), rtol=0.02, atol=0)
     torch.testing.assert_close((right[:8] * whole.Vh[:8]).sum(1).abs(), torch.ones(8).double(), rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(5, 40), (40, 5), (60, 90)])
+def test_singular_values(shape):
+    matrix = torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    matrix[0] *= 20
+    gram = torch.randn(shape[0], shape[0], generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    root = torch.linalg.cholesky(gram @ gram.T + torch.eye(shape[0], dtype=torch.float64))
+    expected = torch.linalg.svdvals(torch.linalg.solve(root, matrix))
+    torch.testing.assert_close(singular_values(root, matrix), expected, rtol=1e-6, atol=1e-6)
+    assert largest(root, matrix) == pytest.approx(float(expected[0]), rel=1e-3)
 
 
 def test_the_loss_falls_by_what_is_predicted_on_a_quadratic():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from espalier.attach import attach
+from espalier.attaching import attach
 from espalier.graph.capture import capture
 from espalier.graph.origins import Attribute, Derived, SizeOf, Tracked, origin_of
 

@@ -14,7 +14,7 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
 from training import edited, train
 from zoo_small import ZOO
 
-from espalier.attach import attach
+from espalier.attaching import attach
 from espalier.errors import SurgeryError
 from espalier.structure import Structure
 

@@ -14,11 +14,11 @@ from oracles import relative_error
 from snapshots import differences, snapshot
 from torch import Tensor, nn
 
-from espalier.attach import attach
+from espalier.attaching import attach
 from espalier.edit import stage as staging
 from espalier.edit.verify import Verification
 from espalier.errors import EspalierError, PlanError
-from espalier.graph.capture import tensor_table
+from espalier.graph.named_tensors import tensor_table
 from espalier.record import Edit
 from espalier.structure import Structure
 

@@ -10,7 +10,7 @@ from torch.optim import AdamW
 from training import assert_state_fits, finite, train
 from zoo_small import ZOO
 
-from espalier.attach import attach
+from espalier.attaching import attach
 from espalier.errors import EspalierError
 from espalier.graph.topology import INTERFACE
 from espalier.structure import Structure

@@ -19,7 +19,8 @@ from oracles import call
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from espalier.graph.capture import flatten_tensors, tensor_table
+from espalier.graph.named_tensors import tensor_table
+from espalier.graph.trees import flatten_tensors
 from espalier.structure import Structure
 
 aten = torch.ops.aten

@@ -85,8 +85,8 @@ def notebook(book: dict[str, Any]) -> str:
 def contents() -> str:
     """The page that the reference begins with: what `import espalier as esp` gives, then every module."""
     names = []
-    for node in ast.parse((ROOT / "espalier/__init__.py").read_text()).body:
-        if isinstance(node, ast.ImportFrom) and node.module != "espalier":
+    for node in ast.walk(ast.parse((ROOT / "espalier/__init__.py").read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("espalier."):
             names += [(alias.asname or alias.name, f"{node.module}") for alias in node.names]
     lines = ["# Reference", "", "Every page is made from the docstrings of a module; its source can be unfolded.", ""]
     lines += ["## `import espalier as esp`", "", "| name | module |", "| --- | --- |"]

@@ -22,9 +22,10 @@ import espalier as esp
 from espalier.edit.changes import changes_of
 from espalier.edit.contract import contract_of
 from espalier.edit.plan import grow_plan
-from espalier.graph.capture import flatten_tensors, tensor_table
 from espalier.graph.dims import axes_of
+from espalier.graph.named_tensors import tensor_table
 from espalier.graph.topology import INTERFACE, Topology
+from espalier.graph.trees import flatten_tensors
 from espalier.structure import Structure
 
 PRUNED, GROWN = 0.3, 0.25

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from zoo_parts.prepare import built
 from zoo_parts.record import Record
 
-from espalier.graph.capture import flatten_tensors
+from espalier.graph.trees import flatten_tensors
 
 PRUNED = 0.3
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from zoo_parts.models import ZOO
 from zoo_parts.torchvision_import import torchvision_importable
 
-from espalier.graph.capture import map_tensors
+from espalier.graph.trees import map_tensors
 
 BATCH = 2
 """Samples in the example: with one, a batch norm at a single position has nothing to normalise over in train mode."""

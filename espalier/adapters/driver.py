@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from espalier.adapters.records import Logger, logged
-from espalier.attach import LimitLike, attach
+from espalier.attaching import LimitLike, attach
 from espalier.errors import MethodError
-from espalier.graph.capture import map_tensors
+from espalier.graph.trees import map_tensors
 from espalier.method import Method
 from espalier.structure import Structure
 from espalier.train.events import Event

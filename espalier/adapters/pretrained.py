@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from espalier.adapters.config import ConfigError, Facts, config_of, facts_made, shapes_of
 from espalier.edit.plan import Plan, Resize
 from espalier.errors import PlanError
-from espalier.graph.capture import call_arguments, flatten_tensors
 from espalier.graph.dims import Dim, axes_of, size_of
+from espalier.graph.trees import call_arguments, flatten_tensors
 from espalier.measure.stats import without_a_trace
 from espalier.parts.budget import Units
 from espalier.parts.goal import UNBOUNDED, Cap, Goal

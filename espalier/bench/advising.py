@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from espalier.attach import attach
+from espalier.attaching import attach
 from espalier.bench.data import Dataset, batches, load
 from espalier.bench.folder import CONFIG, RunFolder
 from espalier.bench.models import MODELS, build

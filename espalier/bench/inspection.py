@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from espalier.attach import attach
+from espalier.attaching import attach
 from espalier.bench.targets import find_target
 from espalier.structure import Structure
 

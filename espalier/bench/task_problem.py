@@ -14,7 +14,7 @@ from espalier.bench.data import Dataset, load
 from espalier.bench.models import build
 from espalier.bench.tasks import Task, task
 from espalier.evolve.problem import Batch, Workbench
-from espalier.measure.latency import latency
+from espalier.measure.timing import latency
 from espalier.parts.score import derived_seed
 
 _JUDGED_AT_ONCE = 1000

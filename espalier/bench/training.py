@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from espalier.attach import attach
+from espalier.attaching import attach
 from espalier.bench.data import Dataset, batches
 from espalier.bench.gate_records import can_be_drawn, gates_record, is_shown, map_record, points_record
 from espalier.bench.tasks import Task

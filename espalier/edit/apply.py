@@ -28,7 +28,7 @@ from espalier.edit.tensors import gather
 from espalier.edit.verify import changed_attribute
 from espalier.errors import EspalierError, PlanError, SurgeryError
 from espalier.graph.caches import drop_caches
-from espalier.graph.capture import TensorTable, tensor_table
+from espalier.graph.named_tensors import TensorTable, tensor_table
 
 
 @dataclass(frozen=True)

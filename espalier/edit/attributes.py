@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import nn
 
-from espalier.graph.capture import Call, Ref
 from espalier.graph.dims import Dim, size_of
 from espalier.graph.topology import Topology
+from espalier.graph.trace import Call, Ref
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,8 +25,8 @@ from espalier.edit.verify import changed_attribute
 from espalier.errors import CaptureError, EspalierError, SurgeryError
 from espalier.graph.backward import backward_problem
 from espalier.graph.caches import drop_caches
-from espalier.graph.capture import TensorTable, tensor_table
 from espalier.graph.flow import operator_name
+from espalier.graph.named_tensors import TensorTable, tensor_table
 from espalier.graph.topology import Topology, infer
 
 
@@ -245,7 +245,7 @@ def _tried(
 
 
 def _still_there(before: TensorTable, after: TensorTable) -> dict[str, str]:
-    names = {id(tensor): name for name, tensor in after.tensors.items()}
+    names = after.names
     return {name: names[id(tensor)] for name, tensor in before.tensors.items() if id(tensor) in names}
 
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import Any
 
-from espalier.graph.capture import Call, Ref
 from espalier.graph.dims import size_of
 from espalier.graph.flow import operator_name
 from espalier.graph.topology import Topology, TracePrediction
+from espalier.graph.trace import Call, Ref
 from espalier.graph.visits import Leaf, Place, Visit
 
 Token = Hashable

@@ -24,10 +24,10 @@ from espalier.edit.changes import Changes
 from espalier.edit.contract import Contract
 from espalier.edit.neutral import Invisible, invisible_removal
 from espalier.edit.operands import is_attention, summed, sums_over
-from espalier.graph.capture import Call
 from espalier.graph.dims import NEW, labels
 from espalier.graph.flow import operator_name
 from espalier.graph.topology import AxisRecord, TracePrediction
+from espalier.graph.trace import Call
 
 _ROUNDING = 16
 """Units in the last place by which sums of weights may differ."""

@@ -13,11 +13,11 @@ from espalier.edit.moves import LostError, Moves, Part, Region
 from espalier.edit.norms import NormSite
 from espalier.edit.operands import Operand, groups_of, origin
 from espalier.edit.starts import Chosen, NotNeutralError, Place, Policy, Start, written
-from espalier.graph.capture import Call, Ref
 from espalier.graph.dims import axes_of
 from espalier.graph.flow import operator_name
 from espalier.graph.rules.registry import positive
 from espalier.graph.topology import Topology, TracePrediction
+from espalier.graph.trace import Call, Ref
 
 _ZERO_AT_ZERO = frozenset(
     "relu gelu silu mish tanh abs hardtanh hardswish leaky_relu elu celu selu sin tan asin atan sinh asinh erf erfinv "

@@ -15,11 +15,11 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from espalier.graph.capture import Call, Ref
 from espalier.graph.dims import Dim, Sizes, axes_of, size_of
 from espalier.graph.flow import operator_name
 from espalier.graph.rules.registry import positive, refs_in
 from espalier.graph.topology import TracePrediction
+from espalier.graph.trace import Call, Ref
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
 Region: TypeAlias = tuple[Mask, ...] | None

@@ -9,9 +9,9 @@ from torch import nn
 
 from espalier.edit.attributes import AttributeChange
 from espalier.edit.verify import Mismatch, attributes_set
-from espalier.graph.capture import Call, Ref
 from espalier.graph.dims import Concat, Dim, Product, size_of
 from espalier.graph.topology import Topology, TracePrediction
+from espalier.graph.trace import Call, Ref
 
 _NEIGHBOURS = 6
 _SCORES = ("_scaled_dot_product_flash_attention_for_cpu", "bmm")

@@ -27,11 +27,11 @@ from espalier.edit.handing import Handing, Task
 from espalier.edit.norms import NoCompensationError, NormSite, norm_sites, statistics
 from espalier.edit.operands import Operand, groups_of, is_attention, summed, summing_weights, sums_over
 from espalier.edit.starts import Chosen, NotNeutralError, Place, Policy, Present, Start
-from espalier.graph.capture import Call
 from espalier.graph.dims import Dim, IntArray, Leaf, Product, axes_of
 from espalier.graph.flow import operator_name
 from espalier.graph.rules.registry import positive
 from espalier.graph.topology import Topology, TracePrediction
+from espalier.graph.trace import Call
 
 _SUMS = frozenset("sum nansum linalg_vector_norm norm".split())
 _REDUCTIONS = frozenset(

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from espalier.edit.operands import groups_of
-from espalier.graph.capture import Call, Ref
 from espalier.graph.dims import Dim, axes_of
 from espalier.graph.flow import operator_name
 from espalier.graph.rules.registry import positive, refs_in
 from espalier.graph.topology import TracePrediction
+from espalier.graph.trace import Call, Ref
 
 DEFAULT_EPS: Mapping[str, float] = {"float32": 2.0**-23, "float64": 2.0**-52, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 """What torch takes for an RMSNorm whose eps is None."""

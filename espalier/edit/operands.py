@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from espalier.graph.capture import Call, Ref
 from espalier.graph.dims import Dim, axes_of
 from espalier.graph.flow import operator_name
 from espalier.graph.topology import TracePrediction
+from espalier.graph.trace import Call, Ref
 
 Dims = Mapping[int, tuple[Dim, ...]]
 

@@ -24,10 +24,10 @@ from torch import Tensor
 from espalier.edit.changes import Changes
 from espalier.edit.moves import LostError, Mask, Moves, Part, Region
 from espalier.edit.operands import is_attention
-from espalier.graph.capture import Call, Ref
 from espalier.graph.dims import classes, size_of
 from espalier.graph.flow import operator_name
 from espalier.graph.topology import Topology, TracePrediction
+from espalier.graph.trace import Call, Ref
 
 _HOMOGENEOUS = frozenset("neg relu leaky_relu native_dropout abs".split())
 """f(c x) = c f(x) for positive c."""

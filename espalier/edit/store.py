@@ -10,7 +10,7 @@ from torch import Tensor
 from espalier.edit.apply import Ready, commit
 from espalier.edit.journal import Journal
 from espalier.edit.plan import Plan
-from espalier.graph.capture import TensorTable
+from espalier.graph.named_tensors import TensorTable
 
 
 class Store(Protocol):

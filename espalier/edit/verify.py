@@ -18,11 +18,15 @@ from torch import nn
 
 from espalier.edit.attributes import AttributeChange
 from espalier.errors import CaptureError
-from espalier.graph.capture import Call, Divergence, Shape, TensorTable, Trace, capture, map_tensors
+from espalier.graph.capture import capture
 from espalier.graph.courses import follower
 from espalier.graph.dims import axes_of, size_of
 from espalier.graph.flow import constants
+from espalier.graph.named_tensors import TensorTable
+from espalier.graph.recorder import Divergence
 from espalier.graph.topology import Topology, TracePrediction
+from espalier.graph.trace import Call, Shape, Trace
+from espalier.graph.trees import map_tensors
 
 
 @dataclass(frozen=True)

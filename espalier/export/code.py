@@ -18,11 +18,12 @@ from espalier.compiled import uncompiled
 from espalier.errors import ExportError
 from espalier.export import plain
 from espalier.export.tree import Tree, sources
-from espalier.graph.capture import call_arguments, flatten_tensors, map_tensors, tensor_table
+from espalier.graph.named_tensors import tensor_table
+from espalier.graph.trees import call_arguments, flatten_tensors, map_tensors
 from espalier.graph.undisturbed import undisturbed
 from espalier.peers import check_whole
 from espalier.structure import Structure
-from espalier.train.checkpoint import described
+from espalier.train.checkpoint_contents import described
 from espalier.train.checkpoint_network import SavedNetwork
 
 CODE, VALUES = "network.py", "network.safetensors"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from espalier.compiled import uncompiled
 from espalier.errors import ExportError
 from espalier.export.code import outputs_of, random_like
-from espalier.graph.capture import call_arguments, map_tensors
+from espalier.graph.trees import call_arguments, map_tensors
 from espalier.peers import check_whole
 from espalier.structure import Structure
 

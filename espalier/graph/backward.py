@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from espalier.graph.caches import drop_caches
-from espalier.graph.capture import StandIns, TensorTable, call_arguments, flatten_tensors, map_tensors
+from espalier.graph.named_tensors import StandIns, TensorTable
+from espalier.graph.trees import call_arguments, flatten_tensors, map_tensors
 from espalier.graph.undisturbed import undisturbed
 
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from espalier.graph.capture import Call, Ref
 from espalier.graph.flow import Flow, operator_name
+from espalier.graph.trace import Call, Ref
 
 Bounds = tuple[float, float]
 ANY: Bounds = (-math.inf, math.inf)

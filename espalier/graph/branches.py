@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from espalier.graph.capture import Call, Ref
 from espalier.graph.dims import size_of
 from espalier.graph.flow import Flow, operator_name
 from espalier.graph.topology import Topology, TracePrediction
+from espalier.graph.trace import Call, Ref
 from espalier.graph.zeros import zero_given
 
 _CONTRACTIONS = frozenset(

@@ -11,10 +11,10 @@ from typing import Any
 from torch import nn
 
 from espalier.errors import PlanError
-from espalier.graph.capture import Call, Ref
 from espalier.graph.dims import Concat, Dim, Fixed, Leaf, Product
 from espalier.graph.flow import operator_name
 from espalier.graph.topology import Topology, TracePrediction
+from espalier.graph.trace import Call, Ref
 from espalier.graph.visits import Visit
 
 

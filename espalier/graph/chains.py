@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from espalier.graph.capture import Shape
 from espalier.graph.regions import Boundaries, Pass, Refusal, Region
+from espalier.graph.trace import Shape
 from espalier.graph.visits import Leaf, Visit
 
 

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping
 from itertools import takewhile
 from math import prod
 
-from espalier.graph.capture import Call, Ref
 from espalier.graph.origins import Attribute, Derived, Origin, SizeOf
 from espalier.graph.rules.registry import Dims, Reading, Term, positive
 from espalier.graph.solver import Cat, Prod, Solver, Var, concat, product, resolve, size
+from espalier.graph.trace import Call, Ref
 from espalier.graph.tracking import Link
 
 

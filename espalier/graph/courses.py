@@ -13,8 +13,11 @@ import torch
 from torch import nn
 
 from espalier.errors import CaptureError
-from espalier.graph.capture import Shape, TensorTable, Trace, capture, map_tensors
+from espalier.graph.capture import capture
 from espalier.graph.decisions import Decisions
+from espalier.graph.named_tensors import TensorTable
+from espalier.graph.trace import Shape, Trace
+from espalier.graph.trees import map_tensors
 from espalier.graph.values import Deciding, Following
 
 _OTHER_EXAMPLES = 6

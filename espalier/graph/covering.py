@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from espalier.graph.capture import Call, Ref
 from espalier.graph.decisions import Decisions
 from espalier.graph.dims import Dim, substitute
+from espalier.graph.trace import Call, Ref
 
 
 class Pass(Protocol):

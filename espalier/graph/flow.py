@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from espalier.graph.capture import Call, Ref
 from espalier.graph.dims import Dim, axes_of
 from espalier.graph.rules.registry import refs_in
+from espalier.graph.trace import Call, Ref
 
 _VIEWS = frozenset(
     "view _unsafe_view _reshape_alias transpose permute t unsqueeze squeeze expand slice select split split_with_sizes "

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from espalier.graph.capture import Call, Shape, TensorTable, Trace
 from espalier.graph.code import CodeSizes
 from espalier.graph.courses import has_other_courses
+from espalier.graph.named_tensors import TensorTable
 from espalier.graph.origins import Attribute
 from espalier.graph.rules import Reading, freeze_all, rule_for
 from espalier.graph.rules.registry import Dims, refs_in
 from espalier.graph.solver import Reason, Solver, Term, size
+from espalier.graph.trace import Call, Shape, Trace
 from espalier.graph.unread import freeze_unread
 
 

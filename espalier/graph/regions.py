@@ -15,9 +15,9 @@ import torch
 
 from espalier.graph.bounds import Ranges
 from espalier.graph.branches import is_beside
-from espalier.graph.capture import Shape
 from espalier.graph.dims import size_of
 from espalier.graph.topology import Topology, TracePrediction
+from espalier.graph.trace import Shape
 from espalier.graph.visits import Leaf, Place, Visit
 
 

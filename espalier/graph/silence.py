@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from espalier.graph.bounds import activation
-from espalier.graph.capture import Call, Ref
 from espalier.graph.flow import operator_name
 from espalier.graph.regions import Boundaries, Pass, Refusal, Region
 from espalier.graph.topology import Topology
+from espalier.graph.trace import Call, Ref
 from espalier.graph.visits import Visit
 from espalier.graph.zeros import gives_all, zero_given
 

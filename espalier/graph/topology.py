@@ -15,15 +15,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from espalier.graph.capture import Call, Shape, TensorTable, Trace, tensor_table
 from espalier.graph.courses import Course, depends_on_values, followed, passes
 from espalier.graph.covering import Cover, covered
 from espalier.graph.decisions import Decisions
 from espalier.graph.dims import Concat, Dim, Fixed, Product, axes_of, labels, size_of, substitute
 from espalier.graph.flow import Flow, constants
+from espalier.graph.named_tensors import TensorTable, tensor_table
 from espalier.graph.origins import Attribute
 from espalier.graph.reading import Solved, read
 from espalier.graph.solver import Reason, Term, Var, compiled, variables
+from espalier.graph.trace import Call, Shape, Trace
 from espalier.graph.visits import Visit
 
 INTERFACE = frozenset({"input", "output", "lookup"})

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from espalier.graph.capture import Call, Trace
 from espalier.graph.rules import Reading
 from espalier.graph.rules.registry import Dims, refs_in
 from espalier.graph.solver import Reason
+from espalier.graph.trace import Call, Trace
 
 
 def freeze_unread(name: str, dims: Dims, readings: Sequence[Reading], other_courses: bool) -> None:

@@ -26,9 +26,9 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils._python_dispatch import _disable_current_modes
 
-from espalier.graph.capture import map_tensors
 from espalier.graph.decisions import Chosen, Decision, Given, Made, OnZeros
 from espalier.graph.results import tensors_in
+from espalier.graph.trees import map_tensors
 
 _NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException)
 _MASKS = (torch.bool, torch.uint8)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from espalier.graph.capture import Call, Ref
 from espalier.graph.flow import operator_name
+from espalier.graph.trace import Call, Ref
 
 Sufficient = tuple[frozenset[int], ...]
 """Sets of values, by number: if all of one set are zero, so is the result. An empty set: it is zero anyway."""

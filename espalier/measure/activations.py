@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from espalier.errors import CaptureError
-from espalier.graph.capture import flatten_tensors
 from espalier.graph.dims import axes_of, labels, size_of
 from espalier.graph.topology import Topology, TracePrediction
+from espalier.graph.trees import flatten_tensors
 from espalier.measure.stats import without_a_trace
 
 Place = tuple[int, int, int]

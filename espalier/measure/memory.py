@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from espalier.graph.capture import call_arguments
+from espalier.graph.trees import call_arguments
 from espalier.measure.runtimes import for_inference
 
 

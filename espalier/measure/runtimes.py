@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from espalier.errors import MethodError
-from espalier.graph.capture import call_arguments
+from espalier.graph.trees import call_arguments
 
 Measure = Callable[[nn.Module, Any], float]
 """A network and example inputs -> seconds of one inference."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from espalier.errors import EspalierError
-from espalier.graph.capture import call_arguments
+from espalier.graph.trees import call_arguments
 from espalier.measure.sparse_forms import DEVICES, Form, made, problem
 from espalier.measure.stats import without_a_trace
 from espalier.table import text_table

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from espalier.errors import MethodError
-from espalier.graph.capture import tensor_table
 from espalier.graph.dims import IntArray, source
+from espalier.graph.named_tensors import tensor_table
 from espalier.graph.topology import Topology
 from espalier.method import Method, register
 from espalier.methods.common import Pruning, pruning

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from espalier.attach import LimitLike, attach, attached
+from espalier.attaching import LimitLike, attach, attached
 from espalier.edit.changes import Limits
 from espalier.errors import PlanError
 from espalier.structure import Structure

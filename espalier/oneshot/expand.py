@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
-from espalier.attach import LimitLike, attach
+from espalier.attaching import LimitLike, attach
 from espalier.errors import ShrinkError
-from espalier.graph.capture import call_arguments
+from espalier.graph.trees import call_arguments
 from espalier.measure.cost import Cost
 from espalier.measure.runtimes import for_inference
 from espalier.method import Method

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from espalier.errors import ShrinkError
-from espalier.graph.capture import call_arguments
 from espalier.graph.topology import infer
+from espalier.graph.trees import call_arguments
 from espalier.measure.cost import cost_of
 from espalier.oneshot.worth import DRAWS, Inputs
 from espalier.structure import Structure

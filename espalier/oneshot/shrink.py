@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
-from espalier.attach import LimitLike
+from espalier.attaching import LimitLike
 from espalier.errors import ShrinkError
 from espalier.oneshot.asked import Evaluate, Mode, Score, Train
 from espalier.oneshot.blocks import TRIAL

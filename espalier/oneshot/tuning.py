@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from espalier.errors import ShrinkError
-from espalier.graph.capture import call_arguments
+from espalier.graph.trees import call_arguments
 from espalier.measure.runtimes import for_inference
 
 Between = Callable[[Any, Any], Tensor]

@@ -18,7 +18,7 @@ from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 from espalier.edit.whole import is_sharded, whole
 from espalier.errors import ParallelError
-from espalier.graph.capture import tensor_table
+from espalier.graph.named_tensors import tensor_table
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor

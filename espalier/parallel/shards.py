@@ -21,7 +21,7 @@ from espalier.edit.verify import changed_attribute
 from espalier.edit.whole import whole
 from espalier.errors import PlanError
 from espalier.graph.caches import drop_caches
-from espalier.graph.capture import TensorTable, tensor_table
+from espalier.graph.named_tensors import TensorTable, tensor_table
 from espalier.parallel.fully_shard import FullyShard, empty, fill_shards, shared_out
 from espalier.parallel.ranks import Ranks
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from espalier.errors import MethodError
-from espalier.graph.capture import tensor_table
 from espalier.graph.dims import labels
+from espalier.graph.named_tensors import tensor_table
 from espalier.parts.clock import Metric
 from espalier.parts.goal import Goal, Scores
 from espalier.structure import Structure

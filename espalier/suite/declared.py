@@ -1,7 +1,8 @@
 """Suites as files: one readable TOML file each, in which nothing is guessed.
 
 Top-level keys are the fields of `espalier.suite.suite.Suite`; ``[[tasks]]``, ``[[contenders]]``, ``[[conditions]]``,
-``[[comparisons]]`` and ``[[grids]]`` those of the values that they stand for.
+``[[comparisons]]`` and ``[[grids]]`` those of the values that they stand for. ``based_on`` names another suite, or the
+path of its file seen from this one: its keys hold wherever this file has none of that name.
 """
 
 from __future__ import annotations
@@ -38,23 +39,45 @@ def find_suite(name: str) -> Suite:
     Raises:
         RunError: there is none, or the file says something that is unknown or out of range.
     """
-    path = Path(name) if name.endswith(".toml") else SHIPPED / f"{name}.toml"
+    path = _path(name, Path())
+    return read_suite(path.read_text(encoding="utf-8"), path)
+
+
+def read_suite(text: str, path: Path) -> Suite:
+    """The suite that a text declares; `path` is what errors call it, and from where it names others.
+
+    Raises:
+        RunError: as `find_suite`.
+    """
+    suite = _read(Suite, _keys(text, path, ()), str(path))
+    _check(suite, str(path))
+    return suite
+
+
+def _path(name: str, folder: Path) -> Path:
+    path = folder / name if name.endswith(".toml") else SHIPPED / f"{name}.toml"
     if not path.is_file():
         raise RunError(
             f"there is no suite {name!r}: expected one of {', '.join(shipped())}, or the path of a .toml file"
         )
-    return read_suite(path.read_text(encoding="utf-8"), str(path))
+    return path
 
 
-def read_suite(text: str, place: str) -> Suite:
-    """The suite that a text declares; `place` is what errors call it. Raises RunError as `find_suite`."""
+def _keys(text: str, path: Path, on_the_way: tuple[Path, ...]) -> dict[str, Any]:
+    """What a file says, with what it is based on."""
     try:
-        data = tomllib.loads(text)
+        data: dict[str, Any] = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise RunError(f"{place} is no TOML: {error}") from error
-    suite = _read(Suite, data, place)
-    _check(suite, place)
-    return suite
+        raise RunError(f"{path} is no TOML: {error}") from error
+    if "based_on" not in data:
+        return data
+    base, on_the_way = data.pop("based_on"), (*on_the_way, path.resolve())
+    if not isinstance(base, str):
+        raise RunError(f"{path}: based_on: expected the name of a suite or the path of its file, found {base!r}")
+    below = _path(base, path.parent)
+    if below.resolve() in on_the_way:
+        raise RunError(f"{path}: based_on: {base!r} is based on this file itself")
+    return {**_keys(below.read_text(encoding="utf-8"), below, on_the_way), **data}
 
 
 def _read(kind: type[T], data: Mapping[str, Any], place: str) -> T:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from espalier.attach import attach
+from espalier.attaching import attach
 from espalier.bench.data import DATASETS, Dataset, default_root, load
 from espalier.bench.models import build, redraw
 from espalier.bench.presets import Preset, find_preset

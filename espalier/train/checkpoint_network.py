@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from importlib import metadata
 from typing import Any, Final, TypeAlias
 
@@ -16,10 +17,11 @@ from espalier.edit.steps import Step
 from espalier.edit.tensors import memory_order
 from espalier.edit.verify import in_sizes
 from espalier.errors import CheckpointError, PlanError
-from espalier.graph.capture import TensorTable, map_tensors
 from espalier.graph.dims import axes_of, size_of
+from espalier.graph.named_tensors import TensorTable
 from espalier.graph.solver import Reason
 from espalier.graph.topology import Topology
+from espalier.graph.trees import map_tensors
 
 Shape: TypeAlias = tuple[int, ...]
 AttributeValue: TypeAlias = int | float | list[int] | None
@@ -248,6 +250,7 @@ def attribute_value(model: nn.Module, module: str, path: Sequence[str]) -> objec
     return vars(value)[path[1]] if len(path) > 1 else value
 
 
+@cache  # it is read from files
 def _version() -> str:
     try:
         return metadata.version("espalier")

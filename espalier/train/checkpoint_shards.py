@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor, Replicate
 from torch.optim import Optimizer
 
 from espalier.errors import CheckpointError
-from espalier.graph.capture import tensor_table
+from espalier.graph.named_tensors import tensor_table
 from espalier.parallel.fully_shard import FullyShard, fill_shards, shared_out
 from espalier.peers import Peers
 from espalier.train import checkpoint_files as files

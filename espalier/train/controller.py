@@ -16,8 +16,8 @@ import numpy as np
 from espalier.edit.changes import Limits, blocking_reason
 from espalier.errors import CheckpointError, MethodError
 from espalier.graph.topology import Topology
-from espalier.measure.latency import latency
 from espalier.measure.stats import without_a_trace
+from espalier.measure.timing import latency
 from espalier.method import Method
 from espalier.parts.budget import Budget, Latency, Pace, Polynomial, Units
 from espalier.parts.candidate import Catalogue

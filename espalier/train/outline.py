@@ -16,14 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from espalier.attach import LimitLike
+from espalier.attaching import LimitLike
 from espalier.errors import CheckpointError
-from espalier.graph.capture import tensor_table
+from espalier.graph.named_tensors import tensor_table
 from espalier.parallel.wrapped import unwrapped
 from espalier.peers import check_whole
 from espalier.structure import Structure
 from espalier.train import checkpoint_files as files
-from espalier.train.checkpoint import contents_of, loaded
+from espalier.train.checkpoint_contents import contents_of
+from espalier.train.checkpoint_loading import loaded
 from espalier.train.checkpoint_network import SavedNetwork
 from espalier.train.session import Session
 

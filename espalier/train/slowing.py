@@ -18,8 +18,8 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from espalier.edit.births import Births
-from espalier.graph.capture import tensor_table
 from espalier.graph.dims import IntArray, axes_of, labels
+from espalier.graph.named_tensors import tensor_table
 from espalier.parts.names import Names, renamed
 from espalier.parts.timing.recovery import Recovery
 from espalier.structure import Structure

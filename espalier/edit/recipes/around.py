@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 
 from espalier.edit.recipes.edges import Edge
 from espalier.errors import PlanError
-from espalier.graph.capture import Call
 from espalier.graph.dims import axes_of, size_of
 from espalier.graph.flow import operator_name
 from espalier.graph.topology import Topology
+from espalier.graph.trace import Call
 
 _LINEAR = frozenset({"mm", "addmm", "linear"})
 _BATCH_NORMS = frozenset(

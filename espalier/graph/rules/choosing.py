@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from espalier.graph.capture import Call
 from espalier.graph.rules.contraction import contract
 from espalier.graph.rules.registry import Reading, Result, Term, freeze_all, refs_in, rule, size
 from espalier.graph.rules.spatial import freeze_spatial
+from espalier.graph.trace import Call
 
 
 @rule(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from espalier.graph.capture import Call, Ref
 from espalier.graph.rules.elementwise import broadcast_dim
 from espalier.graph.rules.registry import Dims, Reading, Result, Term, positive, rule, size
 from espalier.graph.rules.spatial import freeze_spatial
 from espalier.graph.solver import product
+from espalier.graph.trace import Call, Ref
 
 
 def contract(reading: Reading, call: Call, left: Ref, left_dim: int, right: Ref, right_dim: int) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from espalier.graph.capture import Call, Ref
 from espalier.graph.rules.registry import Dims, Reading, Result, Term, refs_in, rule, size
 from espalier.graph.solver import resolve
+from espalier.graph.trace import Call, Ref
 
 _UNARY = """
     _conj _conj_physical _to_copy abs acos acosh alias angle asin asinh atan atanh bernoulli bitwise_not cauchy ceil

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from espalier.graph.capture import Call, Ref
 from espalier.graph.rules.elementwise import broadcast
 from espalier.graph.rules.registry import Dims, Reading, Result, Term, freeze_all, positive, rule, size
 from espalier.graph.solver import is_plain
+from espalier.graph.trace import Call, Ref
 
 _UNIFORM = (
     "zeros ones full empty rand randn new_zeros new_ones new_full new_empty empty_strided new_empty_strided".split()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from espalier.graph.capture import Call, Ref
 from espalier.graph.rules.registry import Dims, Reading, Result, rule, size
+from espalier.graph.trace import Call, Ref
 
 
 @rule(

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from espalier.graph.capture import Call, Ref
 from espalier.graph.rules.registry import Dims, Reading, Result, Term, rule, size
 from espalier.graph.solver import concat
+from espalier.graph.trace import Call, Ref
 
 _GATES = {2: 4, 3: 3}
 """Mode, as torch numbers it (2 is LSTM, 3 is GRU) -> gates. The plain modes 0 and 1 have one."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from espalier.graph.capture import Call, Ref
 from espalier.graph.rules.registry import Dims, Reading, Result, positive, refs_in, rule, size
 from espalier.graph.solver import is_plain
+from espalier.graph.trace import Call, Ref
 
 _REDUCTIONS = """
     all amax amin aminmax any argmax argmin count_nonzero linalg_vector_norm logsumexp max mean median min nanmedian

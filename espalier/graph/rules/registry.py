@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from espalier.graph.capture import Call, Ref, Trace
 from espalier.graph.solver import Reason, Solver, Term, Var, is_plain, resolve, size
+from espalier.graph.trace import Call, Ref, Trace
 
 Dims = tuple[Term, ...]
 Result = Dims | Sequence[Dims | None]

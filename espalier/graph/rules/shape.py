@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
-from espalier.graph.capture import Call
 from espalier.graph.rules.registry import (
     Dims,
     Reading,
@@ -19,6 +18,7 @@ from espalier.graph.rules.registry import (
     size,
 )
 from espalier.graph.solver import concat, is_plain, product, resolve, variables
+from espalier.graph.trace import Call
 
 
 @rule("view", "_unsafe_view", "_reshape_alias")

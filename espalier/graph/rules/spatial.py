@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from espalier.graph.capture import Call, Ref
 from espalier.graph.rules.registry import Dims, Reading, Result, Term, refs_in, rule, size
 from espalier.graph.solver import is_plain, product
+from espalier.graph.trace import Call, Ref
 
 
 def _names() -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from espalier.errors import MethodError
-from espalier.graph.capture import tensor_table
+from espalier.graph.named_tensors import tensor_table
 from espalier.parts.candidate import Candidate, Catalogue
 from espalier.parts.depth.places import Removable
 from espalier.parts.goal import Goal, Scores

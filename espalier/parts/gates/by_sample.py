@@ -26,9 +26,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from espalier.errors import MethodError
-from espalier.graph.capture import TensorTable, flatten_tensors, tensor_table
 from espalier.graph.flow import operator_name
+from espalier.graph.named_tensors import TensorTable, tensor_table
 from espalier.graph.topology import Topology
+from espalier.graph.trees import flatten_tensors
 from espalier.measure.stats import without_a_trace
 from espalier.parts.gates.kinds import Rows
 from espalier.parts.gates.places import GatePlace

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from espalier.errors import PlanError
-from espalier.graph.capture import tensor_table
 from espalier.graph.dims import IntArray, axes_of, source
+from espalier.graph.named_tensors import tensor_table
 from espalier.graph.topology import Topology
 from espalier.parts.gates.places import GatePlace
 from espalier.structure import Structure

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from espalier.edit.optimizer import dims_of_state
 from espalier.edit.young import AGE, YOUTH, forget_if_grown_up
-from espalier.graph.capture import tensor_table
 from espalier.graph.dims import IntArray, axes_of, labels
+from espalier.graph.named_tensors import tensor_table
 from espalier.graph.topology import Topology
 from espalier.structure import Structure
 

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from espalier.graph.capture import tensor_table
 from espalier.graph.dims import IntArray
+from espalier.graph.named_tensors import tensor_table
 from espalier.graph.topology import Topology
 from espalier.parts.gates.places import GatePlace
 from espalier.parts.gates.table import SHUT, GateTable

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from espalier.edit.tensors import gather
-from espalier.graph.capture import tensor_table
 from espalier.graph.dims import IntArray
+from espalier.graph.named_tensors import tensor_table
 from espalier.parts.gates.subnetwork import SubNetwork
 from espalier.record import Preview
 from espalier.structure import Structure

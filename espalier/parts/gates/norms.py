@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from espalier.edit.norms import REDUCED, NormSite, reduced_dims
-from espalier.graph.capture import Call
 from espalier.graph.dims import Fixed, axes_of, labels, size_of
 from espalier.graph.flow import operator_name
 from espalier.graph.topology import Topology, TracePrediction
+from espalier.graph.trace import Call
 
 _NORMS = frozenset({"native_layer_norm", "native_group_norm", "_fused_rms_norm", "rms_norm"})
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils import checkpoint
 
 from espalier.errors import MethodError
-from espalier.graph.capture import TensorTable, tensor_table
+from espalier.graph.named_tensors import TensorTable, tensor_table
 from espalier.graph.topology import Topology
 from espalier.parts.gates.left_out import left_out
 from espalier.parts.gates.norms import Mark, NormGate, norm_modules

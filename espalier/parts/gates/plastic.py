@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from espalier.errors import MethodError
-from espalier.graph.capture import tensor_table
+from espalier.graph.named_tensors import tensor_table
 from espalier.measure.stats import without_a_trace
 from espalier.parts.gates.by_sample import SampleEvaluation, samples_of
 from espalier.parts.gates.gating import GateState, mean_of

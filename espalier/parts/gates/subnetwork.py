@@ -32,9 +32,10 @@ from torch import Tensor, nn
 from espalier.edit.attributes import AttributeChange, known_changes
 from espalier.edit.verify import attributes_set, verify
 from espalier.errors import EspalierError
-from espalier.graph.capture import flatten_tensors, tensor_table
 from espalier.graph.dims import Dim, IntArray, axes_of, labels
+from espalier.graph.named_tensors import tensor_table
 from espalier.graph.topology import Topology, TracePrediction
+from espalier.graph.trees import flatten_tensors
 from espalier.measure.stats import without_a_trace
 from espalier.parts.budget import FLOPs
 from espalier.parts.gates.places import Gates

@@ -105,6 +105,20 @@ def leading(root: Tensor, matrix: Tensor, count: int) -> tuple[Tensor, Tensor, T
     return left, values, right @ basis.T
 
 
+def singular_values(root: Tensor, matrix: Tensor) -> Tensor:
+    """Of root^-1 matrix, the largest first; what is below the root of the machine precision of it is rounding."""
+    image = torch.linalg.solve_triangular(root, matrix, upper=False)
+    square = image @ image.T if image.shape[0] <= image.shape[1] else image.T @ image
+    values: Tensor = torch.linalg.eigvalsh(square)
+    return values.clamp(min=0).sqrt().flip(0)
+
+
+def largest(root: Tensor, matrix: Tensor) -> float:
+    """The largest singular value of root^-1 matrix."""
+    few = min(matrix.shape) > 2 * (1 + _MORE)
+    return float((leading(root, matrix, 1)[1] if few else singular_values(root, matrix))[0])
+
+
 def triangle(gram: Tensor, ridge: float) -> Tensor:
     """The Cholesky factor of a matrix with `ridge` times its trace added to the diagonal."""
     more = max(ridge, _LEAST_RIDGE) * (float(gram.trace()) or 1.0)
@@ -152,4 +166,4 @@ def _left(reader: Product, gradient: Tensor, update: Tensor) -> Tensor:
     return left.reshape(reader.samples, *reader.positions, -1).movedim(-1, 1)
 
 
-__all__ = ["Wanted", "leading", "new_units", "triangle", "wanted"]
+__all__ = ["Wanted", "largest", "leading", "new_units", "singular_values", "triangle", "wanted"]

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from espalier.edit.given import seen
 from espalier.edit.plan import grow_plan
 from espalier.edit.verify import attributes_set
-from espalier.graph.capture import TensorTable, tensor_table
 from espalier.graph.dims import NEW, labels
+from espalier.graph.named_tensors import TensorTable, tensor_table
 from espalier.graph.undisturbed import Attributes
 from espalier.measure.stats import without_a_trace
 from espalier.parts.goal import Goal

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv1d_weight, conv2d_weight, conv3d_weight
 from torch.overrides import TorchFunctionMode
 
 
@@ -37,6 +38,8 @@ _ARGUMENTS: Mapping[Callable[..., Any], inspect.Signature] = {
     F.conv2d: inspect.signature(_convolution),
     F.conv3d: inspect.signature(_convolution),
 }
+_WEIGHTS: Mapping[int, Callable[..., Tensor]] = {1: conv1d_weight, 2: conv2d_weight, 3: conv3d_weight}
+"""Dimensions of a kernel -> gradient of the weight of such a convolution."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,7 @@ class Product:
         """The inputs as (samples * positions, entries of the weight per unit), with a column of ones for a bias."""
         inputs = self.inputs.detach()
         if self.is_convolution:
-            padding = [one for before, after in reversed(self._padding()) for one in (before, after)]
-            inputs = self._windows(F.pad(inputs, padding), self._each("stride", 1)).flatten(1 - self.weight.dim())
+            inputs = self._windows(self._padded(inputs)).flatten(1 - self.weight.dim())
         rows = inputs.reshape(-1, inputs.shape[-1])
         return rows if self.bias is None else torch.cat([rows, torch.ones_like(rows[:, :1])], 1)
 
@@ -89,29 +91,25 @@ class Product:
         moved = like_output.movedim(1, -1) if self.is_convolution else like_output
         return moved.reshape(-1, moved.shape[-1])
 
-    def read_back(self, like_output: Tensor) -> Tensor:
-        """What reaches one input unit from a tensor of the shape of the outputs, through every entry alone.
+    def crossed(self, like_output: Tensor, given: Tensor) -> Tensor:
+        """Sum over samples and positions of a tensor of the shape of the outputs, times what each entry of the weight
+        reads of one that is given in place of the inputs, with any units: (entries that read a unit, given units).
 
-        (samples, positions of the inputs..., entries of the weight that read a unit); the entries of a linear layer are
-        its outputs, those of a convolution (outputs, kernel...).
+        Args:
+            like_output: of the shape of the outputs.
+            given: of the shape of the inputs, but for the units.
         """
         if not self.is_convolution:
-            return like_output
-        strides, dilations, paddings = self._each("stride", 1), self._each("dilation", 1), self._padding()
-        kernel, sizes, padding = self.weight.shape[2:], self.inputs.shape[2:], []
-        for dim in reversed(range(len(kernel))):
-            # the output at j is made of the inputs at j * stride - before + q * dilation, so that the input at i
-            # reaches the outputs at (i + before - q * dilation) / stride
-            like_output = _spread(like_output, 2 + dim, strides[dim])
-            reach = (kernel[dim] - 1) * dilations[dim]
-            before = reach - paddings[dim][0]
-            padding += [before, sizes[dim] + reach - before - like_output.shape[2 + dim]]
-        windows = self._windows(F.pad(like_output, padding), (1,) * len(kernel))
-        return windows.flip(tuple(range(-len(kernel), 0))).flatten(1 - self.weight.dim())
+            return like_output.flatten(0, -2).T @ given.flatten(0, -2)
+        shape = (like_output.shape[1], given.shape[1], *self.weight.shape[2:])
+        strides, dilations = self._each("stride", 1), self._each("dilation", 1)
+        # as the gradient of a weight that reads what is given
+        sums = _WEIGHTS[len(strides)](self._padded(given), shape, like_output, strides, 0, dilations)
+        return sums.movedim(1, -1).flatten(0, -2)
 
-    def _windows(self, padded: Tensor, strides: tuple[int, ...]) -> Tensor:
+    def _windows(self, padded: Tensor) -> Tensor:
         """All that the kernel covers: (samples, positions..., channels, kernel...)."""
-        kernel, dilations = self.weight.shape[2:], self._each("dilation", 1)
+        kernel, dilations, strides = self.weight.shape[2:], self._each("dilation", 1), self._each("stride", 1)
         for dim, (size, dilation, stride) in enumerate(zip(kernel, dilations, strides, strict=True)):
             padded = padded.unfold(2 + dim, (size - 1) * dilation + 1, stride)[..., ::dilation]
         return padded.movedim(1, 1 + len(kernel))
@@ -122,6 +120,9 @@ class Product:
         count = self.weight.dim() - 2
         return (value,) * count if isinstance(value, int) else tuple(value) * (count if len(value) == 1 else 1)
 
+    def _padded(self, like_input: Tensor) -> Tensor:
+        return F.pad(like_input, [one for before, after in reversed(self._padding()) for one in (before, after)])
+
     def _padding(self) -> tuple[tuple[int, int], ...]:
         """Zeros before and after the inputs, for every dimension of the kernel."""
         if self.settings.get("padding") == "same":
@@ -130,19 +131,6 @@ class Product:
         if self.settings.get("padding") == "valid":
             return ((0, 0),) * (self.weight.dim() - 2)
         return tuple((one, one) for one in self._each("padding", 0))
-
-
-def _spread(tensor: Tensor, dim: int, by: int) -> Tensor:
-    """The tensor with `by` - 1 zeros between neighbours along a dimension."""
-    if by == 1:
-        return tensor
-    shape = list(tensor.shape)
-    shape[dim] = (shape[dim] - 1) * by + 1
-    result = tensor.new_zeros(shape)
-    index: list[slice] = [slice(None)] * tensor.dim()
-    index[dim] = slice(None, None, by)
-    result[tuple(index)] = tensor
-    return result
 
 
 class Watched(TorchFunctionMode):

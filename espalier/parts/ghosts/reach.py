@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from espalier.errors import MethodError
-from espalier.graph.capture import tensor_table
+from espalier.graph.named_tensors import tensor_table
 from espalier.graph.topology import Topology
 from espalier.measure.stats import without_a_trace
 from espalier.parts.ghosts.ghosts import INCOMING, OUTGOING
@@ -57,7 +57,7 @@ def between(topology: Topology, axis: str) -> Between | str:
 
 def tried(context: Context, axes: Mapping[str, Between], batch: Any) -> tuple[dict[str, str], dict[str, str]]:
     """Axes whose weights are not used as they would have to be on this batch, and why; weights -> their biases."""
-    table = {id(tensor): name for name, tensor in tensor_table(context.structure.model).tensors.items()}
+    table = tensor_table(context.structure.model).names
     products, _, problems = _run(context, axes, batch)
     biases = {name: one.bias for name, one in products.items()}
     return problems, {name: table[id(one)] for name, one in biases.items() if one is not None and id(one) in table}
@@ -134,10 +134,9 @@ def crossed(maker: Product, reader: Product, places: int, rows: Tensor, left: Te
     given = rows.reshape(maker.samples, *maker.positions, -1)
     if grid != maker.positions:
         given = _POOLS[len(grid)](given.movedim(-1, 1), grid).movedim(1, -1)
-    back = reader.read_back(left)
     if places > 1:  # an entry reads one position only
-        return torch.einsum("no,npd->pod", back, given.flatten(1, -2)).flatten(0, 1)
-    return back.reshape(-1, back.shape[-1]).T @ given.reshape(-1, given.shape[-1])
+        return torch.einsum("no,npd->pod", left, given.flatten(1, -2)).flatten(0, 1)
+    return reader.crossed(left, given.movedim(-1, 1) if reader.is_convolution else given)
 
 
 def _grid(maker: Product, reader: Product, places: int) -> tuple[int, ...] | None:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from espalier.errors import MethodError
-from espalier.graph.capture import tensor_table
 from espalier.graph.dims import NEW
+from espalier.graph.named_tensors import tensor_table
 from espalier.parts.checks import check_count, check_positive
 from espalier.parts.ghosts.bottleneck import new_units, wanted
 from espalier.parts.ghosts.ghosts import Ghosts, Side, counts_for

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from espalier.parts.recommend.deepening import chosen_sites, thinner_layers, wit
 from espalier.parts.recommend.growing import larger
 from espalier.parts.recommend.judging import PARTS, Judge
 from espalier.parts.recommend.planned import Loss
-from espalier.parts.recommend.recommendation import ROUNDING, Evidence, Recommendation, Recommendations
+from espalier.parts.recommend.recommendation import KINDS, ROUNDING, Evidence, Kind, Recommendation, Recommendations
 from espalier.parts.recommend.rows import rows_of
 from espalier.parts.recommend.shrinking import redundancy, smaller
 from espalier.parts.score import Context
@@ -34,6 +34,7 @@ def recommend(
     samples: int | None = None,
     axes: Sequence[str] | None = None,
     layers: Sequence[str] | None = None,
+    kinds: Collection[Kind] | None = None,
     level: float = 0.05,
     permutations: int = 39,
     seed: int = 0,
@@ -58,8 +59,11 @@ def recommend(
         samples: the number of independent samples that the network was trained on; those of `batches` by default.
         axes: names or patterns of the axes to look at; all by default, but for the size of attention heads.
         layers: names or patterns of layers and cells; all by default; ``[]`` for none, new ones included.
+        kinds: of edits to look for, as `Recommendation.kind` names them; all by default. What others would be is then
+            not tried, which is most of the time that looking takes.
         level: of the tests against permuted data.
-        permutations: of each of these tests; at least 1 / level - 1 are needed for any to be passed.
+        permutations: of each of these tests; at least 1 / level - 1 are needed for any to be passed. That of growing
+            ends as soon as it cannot be passed any more.
         seed: of permutations and of new weights.
 
     Raises:
@@ -68,6 +72,9 @@ def recommend(
         CaptureError: the model does not run.
     """
     judged_by = criterion_named(criterion)
+    wanted = KINDS if kinds is None else frozenset(kinds)
+    if unknown := sorted(wanted - KINDS):
+        raise MethodError(f"kinds: expected some of {', '.join(sorted(KINDS))}, found {', '.join(map(repr, unknown))}.")
     check_count("permutations", permutations)
     if samples is not None:
         check_count("samples", samples, 2)
@@ -103,10 +110,10 @@ def recommend(
                 seen = redundancy(context, axis, rows[axis], permutations)
                 measured[axis] = seen.evidence
                 if structure.axes[axis].prunable:
-                    found += smaller(context, judge, seen, refused)
+                    found += smaller(context, judge, seen, wanted, refused)
             if growable.get(axis) is not None:
                 refused.setdefault(axis, f"not grown: {growable[axis]}")
-            elif structure.axes[axis].growable:
+            elif structure.axes[axis].growable and "grow" in wanted:
                 try:
                     grown, evidence = larger(context, judge, axis, permutations, level, refused)
                 except EspalierError as error:
@@ -115,7 +122,7 @@ def recommend(
                     found += grown
                     measured[axis] = (*measured.get(axis, ()), *evidence)
         if layers is None or layers:
-            found += _of_layers(context, judge, layers, permutations, measured, refused)
+            found += _of_layers(context, judge, layers, wanted, permutations, measured, refused)
         found = _by_criterion(found, judge, judged_by)
     ranked = sorted((one for one in found if _helps(one, level, judge.loss)), key=_order)
     others = sorted((one for one in found if not _helps(one, level, judge.loss)), key=_order)
@@ -128,17 +135,19 @@ def _of_layers(
     context: Context,
     judge: Judge,
     asked: Sequence[str] | None,
+    kinds: Collection[Kind],
     permutations: int,
     measured: dict[str, tuple[Evidence, ...]],
     refused: dict[str, str],
 ) -> list[Recommendation]:
     removable, thinner = chosen_sites(context, asked, refused)
-    gone, seen = without_layers(context, judge, removable, permutations, refused)
-    thin, weights = thinner_layers(context, judge, thinner, permutations, refused)
+    gone, seen = without_layers(context, judge, removable if "remove" in kinds else (), permutations, refused)
+    thin, weights = thinner_layers(context, judge, thinner, kinds, permutations, refused)
     for one in (seen, weights):
         for site, evidence in one.items():
             measured[site] = (*measured.get(site, ()), *evidence)
-    return [*gone, *thin, *(with_layers(context, judge, refused) if asked is None else ())]
+    new = with_layers(context, judge, refused) if asked is None and "insert" in kinds else []
+    return [*gone, *thin, *new]
 
 
 def _by_criterion(found: list[Recommendation], judge: Judge, criterion: Criterion | WBIC) -> list[Recommendation]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from espalier.errors import MethodError
-from espalier.graph.capture import flatten_tensors, map_tensors
+from espalier.graph.trees import flatten_tensors, map_tensors
 
 _FEWEST = 8
 """Samples below which nothing can be said."""

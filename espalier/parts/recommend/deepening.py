@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
@@ -29,7 +29,7 @@ from espalier.parts.goal import Cap, Goal
 from espalier.parts.recommend.judging import Judge, Proposal, attempted, best, stepped
 from espalier.parts.recommend.nulls import p_low, shuffled
 from espalier.parts.recommend.planned import as_planned
-from espalier.parts.recommend.recommendation import Evidence, Recommendation
+from espalier.parts.recommend.recommendation import Evidence, Kind, Recommendation
 from espalier.parts.recommend.spectra import signal_rank, stable_rank
 from espalier.parts.score import Context, derived_seed
 
@@ -198,18 +198,23 @@ def _inserted(
 
 
 def thinner_layers(
-    context: Context, judge: Judge, sites: Sequence[Site], permutations: int, refused: dict[str, str]
+    context: Context,
+    judge: Judge,
+    sites: Sequence[Site],
+    kinds: Collection[Kind],
+    permutations: int,
+    refused: dict[str, str],
 ) -> tuple[list[Recommendation], dict[str, tuple[Evidence, ...]]]:
     """Plans by which layers become two thinner ones, or one of two, judged, and what was measured."""
     recommended: list[Recommendation] = []
     measured: dict[str, tuple[Evidence, ...]] = {}
     for one in sites:
         module = context.structure.model.get_submodule(one.modules[0])
-        if one.factorisable:
+        if one.factorisable and "factorise" in kinds:
             found, evidence = _factorised(context, judge, one, module, permutations, refused)
             recommended += found
             measured[f"layer {one.name}"] = evidence
-        if one.folds_into is not None and not isinstance(module, BATCH_NORMS):
+        if one.folds_into is not None and "fold" in kinds and not isinstance(module, BATCH_NORMS):
             recommended += _folded(context, judge, one)
     return recommended, measured
 

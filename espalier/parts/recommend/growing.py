@@ -24,7 +24,7 @@ from torch import Tensor
 from espalier.edit.plan import Plan, Resize
 from espalier.errors import MethodError
 from espalier.parts.budget import Polynomial
-from espalier.parts.ghosts.bottleneck import Wanted, leading, new_units, triangle
+from espalier.parts.ghosts.bottleneck import Wanted, largest, new_units, singular_values, triangle
 from espalier.parts.ghosts.ghosts import Ghosts
 from espalier.parts.ghosts.products import Product
 from espalier.parts.ghosts.reach import Between, between, crossed, looked_at, tried
@@ -34,7 +34,7 @@ from espalier.parts.goal import Cap, Goal, Scores
 from espalier.parts.init import Beginning
 from espalier.parts.recommend.batches import samples_in
 from espalier.parts.recommend.judging import Judge, Proposal, attempted, slopes, squared, stepped
-from espalier.parts.recommend.nulls import p_high, shuffled
+from espalier.parts.recommend.nulls import p_high, shuffled, until_settled
 from espalier.parts.recommend.planned import as_planned
 from espalier.parts.recommend.recommendation import Evidence, Recommendation
 from espalier.parts.score import Context
@@ -56,7 +56,8 @@ class Gain:
     values: Tensor
     """Singular values, the largest first."""
     null: tuple[float, ...]
-    """The largest one of each permutation; empty where samples could not be told apart."""
+    """The largest one of each permutation, as many as are needed to know that `p` is above the level if it is; empty
+    where samples could not be told apart."""
     level: float
 
     @property
@@ -85,16 +86,20 @@ def gain(context: Context, axis: str, around: Between, permutations: int, level:
     looked = [looked_at(context, {axis: around}, batch) for batch in batches]
     samples = [samples_in(batch) for batch in batches]
     statistics = _Statistics(around, looked)
-    observed, updates = statistics.crossed(None)
-    values = leading(statistics.roots[around.maker], observed.T, min(observed.shape))[1]
-    told = all(product.samples == count for (found, _), count in zip(looked, samples, strict=True)
-               for product in found.values())  # fmt: skip
-    generator, null = context.generator(f"{axis}, gradients permuted"), []
-    for _ in range(permutations if told else 0):
+    found, updates = statistics.crossed(None)
+    root = statistics.roots[around.maker]
+    observed = found.to(root)
+    values = singular_values(root, observed.T)
+    told = all(product.samples == count for (products, _), count in zip(looked, samples, strict=True)
+               for product in products.values())  # fmt: skip
+    generator = context.generator(f"{axis}, gradients permuted")
+
+    def permuted() -> float:
         cross, _ = statistics.crossed([shuffled(count, generator) for count in samples])
-        null.append(float(leading(statistics.roots[around.maker], cross.T, 1)[1][0]))
-    wanted = Wanted(statistics.roots[around.maker], observed, statistics.mean)
-    return Gain(wanted, updates, values, tuple(null), level)
+        return largest(root.to(cross), cross.T)
+
+    null = until_settled(float(values[0]), permuted, permutations if told else 0, level)
+    return Gain(Wanted(root, observed, statistics.mean), updates, values, null, level)
 
 
 class _Statistics:
@@ -103,26 +108,26 @@ class _Statistics:
 
     def __init__(self, around: Between, looked: Sequence[tuple[dict[str, Product], dict[str, Tensor]]]) -> None:
         self._around, self._looked = around, looked
-        self._rows = [{name: product.rows().double() for name, product in products.items()} for products, _ in looked]
+        self._rows = [{name: _precise(product.rows()) for name, product in products.items()} for products, _ in looked]
+        self._gradients = [{name: _precise(one) for name, one in found.items()} for _, found in looked]
         grams: dict[str, Tensor] = {}
         counts: dict[str, int] = {}
         for (products, _), rows in zip(looked, self._rows, strict=True):
             for name, one in rows.items():
-                gram = one.T @ one / (products[name].samples * len(looked))
+                gram = (one.T @ one).double() / (products[name].samples * len(looked))
                 grams[name] = grams[name] + gram if name in grams else gram
                 counts[name] = counts.get(name, 0) + len(one)
         self.roots = {name: triangle(gram, _RIDGE / counts[name]) for name, gram in grams.items()}
-        self.mean = torch.stack([rows[around.maker].mean(0) for rows in self._rows]).mean(0)
+        self.mean = torch.stack([rows[around.maker].double().mean(0) for rows in self._rows]).mean(0)
 
     def crossed(self, orders: Sequence[Tensor] | None) -> tuple[Tensor, dict[str, Tensor]]:
         """N', and dW*, with the samples of the gradients in other orders: one for every batch; None as they are."""
         gradients = [
-            {name: (one if orders is None else one[orders[number].to(one.device)]).double()
-             for name, one in found.items()}
-            for number, (_, found) in enumerate(self._looked)
+            {name: one if orders is None else one[orders[number].to(one.device)] for name, one in found.items()}
+            for number, found in enumerate(self._gradients)
         ]  # fmt: skip
         updates = {name: self._update(name, gradients) for name in self._around.readers}
-        total: Tensor | float = 0.0
+        total: Tensor | None = None
         for (products, _), rows, found in zip(self._looked, self._rows, gradients, strict=True):
             maker = products[self._around.maker]
             parts = [
@@ -130,22 +135,27 @@ class _Statistics:
                         self._left(products[name], rows[name], found[name], updates[name]))
                 for name, places in zip(self._around.readers, self._around.places, strict=True)
             ]  # fmt: skip
-            total = total + torch.cat(parts) / len(self._looked)
-        assert isinstance(total, Tensor)
-        return total, updates
+            of_batch = torch.cat(parts) if len(parts) > 1 else parts[0]
+            total = of_batch if total is None else total.add_(of_batch)  # in place: these are the largest tensors here
+        assert total is not None
+        return total.div_(len(self._looked)), updates
 
     def _update(self, name: str, gradients: Sequence[Mapping[str, Tensor]]) -> Tensor:
         slope: Tensor | float = 0.0
         for (products, _), rows, found in zip(self._looked, self._rows, gradients, strict=True):
             slope = slope + products[name].units_last(found[name]).T @ rows[name] / len(self._looked)
         assert isinstance(slope, Tensor)
-        return -torch.cholesky_solve(slope.T, self.roots[name]).T
+        return -torch.cholesky_solve(slope.T.to(self.roots[name]), self.roots[name]).T
 
     def _left(self, reader: Product, rows: Tensor, gradient: Tensor, update: Tensor) -> Tensor:
-        left = -reader.units_last(gradient) - rows @ update.T / reader.samples
+        left = -reader.units_last(gradient) - rows @ update.T.to(rows) / reader.samples
         if not reader.is_convolution:
             return left.reshape(reader.output.shape)
         return left.reshape(reader.samples, *reader.positions, -1).movedim(-1, 1)
+
+
+def _precise(one: Tensor) -> Tensor:
+    return one.to(torch.promote_types(one.dtype, torch.float32))
 
 
 def larger(

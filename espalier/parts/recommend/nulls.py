@@ -6,7 +6,8 @@ which the null hypothesis holds it is below any level at most as often as the le
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -27,13 +28,27 @@ def p_high(value: float, null: Sequence[float]) -> float:
     return (1 + sum(one >= value for one in null)) / (1 + len(null))
 
 
+def until_settled(value: float, draw: Callable[[], float], permutations: int, level: float) -> tuple[float, ...]:
+    """Values under the null, drawn one by one, until so many are as large as `value` that it cannot pass the test.
+
+    Whatever the others would be, `p_high` of all of them would be above the level, as that of the ones that are drawn
+    is, which is no smaller (sequential Monte Carlo p-values: Besag and Clifford 1991, Biometrika 78: 301-304).
+    """
+    enough = math.floor(level * (1 + permutations))
+    null: list[float] = []
+    while len(null) < permutations and sum(one >= value for one in null) < enough:
+        null.append(draw())
+    return tuple(null)
+
+
 def apart(rows: Tensor, generator: torch.Generator) -> Tensor:
     """The activations of units, (samples, positions, units), those of each unit with the samples in another order.
 
     What a unit does by itself stays, at all positions of a sample together; what units have in common goes.
     """
     samples, _, units = rows.shape
-    order = torch.rand(samples, units, generator=generator).argsort(0).to(rows.device)
+    drawn = torch.rand(units, samples, generator=generator)
+    order = torch.from_numpy(drawn.numpy().argsort(1)).T.to(rows.device)  # several times as fast as that of torch
     return rows.gather(0, order[:, None, :].expand_as(rows))
 
 
@@ -61,4 +76,4 @@ def _rounding(terms: Tensor) -> Tensor:
     return 1e-12 * terms.abs().sum()
 
 
-__all__ = ["apart", "falls", "p_high", "p_low", "shuffled"]
+__all__ = ["apart", "falls", "p_high", "p_low", "shuffled", "until_settled"]

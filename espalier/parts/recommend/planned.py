@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from espalier.edit.plan import Plan
 from espalier.edit.verify import attributes_set
-from espalier.graph.capture import TensorTable, tensor_table
+from espalier.graph.named_tensors import TensorTable, tensor_table
 from espalier.graph.undisturbed import Attributes
 from espalier.measure.cost import Cost, cost_of
 from espalier.measure.stats import without_a_trace

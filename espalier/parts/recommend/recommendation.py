@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, overload
+from typing import Any, Literal, get_args, overload
 
 from espalier.edit.plan import Plan
 from espalier.table import text_table
 
 Kind = Literal["dead", "duplicates", "redundant", "grow", "remove", "insert", "factorise", "fold"]
+KINDS: frozenset[Kind] = frozenset(get_args(Kind))
 ROUNDING = 1e-5
 """Part of the loss below which a change of it is rounding."""
 
@@ -187,4 +188,4 @@ def _row(number: int, one: Recommendation) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-__all__ = ["ROUNDING", "Evidence", "Kind", "Recommendation", "Recommendations"]
+__all__ = ["KINDS", "ROUNDING", "Evidence", "Kind", "Recommendation", "Recommendations"]

@@ -16,10 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from espalier.graph.capture import tensor_table
+from espalier.graph.named_tensors import tensor_table
 from espalier.parts.ghosts.ghosts import INCOMING, OUTGOING
-from espalier.parts.recommend.nulls import apart
-from espalier.parts.recommend.spectra import covariance
+from espalier.parts.recommend.spectra import Unrelated, correlations
 from espalier.structure import Structure
 
 _ROUNDING = 1e-6
@@ -64,19 +63,17 @@ def unread_units(readers: Tensor) -> tuple[int, ...]:
     return tuple((norms <= _ROUNDING * norms.amax().clamp(min=1e-30)).nonzero().flatten().tolist())
 
 
-def twins(rows: Tensor, unexplained: float, permutations: int, generator: torch.Generator) -> Twins:
+def twins(matrix: Tensor, unexplained: float, unrelated: Unrelated) -> Twins:
     """Pairs of units of which one explains the other but for a part of its variance.
 
     A pair counts if its correlation is also larger than that of any two units under permutations of the samples.
 
     Args:
-        rows: (samples, positions, units).
+        matrix: the covariance of the units.
         unexplained: the part of a unit's variance that may be left unexplained, 1 - correlation^2.
-        permutations: of the samples of each unit by itself.
-        generator: draws them.
+        unrelated: the units under permutations of the samples of each by itself.
     """
-    null = max([_largest(_correlations(apart(rows, generator))) for _ in range(permutations)], default=0.0)
-    found = _correlations(rows)
+    null, found = max(unrelated.correlations, default=0.0), correlations(matrix)
     alike = (1 - found.square() <= unexplained) & (found.abs() > null)
     pairs, gone = [], set[int]()
     for unit in range(len(found)):
@@ -88,14 +85,14 @@ def twins(rows: Tensor, unexplained: float, permutations: int, generator: torch.
     return Twins(tuple(pairs), null)
 
 
-def elimination(rows: Tensor, readers: Tensor) -> Elimination:
+def elimination(matrix: Tensor, readers: Tensor) -> Elimination:
     """The order in which units go, and what is lost of what readers make: see the module.
 
     Args:
-        rows: activations, (samples, positions, units).
+        matrix: the covariance of the units.
         readers: (outputs, units), all weights that read the units.
     """
-    matrix, weights = covariance(rows), readers.double().cpu().clone()
+    weights = readers.double().cpu().clone()
     count = len(matrix)
     made = float(torch.einsum("oi,ij,oj->", weights, matrix, weights))
     ridge = _RIDGE * float(matrix.diagonal().mean()) or 1.0
@@ -141,20 +138,6 @@ def _side(structure: Structure, axis: str, roles: frozenset[str]) -> Tensor | No
         norm = float(rows.norm())
         found.append(rows / norm if norm > 0 else rows)
     return torch.cat(found) if found else None
-
-
-def _correlations(rows: Tensor) -> Tensor:
-    """(units, units), zero on the diagonal and for units that do not vary."""
-    matrix = covariance(rows)
-    spread = matrix.diagonal().clamp(min=0).sqrt()
-    varies = spread > _ROUNDING * spread.amax().clamp(min=1e-300)
-    scaled = matrix / torch.where(varies, spread, 1.0).outer(torch.where(varies, spread, 1.0))
-    scaled = torch.where(varies[:, None] & varies, scaled, 0.0).clamp(-1, 1)
-    return scaled.fill_diagonal_(0.0)
-
-
-def _largest(matrix: Tensor) -> float:
-    return float(matrix.abs().max()) if matrix.numel() else 0.0
 
 
 __all__ = [

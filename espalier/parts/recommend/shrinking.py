@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
 from espalier.edit.plan import Plan, Resize
 from espalier.errors import EspalierWarning
-from espalier.parts.goal import Scores
 from espalier.parts.recommend.judging import Judge, Proposal, attempted, best
 from espalier.parts.recommend.recommendation import Evidence, Kind, Recommendation
 from espalier.parts.recommend.redundancy import (
@@ -26,9 +25,9 @@ from espalier.parts.recommend.redundancy import (
     unread_units,
 )
 from espalier.parts.recommend.rows import Rows
-from espalier.parts.recommend.spectra import RankTest, rank_test, signal_rank, stable_rank
+from espalier.parts.recommend.spectra import RankTest, covariance, rank_test, signal_rank, stable_rank, unrelated
 from espalier.parts.score import Context
-from espalier.parts.units.refit import Refit
+from espalier.parts.units.refit import Looked, Refit
 
 _UNEXPLAINED = 0.01
 """The part of a near-duplicate's variance that the other one may leave unexplained."""
@@ -105,23 +104,27 @@ def redundancy(context: Context, axis: str, rows: Rows, permutations: int) -> Re
     """Look at one axis; changes nothing."""
     generator = context.generator(f"{axis}, permuted")
     readers, makers = readers_of(context.structure, axis), makers_of(context.structure, axis)
+    matrix, null = covariance(rows.values), unrelated(rows.values, permutations, generator)
     return Redundancy(
         axis=axis,
         size=len(rows.low),
         samples=len(rows.values),
         constant=constant_units(rows.low, rows.high),
         unread=() if readers is None else unread_units(readers),
-        rank=rank_test(rows.values, permutations, generator),
-        twins=twins(rows.values, _UNEXPLAINED, permutations, generator),
-        elimination=None if readers is None else elimination(rows.values, readers),
+        rank=rank_test(matrix, null),
+        twins=twins(matrix, _UNEXPLAINED, null),
+        elimination=None if readers is None else elimination(matrix, readers),
         stable=None if makers is None else stable_rank(makers),
         signal=None if makers is None else signal_rank(makers, min(permutations, 5), generator),
     )
 
 
-def smaller(context: Context, judge: Judge, found: Redundancy, refused: dict[str, str]) -> list[Recommendation]:
-    """Plans by which units of one axis go, judged: at most one of every kind."""
+def smaller(
+    context: Context, judge: Judge, found: Redundancy, kinds: Collection[Kind], refused: dict[str, str]
+) -> list[Recommendation]:
+    """Plans by which units of one axis go, judged: at most one of each of these kinds."""
     recommended: list[Recommendation] = []
+    looked = cache(partial(Refit(batches=len(context.probe), rows=_REFIT_ROWS).looked, context, [found.axis]))
     rank, dead, twin, stable = (*found.evidence, None)[:4]
     assert rank is not None and dead is not None and twin is not None  # noqa: PT018
     weights = () if stable is None else (stable,)
@@ -130,9 +133,9 @@ def smaller(context: Context, judge: Judge, found: Redundancy, refused: dict[str
         makers.append(("dead", "remove {} dead of {} units", found.dead, (dead,)))
     if repeated := tuple(sorted(set(found.twins.units) - set(found.dead))):
         makers.append(("duplicates", "merge {} of {} units with their doubles", repeated, (twin,)))
-    for kind, what, units, evidence in makers:
-        recommended += _attempt(context, judge, found, kind, what, units, evidence, refused)
-    if found.elimination is not None:
+    for kind, what, units, evidence in (one for one in makers if one[0] in kinds):
+        recommended += _attempt(context, judge, found, looked, kind, what, units, evidence, refused)
+    if found.elimination is not None and "redundant" in kinds:
         simple = len({*found.dead, *found.twins.units})  # what goes anyway: to choose others among doubles is no news
         counts = {sum(one <= part for one in found.elimination.lost) for part in _LOST}
         chosen = {count for count in counts if count > simple}
@@ -146,7 +149,7 @@ def smaller(context: Context, judge: Judge, found: Redundancy, refused: dict[str
             )  # fmt: skip
             units = found.elimination.order[:count]
             what = "remove {} of {} units"
-            trials += _attempt(context, judge, found, "redundant", what, units, (rank, fit, *weights), refused)
+            trials += _attempt(context, judge, found, looked, "redundant", what, units, (rank, fit, *weights), refused)
         recommended += best(trials)
     return recommended
 
@@ -155,6 +158,7 @@ def _attempt(
     context: Context,
     judge: Judge,
     found: Redundancy,
+    looked: Callable[[], Looked],
     kind: Kind,
     what: str,
     units: Sequence[int],
@@ -165,19 +169,23 @@ def _attempt(
     if not allowed:
         return []
     text = what.format(len(allowed), found.size)
-    make: Callable[[], Proposal] = partial(_proposal, context, found.axis, kind, text, allowed, evidence)
+    make: Callable[[], Proposal] = partial(_proposal, found.axis, looked, kind, text, allowed, evidence)
     return attempted(judge, [make], found.axis, refused)
 
 
 def _proposal(
-    context: Context, axis: str, kind: Kind, what: str, units: tuple[int, ...], evidence: tuple[Evidence, ...]
+    axis: str,
+    looked: Callable[[], Looked],
+    kind: Kind,
+    what: str,
+    units: tuple[int, ...],
+    evidence: tuple[Evidence, ...],
 ) -> Proposal:
     """The plan in which units go and what reads them is refitted, as far as it can be."""
     ridge = _RIDGE if kind == "redundant" else _NO_RIDGE
-    refit = Refit(ridge=ridge, batches=len(context.probe), rows=_REFIT_ROWS)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", EspalierWarning)
-        deltas = refit(context, {axis: units}, Scores({})).deltas
+        deltas = looked().beginning({axis: units}, ridge).deltas
     notes = [str(one.message) for one in caught if issubclass(one.category, EspalierWarning)]
     more = tuple(Evidence("refit", 0.0, note.rstrip(".")) for note in notes)
     plan = Plan((Resize(axis, remove=tuple(sorted(units))),), deltas=_finite(deltas))

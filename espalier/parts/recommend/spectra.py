@@ -1,4 +1,4 @@
-"""How many directions activations and weights fill.
+"""How many directions activations and weights fill, and how nearly units repeat each other.
 
     effective rank   exp H(p), p = eigenvalues of the centred covariance of activations, as parts of their sum
     stable rank      |W|_F^2 / s_1^2 for the largest singular value s_1 of a weight
@@ -16,6 +16,9 @@ from torch import Tensor
 
 from espalier.parts.recommend.nulls import apart, p_low
 
+_ROUNDING = 1e-6
+"""Part of the largest spread of any unit within which one does not vary; in single precision."""
+
 
 def covariance(rows: Tensor) -> Tensor:
     """The covariance of units over samples and positions: (..., units) -> (units, units), in double precision."""
@@ -30,6 +33,19 @@ def effective_rank(matrix: Tensor) -> float:
     if not bool(values.sum() > 0):
         return 0.0
     return float(torch.special.entr(values / values.sum()).sum().exp())
+
+
+def correlations(matrix: Tensor) -> Tensor:
+    """Of a covariance, (units, units): zero on the diagonal and for units that do not vary."""
+    varies, spread = _varying(matrix), matrix.diagonal().clamp(min=0).sqrt()
+    scaled = matrix / torch.where(varies, spread, 1.0).outer(torch.where(varies, spread, 1.0))
+    scaled = torch.where(varies[:, None] & varies, scaled, 0.0).clamp(-1, 1)
+    return scaled.fill_diagonal_(0.0)
+
+
+def _varying(matrix: Tensor) -> Tensor:
+    spread = matrix.diagonal().clamp(min=0).sqrt()
+    return spread > _ROUNDING * spread.amax().clamp(min=1e-300)
 
 
 def stable_rank(matrix: Tensor) -> float:
@@ -49,6 +65,26 @@ def signal_rank(matrix: Tensor, permutations: int, generator: torch.Generator) -
 
 
 @dataclass(frozen=True)
+class Unrelated:
+    """What the same units show when they have nothing in common: one number for each permutation."""
+
+    ranks: tuple[float, ...]
+    """Effective ranks of their activations."""
+    correlations: tuple[float, ...]
+    """The largest correlation of any two of them, without its sign."""
+
+
+def unrelated(rows: Tensor, permutations: int, generator: torch.Generator) -> Unrelated:
+    """Activations, (samples, positions, units), with the samples of each unit in an order of its own."""
+    ranks, largest = [], []
+    for _ in range(permutations):
+        mixed = covariance(apart(rows, generator))
+        ranks.append(effective_rank(mixed))
+        largest.append(float(correlations(mixed).abs().max()))
+    return Unrelated(tuple(ranks), tuple(largest))
+
+
+@dataclass(frozen=True)
 class RankTest:
     """An effective rank beside that of units that have nothing in common."""
 
@@ -59,18 +95,15 @@ class RankTest:
     """How probable a rank as small is if units have nothing in common."""
 
 
-def rank_test(rows: Tensor, permutations: int, generator: torch.Generator) -> RankTest:
-    """The effective rank of activations, (samples, positions, units), against permuted ones.
-
-    Units that do not vary are left out of both.
-    """
-    spread = rows.double().flatten(0, 1).std(0)
-    rows = rows[..., spread > 0]
-    rank = effective_rank(covariance(rows)) if rows.shape[-1] else 0.0
-    if rows.shape[-1] < 2:
+def rank_test(matrix: Tensor, null: Unrelated) -> RankTest:
+    """The effective rank of activations, by their covariance, against permuted ones."""
+    rank = effective_rank(matrix)
+    if int(_varying(matrix).sum()) < 2:
         return RankTest(rank, rank, 1.0)
-    null = [effective_rank(covariance(apart(rows, generator))) for _ in range(permutations)]
-    return RankTest(rank, float(torch.tensor(null).median()), p_low(rank, null))
+    return RankTest(rank, float(torch.tensor(null.ranks).median()), p_low(rank, null.ranks))
 
 
-__all__ = ["RankTest", "covariance", "effective_rank", "rank_test", "signal_rank", "stable_rank"]
+__all__ = [
+    "RankTest", "Unrelated", "correlations", "covariance", "effective_rank", "rank_test", "signal_rank", "stable_rank",
+    "unrelated",
+]  # fmt: skip

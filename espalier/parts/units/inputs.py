@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from espalier.errors import MethodError
-from espalier.graph.capture import tensor_table
 from espalier.graph.dims import labels
+from espalier.graph.named_tensors import tensor_table
 from espalier.measure.stats import without_a_trace
 from espalier.parts.checks import check_count
 from espalier.parts.goal import Goal, Scores

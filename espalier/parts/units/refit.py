@@ -19,7 +19,7 @@ tests/test_refit.py).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -66,23 +66,39 @@ class Refit:
 
         Warns (EspalierWarning) of readers that cannot be refitted; they lose their units without compensation.
         """
-        topology = context.structure.topology
-        kept = kept_units(topology, chosen)
-        readers, left_out = _readers(context, chosen)
+        return self.looked(context, tuple(chosen)).beginning(chosen, self.ridge)
+
+    def looked(self, context: Context, axes: Sequence[str]) -> Looked:
+        """What layers that read these axes are given: enough to refit them to any of the units."""
+        readers, left_out = _readers(context, axes)
         with _inputs_noted(readers, self.rows, context), without_a_trace(context.structure.model):
             for module in context.structure.model.modules():
                 module.training = False
             for batch in batches_of(context, self.batches) if readers else ():
                 context.loss(batch)
-        deltas: dict[str, Tensor] = {}
         for reader in readers:
             if reader.moments.count == 0:
                 left_out[reader.weight] = "its module is not called as one"
-            else:
-                deltas |= reader.refitted(topology, kept, self.ridge)
-        if left_out:
-            named = "; ".join(f"{name}: {why}" for name, why in left_out.items())
-            warnings.warn(f"not refitted after pruning: {named}.", EspalierWarning, stacklevel=2)
+        return Looked(context.structure.topology, tuple(one for one in readers if one.moments.count), left_out)
+
+
+@dataclass(frozen=True)
+class Looked:
+    """The layers that read some axes, with the moments of their inputs."""
+
+    _topology: Topology
+    _readers: tuple[_Reader, ...]
+    _left_out: Mapping[str, str]
+    """Readers that cannot be refitted, and why."""
+
+    def beginning(self, chosen: Selection, ridge: float) -> Beginning:
+        """As `Refit` gives it for units of these axes."""
+        kept, deltas = kept_units(self._topology, chosen), dict[str, Tensor]()
+        for reader in self._readers:
+            deltas |= reader.refitted(self._topology, kept, ridge)
+        if self._left_out:
+            named = "; ".join(f"{name}: {why}" for name, why in self._left_out.items())
+            warnings.warn(f"not refitted after pruning: {named}.", EspalierWarning, stacklevel=3)
         return Beginning(deltas={name: one for name, one in deltas.items() if bool(one.any())})
 
 
@@ -167,12 +183,12 @@ def kept_units(topology: Topology, chosen: Selection) -> dict[int, IntArray]:
     return kept
 
 
-def _readers(context: Context, chosen: Selection) -> tuple[list[_Reader], dict[str, str]]:
-    """The layers that can be refitted, and why other tensors that read the chosen units cannot be."""
+def _readers(context: Context, axes: Sequence[str]) -> tuple[list[_Reader], dict[str, str]]:
+    """The layers that can be refitted, and why other tensors that read these axes cannot be."""
     topology, model = context.structure.topology, context.structure.model
     found: dict[str, _Reader] = {}
     left_out: dict[str, str] = {}
-    for axis in chosen:
+    for axis in axes:
         for tensor, dim, role in topology.by_name[axis].slots:
             if role != "contract" or tensor not in topology.parameters:
                 continue
@@ -256,4 +272,4 @@ def _sample(count: int, most: int, generator: torch.Generator) -> Tensor:
     return torch.randperm(count, generator=generator)[:most]
 
 
-__all__ = ["Refit", "kept_units"]
+__all__ = ["Looked", "Refit", "kept_units"]

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from espalier.edit.norms import NoCompensationError, norm_sites
-from espalier.graph.capture import Ref
 from espalier.graph.dims import labels
 from espalier.graph.flow import operator_name
 from espalier.graph.topology import Topology, TracePrediction
+from espalier.graph.trace import Ref
 from espalier.structure import Structure
 
 _NORMS = frozenset(

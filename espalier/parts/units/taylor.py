@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from espalier.errors import MethodError
-from espalier.graph.capture import tensor_table
+from espalier.graph.named_tensors import tensor_table
 from espalier.measure.stats import without_a_trace
 from espalier.parts.goal import Goal, Scores
 from espalier.parts.score import Context

@@ -12,7 +12,7 @@ from espalier.edit.changes import changes_of, find_axis
 from espalier.edit.contract import contract_of
 from espalier.edit.plan import grow_plan
 from espalier.errors import MethodError
-from espalier.graph.capture import tensor_table
+from espalier.graph.named_tensors import tensor_table
 from espalier.parts.goal import Direction
 from espalier.structure import Structure
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from espalier.errors import MethodError
-from espalier.graph.capture import tensor_table
+from espalier.graph.named_tensors import tensor_table
 from espalier.parts.checks import check_count
 from espalier.parts.goal import Goal, Scores
 from espalier.parts.score import Context, shares

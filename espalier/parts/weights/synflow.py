@@ -19,7 +19,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
 from espalier.errors import MethodError
-from espalier.graph.capture import tensor_table
+from espalier.graph.named_tensors import tensor_table
 from espalier.measure.stats import without_a_trace
 from espalier.parts.checks import check_count
 from espalier.parts.goal import Goal, Scores

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from espalier.errors import MethodError
-from espalier.graph.capture import tensor_table
+from espalier.graph.named_tensors import tensor_table
 from espalier.graph.topology import Topology
 from espalier.parts.goal import WeightTensor
 from espalier.structure import Structure

@@ -17,8 +17,8 @@ from espalier.edit.interrupt import uninterrupted
 from espalier.edit.optimizer import check as check_optimizer
 from espalier.edit.whole import is_sharded
 from espalier.errors import PlanError
-from espalier.graph.capture import tensor_table
 from espalier.graph.cells import named_cells
+from espalier.graph.named_tensors import tensor_table
 from espalier.graph.solver import Reason
 from espalier.graph.topology import Topology, infer
 from espalier.parallel.wrapped import Model, unwrapped

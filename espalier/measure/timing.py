@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from espalier.graph.capture import call_arguments
+from espalier.graph.trees import call_arguments
 
 
 def latency(model: nn.Module, example: Any, *, repeats: int = 20, warmup: int = 3) -> float:
