@@ -62,7 +62,7 @@ class Meter:
         """How many samples as the first of the example inputs there are; longer ones count for more."""
         first, given = _first(inputs), _first(self._example)
         of_example = len(given) if given.dim() else 1
-        return of_example * int(first.numel()) / max(1, given.numel())  # a tensor while torch.jit traces
+        return float(of_example * first.numel() / max(1, given.numel()))  # a tensor while torch.jit traces
 
     def charge(self, inputs: Sequence[Inputs], each: float) -> None:
         """Count samples that were looked at, at so much each."""
