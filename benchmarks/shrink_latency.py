@@ -214,7 +214,7 @@ def by_modelopt(task: Task) -> Found:
     fine = {"*": {"channels_ratio": ratios, "kernel_size": (), "channel_divisor": 4}}
     features = {"*": {"features_ratio": ratios, "feature_divisor": 4}}
     rules = {"nn.Conv2d": fine, "nn.BatchNorm2d": features, "nn.Linear": features, "nn.LayerNorm": features}
-    for part in (50, 40, 30, 20, 15, 10, 5):
+    for part in (50, 30, 20, 10, 5):
         meter, model = task.meter(), copy.deepcopy(task.trained)
         with meter.watching(model, TRAINED):  # in a search all layers but the one that is looked at are whole
             model, _ = mtp.prune(
