@@ -33,6 +33,8 @@ _PIECE = 0.05
 """Part of the budget that is trained between two checkpoints at most."""
 _LOOKING = 0.5
 """What proposals may cost, as a part of what the branches of a cycle may."""
+_FEWEST = 2
+"""Steps of a rung whose weights have a mean."""
 _UNJUDGED = 0.8
 """Part of the time before a point of the curve whose weights do not belong to it."""
 
@@ -62,8 +64,8 @@ class Surgeon:
     mean; edits that are too dear for that are not tried, but for those that begin anew."""
     dear: float = 0.03
     """No cycle begins as long as the steps that it takes would lower the loss by more than this part of it, by the
-    curve of the loss until then; nor if to judge its branches alone takes its share. Then plain training is worth more:
-    the budget is short, or the network at its very beginning. Infinite: cycles in any case."""
+    curve of the loss until then; nor if its share pays for judging alone, or for a step or less of a rung. Then plain
+    training is worth more: the budget is short, or the network at its very beginning. Infinite: cycles in any case."""
     averaged: float = 0.5
     """Networks are judged at the mean of their weights over this part of the steps of a rung (0: as they are)."""
     scout_batches: int = 4
@@ -152,7 +154,7 @@ class Search:
         """
         node, vain, worth = self._begun(), 0, False
         share = self.surgeon.share * self.total
-        for cycle, begin in enumerate(self._times(share)):
+        for cycle, begin in enumerate(self._times(node, share)):
             if cycle == 0:
                 node = self._judged(node, math.floor(begin * self.total / 2))
             if worth:
@@ -189,11 +191,13 @@ class Search:
             node = self._after(node, self._must(job), job.steps)
         return node
 
-    def _times(self, share: float) -> list[float]:
-        """When cycles may begin: never, if judging takes all that they may."""
-        judging = self.spent * (1 + self.surgeon.candidates) * len(self.surgeon.rungs)
-        times = self.surgeon.times()
-        if not times or judging <= share or self.surgeon.dear == math.inf:
+    def _times(self, node: Node, share: float) -> list[float]:
+        """When cycles may begin: never, if what they take is for judging, or rungs are too short to be judged."""
+        surgeon, branches = self.surgeon, 1 + self.surgeon.candidates
+        judging = branches * len(surgeon.rungs) * self.spent
+        training = branches * _FEWEST * int(node.result["step_flops"]) * sum(surgeon.rungs) / min(surgeon.rungs)
+        times = surgeon.times()
+        if not times or max(judging, training) <= share or surgeon.dear == math.inf:
             return times
         self._on_record({"kind": "dear", "total_spent": self.spent})
         return []
