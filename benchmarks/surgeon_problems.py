@@ -1,4 +1,4 @@
-"""Problems for the Surgeon's tables: dense networks on small images of MNIST and cifar10-jpeg, good and bad starts."""
+"""Problems for the Surgeon's tables: dense networks on small images, good and bad starts."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from espalier.bench.augment import Augment, crop_and_flip
 from espalier.bench.data import Dataset, load
 from espalier.evolve.problem import Batch, Workbench
 
-PIXELS = {"mnist": 14, "cifar10-jpeg": 8}
-AUGMENT: dict[str, Augment | None] = {"mnist": None, "cifar10-jpeg": crop_and_flip(1)}
+PIXELS = {"mnist": 14, "cifar10-jpeg": 8, "digits": 8}
+AUGMENT: dict[str, Augment | None] = {"mnist": None, "cifar10-jpeg": crop_and_flip(1), "digits": None}
 BATCH = 200
 RATE = 1e-2
 HELD_OUT = 5000

@@ -3,6 +3,7 @@
     python -m benchmarks.surgeon_table starts RECORDS --cifar cifar10-jpeg.npz    # five kinds of start
     python -m benchmarks.surgeon_table rescue RECORDS    # starts that cannot learn
     python -m benchmarks.surgeon_table moves  RECORDS    # the same starts as the first, edited at random
+    python -m benchmarks.surgeon_table short  RECORDS    # two of them with much smaller budgets, on digits too
     python -m benchmarks.surgeon_table report RECORDS TABLES.md
 
 Every run is a line of RECORDS as soon as it ends; the same command goes on with those that are missing. A run of the
@@ -17,7 +18,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
@@ -41,7 +42,7 @@ class Start:
     dead: int | None = None
 
 
-STEPS = {"mnist": 8000, "cifar10-jpeg": 12000}
+STEPS = {"mnist": 8000, "cifar10-jpeg": 12000, "digits": 8000}
 """For which starts are trained alone: so many that what is left out at the end is worth little to them."""
 STARTS = {
     "good": Start((32, 32)),
@@ -56,11 +57,18 @@ STUCK = {
     "a layer of dead units": Start((32, 32, 32), dead=1),
     "twelve layers of six units": Start((6,) * 12),
 }
+PARTS = (0.005, 0.01, 0.03, 0.1, 0.3)
+"""Of the steps above, to which budgets are cut."""
+SHORT = {f"{name}, {part:.1%} of the steps": replace(STARTS[name], part=part) for name in ("good", "too small")
+         for part in PARTS}  # fmt: skip
+FRESH = 8
+"""Rules for starts that cannot learn were made when smaller seeds had been seen."""
 WAYS = {"plain": Surgeon(cycles=0), "surgeon": Surgeon(), "random": Surgeon(RandomMoves())}
 TABLES = {
     "starts": (STARTS, ("surgeon", "plain")),
     "rescue": (STUCK, ("surgeon", "plain")),
     "moves": (STARTS, ("random",)),
+    "short": (SHORT, ("surgeon", "plain")),
 }
 
 
@@ -101,7 +109,7 @@ def report(records: Sequence[Record], path: Path) -> None:
     """Write the tables, above what a person wrote below them."""
     runs = {(one["data"], one["start"], one["seed"], one["way"]): one for one in records}
     title = "# The Surgeon and plain training for the same training FLOPs"
-    parts = [title, "", *_starts(runs), "", *_rescue(runs), "", *_moves(runs)]
+    parts = [title, "", *_starts(runs), "", *_rescue(runs), "", *_short(runs), "", *_moves(runs)]
     path.write_text("\n".join(parts) + "\n" + reading(path))
 
 
@@ -159,7 +167,7 @@ def _with_interval(values: Sequence[float]) -> str:
 
 
 def _widths(start: str) -> str:
-    return "-".join(map(str, {**STARTS, **STUCK}[start].widths))
+    return "-".join(map(str, {**STARTS, **STUCK, **SHORT}[start].widths))
 
 
 def _rescue(runs: Runs) -> list[str]:
@@ -167,11 +175,33 @@ def _rescue(runs: Runs) -> list[str]:
              "| --- | --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
     for data, start, pairs in _pairs(runs, list(STUCK)):
         good = [one["accuracy"] for key, one in runs.items() if key[:2] == (data, "good") and key[3] == "plain"]
+        for seen in (True, False):
+            some = [pair for pair in pairs if (pair[0]["seed"] < FRESH) == seen]
+            if not some:
+                continue
+            found, plain = (fmean(one["accuracy"] for one in ones) for ones in zip(*some, strict=True))
+            text = f"{fmean(good):.2%} | {100 * (fmean(good) - found):+.2f}" if good else "|"
+            worst = min(one["accuracy"] for one, _ in some)
+            seeds = f"{some[0][0]['seed']} to {some[-1][0]['seed']}{', seen before' if seen else ', fresh'}"
+            lines.append(
+                f"| {data} | {start} {_widths(start)} | {seeds} | {plain:.2%} | {found:.2%} | {worst:.2%} | {text} |"
+            )
+    return lines
+
+
+def _short(runs: Runs) -> list[str]:
+    lines = ["| data | start | steps alone | seeds | plain | Surgeon | difference, points | test loss, plain | Surgeon "
+             "| with edits |", "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    for data, start, pairs in _pairs(runs, list(SHORT)):
         found, plain = (fmean(one["accuracy"] for one in ones) for ones in zip(*pairs, strict=True))
-        text = f"{fmean(good):.2%} | {100 * (fmean(good) - found):+.2f}" if good else "|"
-        worst = min(one["accuracy"] for one, _ in pairs)
+        losses = [f"{fmean(one['loss'] for one in ones):.3f}" for ones in zip(*pairs, strict=True)]
+        points = [100 * (one["accuracy"] - other["accuracy"]) for one, other in pairs]
+        edited = sum(bool(one["won"]) for one, _ in pairs)
+        name = f"{start.partition(',')[0]} {_widths(start)}"
+        steps = round(SHORT[start].part * STEPS[data])
         lines.append(
-            f"| {data} | {start} {_widths(start)} | {len(pairs)} | {plain:.2%} | {found:.2%} | {worst:.2%} | {text} |"
+            f"| {data} | {name} | {steps} | {len(pairs)} | {plain:.2%} | {found:.2%} | {_with_interval(points)} | "
+            f"{losses[1]} | {losses[0]} | {edited} |"
         )
     return lines
 
@@ -216,6 +246,8 @@ def main() -> None:
         report(read(given.records), given.tables)
         return
     sources = {"mnist": given.mnist, **({"cifar10-jpeg": given.cifar} if given.cifar else {})}
+    if given.table == "short":
+        sources["digits"] = "digits"
     measure(given.table, given.records, sources, range(given.seeds), given.way)
 
 

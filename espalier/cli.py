@@ -279,6 +279,10 @@ def _add_evolve_arguments(command: argparse.ArgumentParser) -> None:
     add("--seed", type=int, metavar="N", help="of weights, data order, validation split and edits; default 0")
     add("--cycles", type=int, metavar="N", help="how often branches compete; default 3")
     add("--candidates", type=int, metavar="N", help="edits that are tried in each cycle; default 3")
+    dear = (
+        "no cycle begins as long as what it takes would lower the loss by more than this part of it as plain training"
+    )
+    add("--dear", type=float, metavar="PART", help=f"{dear}; default 0.03; inf: cycles in any case")
     add("--proposals", metavar="NAME", help=f"where edits come from: {', '.join(PROPOSALS)}; default {PROPOSALS[0]}")
     what = "the rise of the loss that a network of e times"
     add("--price-parameters", type=float, metavar="LOSS", help=f"{what} fewer parameters is worth; default 0")

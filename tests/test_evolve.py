@@ -20,7 +20,9 @@ from random import Random
 
 import pytest
 import torch
+import torch.nn.functional as F
 from searching import Spirals, Wider
+from torch import nn
 
 import espalier as esp
 from espalier.edit.depth_edits import Remove, Replace
@@ -30,8 +32,18 @@ from espalier.errors import RunError
 from espalier.evolve import ledger
 from espalier.evolve import store as storing
 from espalier.evolve.averaging import Mean
-from espalier.evolve.horizon import Point, price, slope
-from espalier.evolve.job import Branch, carried_out, carry_out, key_of, packed, take_step, unpacked
+from espalier.evolve.horizon import Curve, Point
+from espalier.evolve.job import (
+    Branch,
+    carried_out,
+    carry_out,
+    keep_plan,
+    key_of,
+    opened,
+    packed,
+    take_step,
+    unpacked,
+)
 from espalier.evolve.judge import Objective
 from espalier.evolve.pareto import Front, Judged
 from espalier.evolve.processes import Processes
@@ -43,15 +55,21 @@ from espalier.evolve.surgeon import Search, Surgeon
 
 TOTAL = 3_000_000
 SURGEON = Surgeon(
-    Wider(), Objective(parameters=-0.1, confidence=0.6), cycles=2, candidates=3, share=0.15, rungs=(1.0, 1.0)
+    Wider(),
+    Objective(parameters=-0.1, confidence=0.6),
+    cycles=2,
+    candidates=3,
+    share=0.15,
+    rungs=(1.0, 1.0),
+    dear=math.inf,
 )
 FREE = Objective(confidence=0.6)
 TIMES = ("seconds", "seconds_training")
 
 
-def searched(folder, runner=None, problem=None, surgeon=SURGEON):
+def searched(folder, runner=None, problem=None, surgeon=SURGEON, alone=None):
     records = []
-    Search(problem or Spirals(), surgeon, TOTAL, folder, runner, records.append).run()
+    Search(problem or Spirals(), surgeon, TOTAL, folder, runner, records.append, alone=alone).run()
     return [{name: value for name, value in one.items() if name not in TIMES} for one in records]
 
 
@@ -276,12 +294,48 @@ def test_a_problem_that_cannot_be_trained_says_where_it_fails(tmp_path):
 def test_a_worker_that_dies_or_hangs_loses_its_branch_and_not_the_search(tmp_path, trouble):
     with Processes(2, limit=12.0 if trouble == "hang" else None) as runner:
         records = searched(
-            tmp_path, runner, Spirals(trouble=trouble), Surgeon(Wider(), cycles=1, rungs=(1.0,), share=0.3)
-        )
+            tmp_path, runner, Spirals(trouble=trouble), Surgeon(Wider(), cycles=1, rungs=(1.0,), share=0.3),
+            alone=InProcess(),
+        )  # fmt: skip
     failed = [one for one in records if "failed" in one]
     assert [one["what"] for one in failed] == ["widen 0"]  # the other edit leaves the first layer alone
     assert "worker was lost" in failed[0]["failed"]
     assert records[-1]["kind"] == "end"
+
+
+def own_pid(job, folder, threads):
+    return {"pid": os.getpid()}
+
+
+def test_a_worker_that_is_killed_while_it_does_nothing_is_replaced(tmp_path):
+    with Processes(1) as runner:
+        ((_, before),) = runner.run(["any"], tmp_path, own_pid)
+        os.kill(before["pid"], signal.SIGKILL)
+        time.sleep(0.5)  # until it is missed
+        found = dict(runner.run(["any", "other"], tmp_path, own_pid))
+    assert found.keys() == {0, 1}
+    assert before["pid"] not in {one["pid"] for one in found.values()}
+
+
+def test_processes_that_never_start_stop_the_search(tmp_path, monkeypatch):
+    class Broken:
+        active = False
+
+        def __init__(self, **settings):
+            made.append(self)
+
+        def schedule(self, *_, **__):
+            raise RuntimeError("Unexpected error within the Pool")
+
+        def stop(self): ...
+
+        join = close = stop
+
+    made = []
+    monkeypatch.setattr("pebble.ProcessPool", Broken)
+    with pytest.raises(RunError, match="broke 3 times in a row"), Processes(1) as runner:
+        list(runner.run(["any"], tmp_path))
+    assert len(made) == 4
 
 
 @pytest.mark.slow
@@ -356,8 +410,8 @@ def test_a_folder_belongs_to_one_search(tmp_path):
 @pytest.mark.parametrize("kind", ["processes", pytest.param("executor", marks=pytest.mark.slow)])
 def test_results_do_not_depend_on_where_branches_run(tmp_path, plain, kind):
     if kind == "processes":
-        with Processes(2) as runner:
-            assert searched(tmp_path, runner) == plain
+        with Processes(2, prepare=Spirals().workbench) as runner:
+            assert searched(tmp_path, runner, alone=InProcess()) == plain
     else:
         with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as executor:
             assert searched(tmp_path, Futures(executor.submit)) == plain
@@ -500,14 +554,27 @@ def test_what_training_costs_is_an_estimate_and_needs_no_confidence():
 
 def test_prices_are_those_of_the_curve_that_they_are_taken_from():
     def loss(steps):
-        return 0.3 + 40 / steps
+        return 2.3 - 2 * steps / (50 + steps)
 
-    falls = slope(Point(100, loss(100)), Point(400, loss(400)))
-    assert falls == pytest.approx(40 / 400)  # -dL / d ln t
-    assert price(falls, 400, 1600, 400) == pytest.approx(loss(800) - loss(2000))
-    assert price(falls, 400, 400, 1600) == pytest.approx(loss(2000) - loss(800))
-    assert slope(Point(100, 1.0), Point(200, 1.1)) == 0.0  # it does not fall
-    assert price(0.0, 400, 1600, 10) == 0.0
+    curve = Curve.through(2.3, Point(100, loss(100)), Point(400, loss(400)))
+    assert curve.at(37) == pytest.approx(loss(37))
+    assert curve.slope == pytest.approx((loss(400 * 0.999) - loss(400 * 1.001)) / 0.002, rel=1e-4)  # -dL / d ln t
+    assert curve.price(1600, 400) == pytest.approx(loss(800) - loss(2000))
+    assert 0 > curve.price(400, 1600) > loss(2000) - loss(800)  # what is saved counts for less
+    assert curve.price(1600, 1700, age=30) == pytest.approx(loss(400) - loss(30) + loss(1730) - loss(2000))
+
+
+def test_a_loss_that_has_fallen_in_a_straight_line_goes_on_so_and_one_that_does_not_fall_costs_nothing():
+    straight = Curve.through(2.3, Point(10, 2.2), Point(20, 2.1))
+    assert straight.price(100, 40) == pytest.approx(60 * 0.01)
+    faster = Curve.through(2.3, Point(10, 2.25), Point(20, 2.1))
+    assert faster.price(100, 40) == pytest.approx(60 * 0.01)
+    assert Curve.through(2.3, Point(20, 2.1), Point(20, 2.1)).price(100, 40) == pytest.approx(60 * 0.01)  # one point
+    for still in (
+        Curve.through(2.3, Point(100, 1.0), Point(200, 1.1)),
+        Curve.through(2.3, Point(9, 2.4), Point(20, 2.5)),
+    ):
+        assert still.slope == still.price(1600, 10) == still.price(10, 1600) == 0.0
 
 
 def test_edits_that_are_too_dear_for_a_race_of_some_length_are_not_tried(tmp_path):
@@ -524,6 +591,21 @@ def test_an_optimizer_goes_on_where_something_new_came():
         take_step(structure, bench, bench.batch(0), 0.0)
         carry_out(structure, bench, plan, 1)
         assert {int(state["step"]) for state in bench.optimizer.state.values()} == {1}
+
+
+def test_what_begins_anew_has_fresh_weights_of_its_sizes_and_a_fresh_optimizer(tmp_path):
+    store = Store(tmp_path)
+    parent = carried_out(Branch(Spirals(), None, None, 0, 4, 0, TOTAL), tmp_path, 1)["network"]
+    plan = keep_plan(store, Plan((Resize("0", add=2),)))
+    branches = [Branch(Spirals(), parent, plan, 4, 0, 0, TOTAL, 0.0, anew=anew) for anew in (False, True, True)]
+    results = [carried_out(branch, tmp_path, 1) for branch in branches]
+    assert results[1]["network"] == results[2]["network"] != results[0]["network"]
+    bench = Spirals().workbench()
+    structure = opened(bench, store, results[1]["network"])
+    before = opened(Spirals().workbench(), store, parent)
+    assert structure.axes["0"].size == 6
+    assert not bench.optimizer.state
+    assert not torch.equal(structure.model[0].weight[:4], before.model[0].weight)
 
 
 def test_packed_losses_come_back_in_single_precision():
@@ -612,9 +694,11 @@ def test_recommendations_are_proposals_with_what_they_predict():
     assert 1 <= len(found) <= 3
     assert asked
     assert all(torch.equal(one, before[name]) for name, one in bench.model.state_dict().items())
-    assert {one.kind for one in found} <= {"wider", "smaller", "shallower", "as asked", "deeper"}
+    assert {one.kind for one in found} <= {"wider", "smaller", "shallower", "wide and shallow", "as asked", "deeper"}
     for one in found:
-        assert (one.gain is None) == (one.kind in ("wider", "smaller"))  # of which nothing is predicted
+        assert (one.gain is None) == (
+            one.kind in ("wider", "smaller", "wide and shallow")
+        )  # of which nothing is predicted
         structure.apply(one.plan)
         structure.undo()
 
@@ -640,6 +724,54 @@ def test_what_is_already_wide_enough_is_not_widened():
     assert "wider" not in kinds(8)
     assert "smaller" in kinds(8)
     assert "wider" in kinds(8, loose=0.9)
+
+
+def test_where_nothing_gets_through_no_units_go_and_all_layers_do_at_once():
+    """Behind units that are dead all others could go for nothing."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)]
+    model, x, target = nn.Sequential(*layers), torch.randn(200, 4), torch.randint(3, (200,))
+    nn.init.constant_(model[2].bias, -50.0)
+    structure = esp.attach(model, x[:2])
+    batches = [torch.arange(100), torch.arange(100, 200)]
+    found = Recommended()(
+        Material(structure, lambda rows: F.cross_entropy(model(x[rows]), target[rows]), batches, 5), 5
+    )
+    plans = {one.kind: one.plan for one in found}
+    assert {"wider", "wide and shallow"} <= plans.keys()
+    assert "smaller" not in plans
+    assert [one.kind for one in found if one.anew] == ["wide and shallow"]
+    structure.apply(plans["wide and shallow"])
+    assert [tuple(one.shape) for one in model.parameters() if one.ndim == 2] == [(24, 4), (3, 24)]
+
+
+def test_a_cycle_begins_when_the_curve_of_the_loss_has_bent(tmp_path):
+    """Steps that lower the loss much are not spent on branches; later, when they lower it less, some are."""
+    early = replace(SURGEON, dear=0.1, first=0.01, last=0.3, cycles=4)
+    records = searched(tmp_path, surgeon=early)
+    dear, cycles = ([one for one in records if one["kind"] == kind] for kind in ("dear", "cycle"))
+    assert [one["cycle"] for one in dear] == [0]
+    assert [one["cycle"] for one in cycles][:1] == [1]
+    before = [one["loss"] for one in records[: records.index(dear[0])] if "loss" in one]
+    assert dear[0]["cost"] > 0.1 * before[-1]
+    never = searched(tmp_path / "never", surgeon=replace(early, dear=0.0))
+    assert [one["kind"] for one in never].count("dear") == 4
+    assert {one["kind"] for one in never} == {"start", "trained", "dear", "end"}
+
+
+def test_a_network_that_begins_anew_is_judged_by_its_age():
+    """All that was learnt is undone, and what is fresh learns faster: behind in a race of equal steps, it wins."""
+    control = {"losses": packed(torch.full((400,), 1.2)), "parameters": 100, "flops": 100}
+    branch = {"losses": packed(torch.full((400,), 1.3)), "parameters": 100, "flops": 100}
+    curve = Curve.through(2.3, Point(150, 1.77), Point(480, 1.2))
+    level = curve.price(7000, 7000)
+    younger = curve.price(7000, 7000, age=190)
+    assert level == 0.0
+    assert not Objective().verdict(branch, control, 1, level).accepted
+    assert Objective().verdict(branch, control, 1, younger).accepted
+    worse = {**branch, "losses": packed(torch.full((400,), 2.2))}  # than the control was at its age
+    assert curve.at(190) < 2.2
+    assert not Objective().verdict(worse, control, 1, younger).accepted
 
 
 def test_a_move_that_is_unknown_says_so():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import threading
 
 import pytest
@@ -17,9 +18,11 @@ from espalier.bench.search_progress import SearchLines, SearchProgress, Watcher
 from espalier.cli import main
 from espalier.errors import RunError
 
-COMMAND = ["evolve", "digits", "--width", "0.25", "--epochs", "4", "--cycles", "1", "--candidates", "2"]
+COMMAND = ["evolve", "digits", "--width", "0.25", "--epochs", "5", "--cycles", "1", "--candidates", "2"]
 COMMAND += ["--proposals", "random"]  # there is too little budget for others to look at the network
-OPTIONS = {"task": "digits", "width": 0.25, "epochs": 4, "cycles": 1, "candidates": 2, "proposals": "random"}
+COMMAND += ["--dear", "inf"]  # and for any cycle
+OPTIONS = {"task": "digits", "width": 0.25, "epochs": 5, "cycles": 1, "candidates": 2, "proposals": "random"}
+OPTIONS |= {"dear": math.inf}
 
 
 def records(path):
@@ -62,6 +65,17 @@ def test_a_finished_search_is_not_computed_again(finished, capsys):
     assert (out / "surgeon.jsonl").read_text() == before
     assert main([*COMMAND, "--seed", "1", "--out", str(out)]) == 2
     assert "other options" in capsys.readouterr().err
+
+
+def test_a_budget_too_short_for_a_cycle_is_one_of_plain_training_and_the_page_says_so(tmp_path):
+    stream = io.StringIO()
+    given = {"task": "digits", "width": 0.25, "epochs": 1, "baseline": False}
+    evolve(chosen(given), tmp_path, SearchLines(stream))
+    assert "no cycle at all" in stream.getvalue()
+    kinds = [one["kind"] for one in records(tmp_path / "surgeon.jsonl")]
+    assert set(kinds) == {"start", "dear", "trained", "end"}
+    words = Page(tmp_path / "report.html").words()
+    assert "what a cycle takes was worth more as plain training" in words
 
 
 class Impatient(SearchProgress, Watcher):

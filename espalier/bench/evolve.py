@@ -98,6 +98,7 @@ def chosen(given: Mapping[str, Any]) -> EvolveOptions:
         Objective(**prices),
         cycles=asked.get("cycles", Surgeon.cycles),
         candidates=asked.get("candidates", Surgeon.candidates),
+        dear=asked.get("dear", Surgeon.dear),
         watched=True,
     )
     return EvolveOptions(problem, asked.get("epochs", row.epochs), surgeon, asked.get("baseline", True))
@@ -111,10 +112,8 @@ def evolve(options: EvolveOptions, out: Path, progress: SearchProgress, workers:
         KeyboardInterrupt: Ctrl-C; what was finished is kept, and the report shows it.
     """
     _claim(out, {"options": asdict(options), "text": repr(options)})
-    total = options.total
-    progress.say(f"{si(total)} training FLOPs, as many as {options.epochs} epochs of the start take")
     try:
-        found, alone = _both(options, total, out, progress, workers)
+        found, alone = _both(options, out, progress, workers)
     finally:
         if (out / SURGEON).exists() and (out / SURGEON).stat().st_size:
             write_search_report(out)
@@ -126,27 +125,39 @@ def evolve(options: EvolveOptions, out: Path, progress: SearchProgress, workers:
     return "\n".join([*lines, f"report: {out / 'report.html'}", f"the network is in {out / 'network'}"])
 
 
-def _both(
-    options: EvolveOptions, total: int, out: Path, progress: SearchProgress, workers: int
-) -> tuple[Record, Record | None]:
+def _both(options: EvolveOptions, out: Path, progress: SearchProgress, workers: int) -> tuple[Record, Record | None]:
     """What the search ends with, and what the start trained alone does, if that is wanted: with several workers at the
     same time, since a search has less for them to do while it trains one network."""
 
-    def searched(surgeon: Surgeon, name: str, runner: Runner, shown: str) -> Record:
-        return _searched(options.problem, surgeon, total, out, name, runner, progress.begin(shown, total))
+    def budget() -> int:
+        total = options.total
+        progress.say(f"{si(total)} training FLOPs, as many as {options.epochs} epochs of the start take")
+        return total
+
+    def searched(surgeon: Surgeon, name: str, runner: Runner, alone: Runner, shown: str) -> Record:
+        return _searched(options.problem, surgeon, total, out, name, runner, alone, progress.begin(shown, total))
 
     plain = Surgeon(cycles=0, watched=True)
     if workers == 1:
-        found = searched(options.surgeon, SURGEON, InProcess(), "search")
-        return found, searched(plain, BASELINE, InProcess(), "alone") if options.baseline else None
-    with ThreadPoolExecutor(1) as beside, Processes(workers) as runner:
-        alone = beside.submit(searched, plain, BASELINE, runner, "alone") if options.baseline else None
-        found = searched(options.surgeon, SURGEON, runner, "search")
+        total = budget()
+        found = searched(options.surgeon, SURGEON, InProcess(), InProcess(), "search")
+        return found, searched(plain, BASELINE, InProcess(), InProcess(), "alone") if options.baseline else None
+    with ThreadPoolExecutor(1) as beside, Processes(workers, prepare=options.problem.workbench) as runner:
+        total = budget()  # which takes a while, too
+        alone = beside.submit(searched, plain, BASELINE, runner, runner, "alone") if options.baseline else None
+        found = searched(options.surgeon, SURGEON, runner, InProcess(), "search")
         return found, None if alone is None else alone.result()
 
 
 def _searched(
-    problem: TaskProblem, surgeon: Surgeon, total: int, out: Path, name: str, runner: Runner, watcher: Watcher
+    problem: TaskProblem,
+    surgeon: Surgeon,
+    total: int,
+    out: Path,
+    name: str,
+    runner: Runner,
+    alone: Runner,
+    watcher: Watcher,
 ) -> Record:
     with (out / name).open("w", encoding="utf-8") as file:
 
@@ -156,7 +167,9 @@ def _searched(
             watcher.record(record)
 
         folder = out / Path(name).stem
-        return Search(problem, surgeon, total, folder, runner, on_record, lambda job, result: watcher.result()).run()
+        return Search(
+            problem, surgeon, total, folder, runner, on_record, lambda job, result: watcher.result(), alone
+        ).run()
 
 
 def _outcome(end: Record) -> str:

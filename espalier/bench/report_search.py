@@ -119,7 +119,9 @@ def _lineage(search: SearchRun) -> str:
         "of the control, with the standard error of the paired difference. The thick line is what was gone on with."
     )
     if not search.cycles:
-        return section("Lineage", "No edit has been tried.", "")
+        dear = any(one["kind"] == "dear" for one in search.records)
+        why = ": what a cycle takes was worth more as plain training (<code>--dear</code>)" if dear else ""
+        return section("Lineage", f"No edit has been tried{why}.", "")
     return section(
         "Lineage", about, f'<div class="card lineage">{legend_html()}<div class="tree">{lineage(search)}</div></div>'
     )

@@ -221,6 +221,9 @@ def line(record: Record, total: int) -> str | None:
         count = record["proposals"]
         edits = {0: "no edit is", 1: "1 edit is"}.get(count, f"{count} edits are")
         return f"{spent}  cycle {record['cycle'] + 1}: {edits} tried"
+    if record["kind"] == "dear":
+        when = "at all" if record.get("cycle") is None else "yet"
+        return f"{spent}  no cycle {when}: what it takes is worth more as plain training"
     if record["kind"] == "branch" and "failed" in record:
         return f"        {record['name']:<5} {what_of(record)} is lost: {record['failed']}"
     if record["kind"] == "branch":

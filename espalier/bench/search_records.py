@@ -5,6 +5,8 @@ were judged have parameters, flops (per sample), loss and accuracy (held-out), a
 
     start    the fresh network; total: training FLOPs of the whole search
     trained  the network after a piece of training without rivals: steps, total_spent
+    dear     no cycle begun, since what it takes is worth more as plain training: cycle and cost (what the loss would be
+             higher by), without them where there will be none at all; total_spent
     cycle    cycle, proposals (how many), total_spent; then, for each rung, a record of kind
     rung     cycle, rung, names and edits (of the branches), steps (of the control and of each branch), total_spent
              before it
@@ -24,7 +26,7 @@ from pathlib import Path
 from espalier.bench.records import Record, as_number, read_config, read_records
 
 SURGEON, BASELINE = "surgeon.jsonl", "baseline.jsonl"
-KINDS = ("start", "trained", "cycle", "rung", "branch", "control", "won", "end")
+KINDS = ("start", "trained", "dear", "cycle", "rung", "branch", "control", "won", "end")
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,30 @@
 """What the FLOPs of a larger network are worth in loss, by the time the budget is spent.
 
-The loss of a network that is trained for t steps, at the mean of its last weights, is taken to fall towards a limit of
-its own as 1 / t:
+The loss of a network that is trained for t steps, at the mean of its last weights, is taken to fall from that of the
+start, L0, towards a limit of its own along a hyperbola:
 
-    L(t) = c + a / t,    b = -dL / d ln t = a / t
+    L(t) = L0 - F(t),    F(t) = D t / (T + t),    b = -dL / d ln t = F T / (T + t)
 
-With R steps left for a network as it is and R' for one whose steps cost more, the price of these is
+through two points at which it was judged. Where the steps t are many times T it falls as 1 / t and nearly all is
+learnt; where it has fallen in a straight line so far, T is infinite, nobody knows where it ends, and every step is
+worth as much as those before. With u = t / (T + t), 1 in the one case and 0 in the other, the price of having R'
+steps left in place of R is
 
-    b (t / (t + R') - t / (t + R))
+    L(t + R') - L(t + R) = b t (R - R') / ((t + u R') (t + u R))
 
-and negative for one whose steps cost less. The slope b is measured on the network that is trained anyway. That its
-rivals run along the same curve, only lower by what they have gained, is an assumption; a network that has just grown
-gains on, so that prices may be low. With each doubling of t the loss of a small perceptron fell by 0.38, 0.16, 0.05,
-0.03 and 0.01 on MNIST, and by 0.11, 0.06, 0.06, 0.06 and 0.01 on CIFAR-10. With 1 / sqrt(t) in place of 1 / t no growth
-was accepted from starts that were too small, of one seed on each.
+Steps that are saved are counted with u = 1, at which they are worth least: in doubt, for the network as it is. That
+the network's rivals run along the same curve, only lower by what they have gained, is an assumption; a network that
+has just grown gains on, so that prices may be low. With each doubling of t the loss of a small perceptron fell by
+0.38, 0.16, 0.05, 0.03 and 0.01 on MNIST, and by 0.11, 0.06, 0.06, 0.06 and 0.01 on CIFAR-10. With u = 1 for all
+prices, searches of a few hundred steps widened networks that were then not trained enough (docs/results/surgeon.md).
+
+A network that begins anew is compared with what the other one's loss was at its age s, and will have been trained for
+s + R' steps where the other one has t + R.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -31,17 +38,55 @@ class Point:
     """Held out."""
 
 
-def slope(before: Point, after: Point) -> float:
-    """What the loss falls by per e-folding of the steps, at the later of two points; 0 where it rises."""
-    if not after.steps > before.steps > 0:
-        return 0.0
-    a = (before.loss - after.loss) / (1 / before.steps - 1 / after.steps)
-    return max(0.0, a / after.steps)
+@dataclass(frozen=True)
+class Curve:
+    """How the loss of a network falls."""
+
+    start: float
+    """L0: the loss before the first step."""
+    steps: int
+    """t: those until now."""
+    fallen: float
+    """F: what the loss has fallen by."""
+    delay: float
+    """T, in steps; infinite for a straight line."""
+
+    @classmethod
+    def through(cls, start: float, before: Point, after: Point) -> Curve:
+        """From this loss through two points; one that does not fall from one to the other is at its end."""
+        first, last = start - before.loss, start - after.loss
+        rates = (first / max(1, before.steps), last / max(1, after.steps))
+        if after.steps <= before.steps or (rates[0] <= rates[1] and last > first):
+            delay = math.inf
+        else:
+            delay = max(0.0, last - first) / max(rates[0] - rates[1], 1e-300)
+        return cls(start, max(1, after.steps), last, delay)
+
+    @property
+    def known(self) -> float:
+        """u: how far the curve has bent, from 0 for a straight line to 1 at its end."""
+        return self.steps / (self.delay + self.steps)
+
+    @property
+    def slope(self) -> float:
+        """b: what the loss falls by per e-folding of the steps."""
+        return max(0.0, self.fallen) * (1 - self.known)
+
+    def at(self, steps: float) -> float:
+        """The loss after so many steps, more than none."""
+        return self.start - self.fallen * steps / (self.steps * (1 - self.known) + steps * self.known)
+
+    def price(self, left: float, left_instead: float, age: int | None = None) -> float:
+        """What the loss will be higher by, if so many steps are left instead of those that there were.
+
+        `age`: the steps that a network was trained for which began anew, and runs along the curve from there.
+        """
+        left, left_instead = max(0.0, left), max(0.0, left_instead)
+        if age is not None:
+            return self.at(self.steps) - self.at(age) + self.at(age + left_instead) - self.at(self.steps + left)
+        known = self.known if left_instead < left else 1.0
+        there = (self.steps + known * left) * (self.steps + known * left_instead)
+        return self.slope * self.steps * (left - left_instead) / there
 
 
-def price(slope: float, steps: int, left: float, left_instead: float) -> float:
-    """What the loss will be higher by, if so many steps are left instead of those that there were."""
-    return slope * (steps / (steps + max(0.0, left_instead)) - steps / (steps + max(0.0, left)))
-
-
-__all__ = ["Point", "price", "slope"]
+__all__ = ["Curve", "Point"]

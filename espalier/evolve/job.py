@@ -23,6 +23,7 @@ from torch import Tensor
 
 from espalier.attaching import attach
 from espalier.edit.plan import Plan
+from espalier.edit.recipes.redrawn import redraw
 from espalier.errors import EspalierError
 from espalier.evolve.averaging import Mean
 from espalier.evolve.problem import Batch, Problem, Workbench
@@ -111,11 +112,15 @@ class Branch:
     watched: bool = False
     """A network that is not judged is looked at on held-out data all the same, as it is; nothing depends on it, and it
     is not charged."""
+    anew: bool = False
+    """What is trained begins with fresh weights, of the sizes that there are then."""
 
     def work(self, bench: Workbench, store: Store) -> dict[str, Any]:
         structure = opened(bench, store, self.parent)
         if self.plan is not None:
             carry_out(structure, bench, read_plan(store, self.plan), self.first)
+        if self.anew:
+            begin_anew(structure, bench)
         cost = structure.cost()
         per_sample, spent, training = cost.flops // bench.examples, 0, time.perf_counter()
         mean, last = Mean(structure.model), self.first + self.steps
@@ -186,7 +191,7 @@ def take_step(structure: Structure, bench: Workbench, batch: Any, done: float) -
 def carry_out(structure: Structure, bench: Workbench, plan: Plan, step: int) -> None:
     """Apply a plan, and give the norms of new units the statistics of their inputs."""
     edit = structure.apply(plan)
-    grown = {one.axis: one.add for one in plan.edits if one.add}
+    grown = {one.axis: one.add for one in plan.edits if one.add and one.axis in structure.axes}
     places = new_statistics(structure.model, structure.topology, grown, given=edit.given)
     batches = [bench.batch(step + number) for number in range(_CALIBRATED_ON)]
     calibrate(structure.model, places, [partial(bench.loss, structure.model, batch) for batch in batches])
@@ -225,6 +230,14 @@ def read_plan(store: Store, address: str) -> Plan:
     return Plan.load(store.path(address) / _PLAN)
 
 
+def begin_anew(structure: Structure, bench: Workbench) -> None:
+    """Draw what is trained again, and forget the optimizer's state."""
+    for module in structure.model.modules():
+        if any(one.requires_grad for one in module.parameters(recurse=False)):
+            redraw(module)
+    bench.optimizer.state.clear()
+
+
 @contextmanager
 def _rates_times(optimizer: torch.optim.Optimizer, factor: float) -> Iterator[None]:
     rates = [group["lr"] for group in optimizer.param_groups]
@@ -244,6 +257,7 @@ __all__ = [
     "Exam",
     "Job",
     "Result",
+    "begin_anew",
     "carried_out",
     "carry_out",
     "keep_plan",

@@ -86,9 +86,9 @@ class Objective:
             costs += self.latency * _log_ratio(branch, control, "latency")
         margin = self.margin if max(ratios) <= 0 > min(ratios) else 0.0
         z = NormalDist().inv_cdf(1 - (1 - self.confidence) / max(1, competing))
-        hopeless = -gain > _HOPELESS * abs(float(_losses(control).mean()))
-        worth = gain + margin - costs - min(0.0, training)
-        return Verdict(gain, error, costs + training, worth > max(z * error, training), hopeless)
+        accepted = gain + margin - costs - min(0.0, training) > max(z * error, training)
+        hopeless = not accepted and -gain > _HOPELESS * abs(float(_losses(control).mean()))
+        return Verdict(gain, error, costs + training, accepted, hopeless)
 
 
 def _losses(result: Mapping[str, object]) -> Tensor:

@@ -37,6 +37,8 @@ class Proposal:
     why: str
     gain: float | None = None
     """By how much the loss is predicted to fall, if anything is predicted."""
+    anew: bool = False
+    """Whether the network then begins with fresh weights: it is compared with others at its age."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class Scout:
             structure.undo()
             found.append({
                 "plan": keep_plan(store, one.plan), "kind": one.kind, "what": one.what, "why": one.why,
-                "gain": one.gain, "flops": flops,
+                "gain": one.gain, "anew": one.anew, "flops": flops,
             })  # fmt: skip
         return {"proposals": found, "spent": spent}
 

@@ -41,12 +41,7 @@ class Redrawn(Recipe):
         new = copy.deepcopy(module(self.source)).to("cpu")
         with drawing(self.seed), torch.no_grad():
             for one in new.modules():
-                if isinstance(one, _INITIALISED):
-                    one.reset_parameters()
-                else:
-                    for parameter in one.parameters(recurse=False):
-                        if parameter.dim() > 1:
-                            parameter.normal_(0.0, float(parameter.float().std()))
+                redraw(one)
             for parameter in new.parameters():
                 parameter.grad = None
         return new.to(setting(module, at).device)
@@ -60,4 +55,15 @@ class Redrawn(Recipe):
         return {"": self.source}
 
 
-__all__ = ["Redrawn"]
+@torch.no_grad()
+def redraw(module: nn.Module) -> None:
+    """Initialise the parameters of a module, not those of modules in it, anew, as `Redrawn` says."""
+    if isinstance(module, _INITIALISED):
+        module.reset_parameters()
+        return
+    for parameter in module.parameters(recurse=False):
+        if parameter.dim() > 1:
+            parameter.normal_(0.0, float(parameter.float().std()))
+
+
+__all__ = ["Redrawn", "redraw"]

@@ -127,7 +127,7 @@ class _Statistics:
             for number, found in enumerate(self._gradients)
         ]  # fmt: skip
         updates = {name: self._update(name, gradients) for name in self._around.readers}
-        total: Tensor | float = 0.0
+        total: Tensor | None = None
         for (products, _), rows, found in zip(self._looked, self._rows, gradients, strict=True):
             maker = products[self._around.maker]
             parts = [
@@ -135,9 +135,10 @@ class _Statistics:
                         self._left(products[name], rows[name], found[name], updates[name]))
                 for name, places in zip(self._around.readers, self._around.places, strict=True)
             ]  # fmt: skip
-            total = total + torch.cat(parts) / len(self._looked)
-        assert isinstance(total, Tensor)
-        return total, updates
+            of_batch = torch.cat(parts) if len(parts) > 1 else parts[0]
+            total = of_batch if total is None else total.add_(of_batch)  # in place: these are the largest tensors here
+        assert total is not None
+        return total.div_(len(self._looked)), updates
 
     def _update(self, name: str, gradients: Sequence[Mapping[str, Tensor]]) -> Tensor:
         slope: Tensor | float = 0.0

@@ -47,7 +47,8 @@ def apart(rows: Tensor, generator: torch.Generator) -> Tensor:
     What a unit does by itself stays, at all positions of a sample together; what units have in common goes.
     """
     samples, _, units = rows.shape
-    order = torch.rand(units, samples, generator=generator).argsort(1).T.to(rows.device)
+    drawn = torch.rand(units, samples, generator=generator)
+    order = torch.from_numpy(drawn.numpy().argsort(1)).T.to(rows.device)  # several times as fast as that of torch
     return rows.gather(0, order[:, None, :].expand_as(rows))
 
 
