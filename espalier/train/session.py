@@ -92,8 +92,9 @@ class Session:
 
         Raises:
             MethodError: an argument is no structure, method, function or number of steps; the structure has no
-                optimizer, no axis may change, an axis or a pattern is unknown, a budget cannot be reached, or a method needs held-out batches and there are none; a method has gates, and there
-                are several processes, since each would draw its own.
+                optimizer, no axis may change, an axis or a pattern is unknown, a budget cannot be reached, or a method
+                needs held-out batches and there are none; a method has gates, and there are several processes, since
+                each would draw its own.
             ParallelError: another process has another session, or other held-out batches.
             CaptureError: a trigger looks at activations that no weights read.
         """
