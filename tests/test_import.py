@@ -14,6 +14,11 @@ import pytest
 
 import espalier
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 OPTIONAL = {
     "accelerate", "lightning", "mlflow", "modelopt", "onnx", "onnxruntime", "onnxscript", "pebble", "peft", "ray",
     "rich", "scipy", "sklearn", "submitit", "tensorboard", "timm", "torch_pruning", "torchao", "torchvision",
@@ -208,3 +213,11 @@ def test_modules_are_found_and_what_is_misspelt_is_not() -> None:
     with pytest.raises(ImportError, match="cannot import name 'atach' from 'espalier'"):
         from espalier import atach  # noqa: F401
     assert not hasattr(espalier, "__main__")
+
+
+def test_every_extra_has_a_smallest_use() -> None:
+    """It is run by `make each-extra`, alone on top of the core."""
+    root = ROOT.parent
+    declared = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    uses = {path.stem.removeprefix("use_") for path in (root / "tools" / "extras").glob("use_*.py")}
+    assert uses == set(declared)
