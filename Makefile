@@ -1,6 +1,7 @@
 # `make demo` runs the main job, `make test` checks everything, `make slow` what is left out there, `make zoo` tries the
 # architectures of other packages and `make extras` trainers, loggers and peft (each in an environment of its own), `make docs`
-# builds the documentation into build/site; each creates the environment if it is missing.
+# builds the documentation into build/site; each creates the environment if it is missing. `make each-extra` installs every
+# extra alone on top of the core, in environments in build/extras, and tries it (`EXTRA="wandb peft"`: only these).
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -9,7 +10,7 @@ ZOO_STAMP := .venv-zoo/.installed
 EXTRAS := .venv-extras/bin
 EXTRAS_STAMP := .venv-extras/.installed
 
-.PHONY: demo test slow zoo extras docs setup clean
+.PHONY: demo test slow zoo extras each-extra docs setup clean
 
 demo: $(STAMP)
 	$(BIN)/espalier run digits --out runs/demo
@@ -29,6 +30,9 @@ zoo: $(ZOO_STAMP)
 
 extras: $(EXTRAS_STAMP)
 	$(EXTRAS)/pytest tests/test_trainers.py tests/test_pretrained.py tests/test_pages.py
+
+each-extra:
+	$(PYTHON) tools/check_extras.py $(EXTRA)
 
 docs: $(STAMP)
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[docs]"

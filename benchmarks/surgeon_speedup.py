@@ -3,7 +3,8 @@
     python -m benchmarks.surgeon_speedup digits
 
 Prints both for `espalier evolve` as it is used, with the start trained alone beside the search, and for the search by
-itself, whose single network keeps only one process busy between cycles.
+itself, whose single network keeps only one process busy between cycles. The last lines are rows of
+docs/results/surgeon_cost.md.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
+from benchmarks.paired import origin
 from benchmarks.surgeon_options import asked_for
 from espalier.bench.evolve import EvolveOptions, evolve
 from espalier.bench.search_progress import SearchLines
-from espalier.table import text_table
 
 
 def seconds(options: EvolveOptions, workers: int) -> float:
@@ -35,8 +36,10 @@ def main() -> None:
     rows = []
     for name, baseline in (("with the start beside it", True), ("the search alone", False)):
         one, two = (seconds(replace(options, baseline=baseline), workers) for workers in (1, 2))
-        rows.append((name, f"{one:.1f}", f"{two:.1f}", f"{one / two:.2f}"))
-    print("\n".join(text_table(("", "one process, s", "two, s", "times as fast"), rows, right=(1, 2, 3))))
+        what = f"{options.problem.source}, {options.problem.model}, {options.epochs} epochs, {name}"
+        rows.append((what, f"{one:.1f}", f"{two:.1f}", f"{one / two:.2f}", origin()["commit"]))
+    for row in rows:
+        print(f"| {' | '.join(row)} |")
 
 
 if __name__ == "__main__":

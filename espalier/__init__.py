@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from espalier.train.checkpoint import load as load
     from espalier.train.checkpoint import save as save
     from espalier.train.session import Session as Session
+    from espalier.version import __version__ as __version__
 
 # The same once more, for imports on first use; tests/test_import.py compares them.
 _NAMES = {
@@ -93,6 +94,7 @@ _NAMES = {
     "espalier.parts.weights.keep": "NM Blocks",
     "espalier.train.checkpoint": "load save",
     "espalier.train.session": "Session",
+    "espalier.version": "__version__",
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}
 
@@ -116,4 +118,4 @@ def __dir__() -> list[str]:
 
 if not TYPE_CHECKING:  # type checkers would take any misspelt name for one that is found
     __getattr__ = _found
-    __all__ = sorted(_HOMES)
+    __all__ = sorted(name for name in _HOMES if not name.startswith("_"))

@@ -38,6 +38,7 @@ from espalier.suite.pages import write_pages
 from espalier.suite.running import Place, Plan, status
 from espalier.suite.running import run as run_suite
 from espalier.suite.speed import run_speed
+from espalier.version import __version__
 
 _BENCH = ("run", "status", "report", "speed")
 _METHODS_FROM = "a Python file that registers methods of your own"
@@ -187,6 +188,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="espalier", description="Grow and prune neural networks while they train.", allow_abbrev=False
     )
+    parser.add_argument("--version", action="version", version=f"espalier {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     command = commands.add_parser(

@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Callable
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,18 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from training import train
 
+import espalier as esp
 from espalier.attaching import attach
 from espalier.edit.plan import Plan, Resize, grow_plan, prune_plan
-from espalier.errors import CaptureError, EspalierError, OptimizerError, PlanError, SurgeryError
+from espalier.errors import (
+    CaptureError,
+    CheckpointError,
+    EspalierError,
+    MethodError,
+    OptimizerError,
+    PlanError,
+    SurgeryError,
+)
 from espalier.structure import Structure
 
 
@@ -488,3 +498,36 @@ def test_plans_survive_a_round_trip():
     assert not Plan(())
     assert prune_plan({"body": [2, 1]}).edits == (Resize("body", (1, 2)),)
     assert grow_plan({"body": 2}).edits == (Resize("body", add=2),)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"structure": nn.Linear(2, 2)}, r"structure: expected what espalier\.attach returned, found a Linear"),
+        ({"methods": esp.prune.Magnitude()}, r"for one write \[method\]"),
+        ({"methods": [esp.prune.Magnitude]}, r"expected methods, found <function .* give what calling it returns"),
+        ({"methods": ["magnitude"]}, r"found 'magnitude'; give methods such as espalier.prune.Taylor\(\)"),
+        ({"loss": 3.0}, r"loss: expected a function of a model and a batch, found 3\.0"),
+        ({"total_steps": 0}, "total_steps: expected a whole number of at least 1, found 0"),
+    ],
+)
+def test_a_session_says_what_it_takes(structure: Structure, given: dict[str, Any], message: str) -> None:
+    arguments = {
+        "structure": structure,
+        "methods": [],
+        "loss": lambda model, batch: model(batch).sum(),
+        "total_steps": 3,
+    }
+    with pytest.raises(MethodError, match=message):
+        esp.Session(**{**arguments, **given})
+
+
+def test_what_is_saved_is_a_structure(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"expected what espalier\.attach returned"):
+        esp.save(nn.Linear(2, 2), tmp_path)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_unlike_any_axis_leads_to_the_list(structure: Structure) -> None:
+    with pytest.raises(PlanError, match=r"there is no axis 'xyzzy'; see print\(structure\) for all axes"):
+        structure.prune("xyzzy", units=[0])

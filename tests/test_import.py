@@ -14,6 +14,11 @@ import pytest
 
 import espalier
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 OPTIONAL = {
     "accelerate", "lightning", "mlflow", "modelopt", "onnx", "onnxruntime", "onnxscript", "pebble", "peft", "ray",
     "rich", "scipy", "sklearn", "submitit", "tensorboard", "timm", "torch_pruning", "torchao", "torchvision",
@@ -139,6 +144,18 @@ def test_import_imports_nothing() -> None:
     assert not {name.partition(".")[0] for name in modules} & {"torch", "numpy", "safetensors", *OPTIONAL}
 
 
+def test_the_version_needs_no_torch() -> None:
+    script = """if True:
+        import sys
+        from espalier.__main__ import main
+        sys.argv[1:] = ["--version"]
+        assert main() == 0
+        assert "torch" not in sys.modules
+    """
+    printed = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True, timeout=300)
+    assert printed.stdout == f"espalier {espalier.__version__}\n"
+
+
 def test_names_come_on_first_use_in_any_order_and_import_nothing_optional() -> None:
     cases = [HOMES + MODULES_FIRST, HOMES + NAMES_FIRST, METHODS, RECIPES, RULES]
     modules = set(in_new_processes(cases).split())
@@ -166,7 +183,8 @@ def imported() -> Iterator[tuple[str, str]]:
 
 def test_what_type_checkers_see_is_what_is_found() -> None:
     assert dict(imported()) == espalier._HOMES
-    assert dir(espalier) == sorted(espalier._HOMES) == NAMES
+    assert dir(espalier) == sorted(espalier._HOMES)
+    assert set(dir(espalier)) - set(NAMES) == {"__version__"}
 
 
 def test_no_package_has_a_name_that_is_a_module_of_it_too() -> None:
@@ -195,3 +213,11 @@ def test_modules_are_found_and_what_is_misspelt_is_not() -> None:
     with pytest.raises(ImportError, match="cannot import name 'atach' from 'espalier'"):
         from espalier import atach  # noqa: F401
     assert not hasattr(espalier, "__main__")
+
+
+def test_every_extra_has_a_smallest_use() -> None:
+    """It is run by `make each-extra`, alone on top of the core."""
+    root = ROOT.parent
+    declared = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    uses = {path.stem.removeprefix("use_") for path in (root / "tools" / "extras").glob("use_*.py")}
+    assert uses == set(declared)

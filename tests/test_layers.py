@@ -12,6 +12,7 @@ ROOT = Path(espalier.__file__).parent
 # cycle; between layers they may only look up.
 LAYERS = [
     "errors",
+    "version",
     "table",
     "graph",
     "edit",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import espalier as esp
 from espalier.errors import ShrinkError
+from espalier.oneshot.meter import TRAINED, Meter
 
 __all__ = ["deep"]
 BATCH = 16
@@ -136,6 +137,15 @@ def test_longer_training_is_refused_and_what_was_spent_is_kept(trained: Net, tmp
     assert len(fit.seen) == 2
     assert found.spent is not None
     assert again.spent == pytest.approx(found.spent + len(HELD_OUT[0]) / 3), "with the score that it begins with"
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_what_is_counted_stays_a_number_while_a_network_is_traced(trained: Net) -> None:
+    meter, batch = Meter(esp.attach(trained, EXAMPLE), 100, None), TRAIN[0][:BATCH]
+    with meter.watching(trained, TRAINED):
+        torch.jit.trace(trained, batch, check_trace=False)
+    assert type(meter.spent) is float
+    assert meter.spent == pytest.approx(BATCH / 3)
 
 
 def test_a_training_that_is_not_seen_to_run_is_counted_in_full(trained: Net) -> None:

@@ -87,7 +87,7 @@ def contents() -> str:
     names = []
     for node in ast.walk(ast.parse((ROOT / "espalier/__init__.py").read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("espalier."):
-            names += [(alias.asname or alias.name, f"{node.module}") for alias in node.names]
+            names += [(alias.name, f"{node.module}") for alias in node.names if not alias.name.startswith("_")]
     lines = ["# Reference", "", "Every page is made from the docstrings of a module; its source can be unfolded.", ""]
     lines += ["## `import espalier as esp`", "", "| name | module |", "| --- | --- |"]
     linked = "| [`esp.{}`]({}#{}.{}) | `{}` |"

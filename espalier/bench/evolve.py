@@ -112,10 +112,8 @@ def evolve(options: EvolveOptions, out: Path, progress: SearchProgress, workers:
         KeyboardInterrupt: Ctrl-C; what was finished is kept, and the report shows it.
     """
     _claim(out, {"options": asdict(options), "text": repr(options)})
-    total = options.total
-    progress.say(f"{si(total)} training FLOPs, as many as {options.epochs} epochs of the start take")
     try:
-        found, alone = _both(options, total, out, progress, workers)
+        found, alone = _both(options, out, progress, workers)
     finally:
         if (out / SURGEON).exists() and (out / SURGEON).stat().st_size:
             write_search_report(out)
@@ -127,20 +125,25 @@ def evolve(options: EvolveOptions, out: Path, progress: SearchProgress, workers:
     return "\n".join([*lines, f"report: {out / 'report.html'}", f"the network is in {out / 'network'}"])
 
 
-def _both(
-    options: EvolveOptions, total: int, out: Path, progress: SearchProgress, workers: int
-) -> tuple[Record, Record | None]:
+def _both(options: EvolveOptions, out: Path, progress: SearchProgress, workers: int) -> tuple[Record, Record | None]:
     """What the search ends with, and what the start trained alone does, if that is wanted: with several workers at the
     same time, since a search has less for them to do while it trains one network."""
+
+    def budget() -> int:
+        total = options.total
+        progress.say(f"{si(total)} training FLOPs, as many as {options.epochs} epochs of the start take")
+        return total
 
     def searched(surgeon: Surgeon, name: str, runner: Runner, alone: Runner, shown: str) -> Record:
         return _searched(options.problem, surgeon, total, out, name, runner, alone, progress.begin(shown, total))
 
     plain = Surgeon(cycles=0, watched=True)
     if workers == 1:
+        total = budget()
         found = searched(options.surgeon, SURGEON, InProcess(), InProcess(), "search")
         return found, searched(plain, BASELINE, InProcess(), InProcess(), "alone") if options.baseline else None
     with ThreadPoolExecutor(1) as beside, Processes(workers, prepare=options.problem.workbench) as runner:
+        total = budget()  # which takes a while, too
         alone = beside.submit(searched, plain, BASELINE, runner, runner, "alone") if options.baseline else None
         found = searched(options.surgeon, SURGEON, runner, InProcess(), "search")
         return found, None if alone is None else alone.result()

@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -33,6 +32,7 @@ from espalier.errors import EspalierWarning, RunError
 from espalier.method import Method
 from espalier.train import checkpoint as network_files
 from espalier.train.settings import build as build_methods
+from espalier.version import __version__
 
 CHECKPOINT_SECONDS = 10.0
 TRAINING_PER_CHECKPOINT = 20
@@ -248,15 +248,11 @@ def _described(training: Training) -> dict[str, Any]:
 
 
 def _config(options: Options, command: Sequence[str], threads: int) -> dict[str, Any]:
-    try:
-        own_version = version("espalier")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        own_version = "not installed"
     return {
         **asdict(options),
         "command": list(command),
         "threads": threads,
-        "espalier_version": own_version,
+        "espalier_version": __version__,
         "torch_version": torch.__version__,
         "python_version": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",

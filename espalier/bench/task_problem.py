@@ -17,7 +17,8 @@ from espalier.evolve.problem import Batch, Workbench
 from espalier.measure.timing import latency
 from espalier.parts.score import derived_seed
 
-_JUDGED_AT_ONCE = 1000
+_JUDGED_AT_ONCE = 250
+"""Activations of many more are slow: they come from memory that has to be asked for anew every time."""
 
 
 @dataclass(frozen=True)

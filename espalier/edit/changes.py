@@ -110,8 +110,9 @@ def find_axis(topology: Topology, name: str) -> AxisRecord:
         return record
     close = difflib.get_close_matches(name, topology.by_name, n=3, cutoff=0.5)
     within = [other for other in topology.by_name if other.startswith(f"{name}:")]
-    hint = ", ".join(within or close) or "see print(structure) for all axes"
-    raise PlanError(f"there is no axis {name!r}; did you mean: {hint}?")
+    similar = ", ".join(within or close)
+    hint = f"did you mean: {similar}?" if similar else "see print(structure) for all axes."
+    raise PlanError(f"there is no axis {name!r}; {hint}")
 
 
 def blocking_reason(record: AxisRecord, interface: bool) -> str | None:

@@ -27,7 +27,7 @@ _LOOK = 0.2
 """Seconds after which a stop of the processes is seen at the latest."""
 _IN_VAIN = 3
 """Pools that break before a job has ended, after which there is no other one."""
-_NEEDED = ("__main__", "espalier.evolve.job", "torch._dynamo")
+_NEEDED = ("__main__", "espalier.evolve.surgeon", "espalier.methods", "torch._dynamo")
 """Modules that every worker needs; the last one is imported by every optimizer when it is made."""
 
 

@@ -19,7 +19,7 @@ from espalier.errors import ShrinkError
 from espalier.graph.topology import infer
 from espalier.graph.trees import call_arguments
 from espalier.measure.cost import cost_of
-from espalier.oneshot.worth import Inputs
+from espalier.oneshot.worth import DRAWS, Inputs
 from espalier.structure import Structure
 
 TRAINED, FORWARD = 1.0, 1 / 3
@@ -41,6 +41,7 @@ class Meter:
         self._teacher = teacher
         self._whole = max(1, structure.cost().flops)
         self._example = call_arguments(structure.example)
+        self._evaluation = self._looking = 0.0
         self.of_teacher = 0.0
         """What the teacher takes for a sample that is trained on."""
         if most is not None and teacher is not None:
@@ -61,11 +62,36 @@ class Meter:
         """How many samples as the first of the example inputs there are; longer ones count for more."""
         first, given = _first(inputs), _first(self._example)
         of_example = len(given) if given.dim() else 1
-        return of_example * first.numel() / max(1, given.numel())
+        return float(of_example * first.numel() / max(1, given.numel()))  # a tensor while torch.jit traces
 
     def charge(self, inputs: Sequence[Inputs], each: float) -> None:
         """Count samples that were looked at, at so much each."""
         self.spent += each * sum(self.samples(one) for one in inputs)
+
+    def set_aside(self, inputs: Sequence[Inputs]) -> None:
+        """Learn what looking at a network takes: as much as was spent so far to evaluate it, and scoring on inputs."""
+        self._evaluation = self.spent
+        self._looking = (DRAWS * TRAINED + FORWARD) * sum(map(self.samples, inputs)) + self._evaluation
+
+    def granted(self, share: float, cost: float, ahead: float) -> float:
+        """What a training may take: its share of what is left after all that is not training was set aside.
+
+        Args:
+            share: of what is left for training.
+            cost: what a sample takes with the network that is trained.
+            ahead: likewise of all networks that will be scored, refitted and evaluated after it, together.
+
+        Raises:
+            ShrinkError: nothing is left.
+        """
+        free = self.left - cost * self._evaluation - ahead * self._looking
+        if free <= 0:
+            raise ShrinkError(
+                f"max_training={self.most:g}: nothing is left to train with; {self.spent:,.0f} were spent so far, "
+                f"and looking at networks will take up to {self.left - free:,.0f} more. Allow more, evaluate on less "
+                "data, or give fewer rounds."
+            )
+        return share * free
 
     @contextmanager
     def watching(self, net: nn.Module, each: float, granted: float | None = None) -> Iterator[None]:

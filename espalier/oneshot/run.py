@@ -24,7 +24,7 @@ from espalier.oneshot.rounds import Round
 from espalier.oneshot.search import Search
 from espalier.oneshot.target import Timed
 from espalier.oneshot.tuning import Tuning, shares
-from espalier.oneshot.worth import DRAWS, Inputs, context_of, worth_of
+from espalier.oneshot.worth import Inputs, context_of, worth_of
 from espalier.parts.goal import Scores
 from espalier.parts.score import Context
 from espalier.parts.units.refit import Refit
@@ -65,7 +65,8 @@ class Run:
         self._model, self._example = model, example
         self._search, self._target, self._score, self._drop = search, search.target, score, max_drop
         self._kept, self._inputs, self._seed, self._on_round = kept, inputs, seed, on_round
-        self._meter, self._evaluation = meter, meter.spent
+        self._meter = meter
+        meter.set_aside(inputs)
         self._best, self._best_round, self._floor = self._net, 0, math.nan
         self._modes = {path: module.training for path, module in model.named_modules()}
         self._notes: dict[str, None] = {}
@@ -242,7 +243,7 @@ class Run:
         what, cost = "train", self._meter.of(self._structure)
         granted = None
         if self._meter.most is not None:
-            granted = self._granted(tuning.share / rest, cost, ahead * (cost if tuning.number else 1.0))
+            granted = self._meter.granted(tuning.share / rest, cost, ahead * (cost if tuning.number else 1.0))
             tuning = replace(tuning, samples=int(granted / (cost + self._meter.of_teacher)))
         try:
             net.train()
@@ -255,28 +256,6 @@ class Run:
         except Exception as error:
             where = f"round {tuning.number} of {tuning.rounds}" if tuning.number else "a trial"
             raise self._failed(f"{what} failed in {where}", error) from error
-
-    def _granted(self, share: float, cost: float, ahead: float) -> float:
-        """What this training may take: its share of what is left after all that is not training was set aside.
-
-        Args:
-            share: of what is left for training.
-            cost: what a sample takes with the network that is trained.
-            ahead: likewise of all networks that will be valued, refitted and evaluated after it, together.
-
-        Raises:
-            ShrinkError: nothing is left.
-        """
-        meter = self._meter
-        looking = (DRAWS * TRAINED + FORWARD) * sum(map(meter.samples, self._inputs)) + self._evaluation
-        free = meter.left - cost * self._evaluation - ahead * looking
-        if free <= 0:
-            raise ShrinkError(
-                f"max_training={meter.most:g}: nothing is left to train with; {meter.spent:,.0f} were spent so far, "
-                f"and looking at networks will take up to {meter.left - free:,.0f} more. Allow more, evaluate on less "
-                "data, or give fewer rounds."
-            )
-        return share * free
 
     def _enough(self, order: Sequence[Block]) -> int:
         """The smallest number of blocks without which the target is met, or all."""

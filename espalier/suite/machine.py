@@ -6,7 +6,6 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from espalier.measure.runtimes import Eager
+from espalier.version import __version__
 
 SATURATED = 256
 """Samples in the batch that stands for a machine that is kept busy."""
@@ -67,17 +67,13 @@ def load() -> float | None:
 
 def place(device: str, threads: int) -> dict[str, Any]:
     """Versions and hardware."""
-    try:
-        own = version("espalier")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        own = "not installed"
     kind = torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor()
     return {
         "device": device.split(":")[0],
         "hardware": kind,
         "cores": os.cpu_count(),
         "threads": threads,
-        "espalier": own,
+        "espalier": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
     }

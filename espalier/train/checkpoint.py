@@ -18,6 +18,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from espalier.attaching import LimitLike
+from espalier.errors import CheckpointError
 from espalier.parallel.fully_shard import FullyShard
 from espalier.parallel.wrapped import Model, Unwrapped, unwrapped
 from espalier.structure import Structure
@@ -43,6 +44,8 @@ def save(structure: Structure, folder: str | Path, *, session: Session | None = 
             session is one of another structure.
         SurgeryError: the model's tensors were resized by something else than this structure.
     """
+    if not isinstance(structure, Structure):
+        raise CheckpointError(f"structure: expected what espalier.attach returned, found a {type(structure).__name__}.")
     fully = _shared_out(structure)
     if fully is None and not structure.peers.leads:
         return

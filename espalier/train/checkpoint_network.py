@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
-from importlib import metadata
 from typing import Any, Final, TypeAlias
 
 import torch
@@ -22,6 +20,7 @@ from espalier.graph.named_tensors import TensorTable
 from espalier.graph.solver import Reason
 from espalier.graph.topology import Topology
 from espalier.graph.trees import map_tensors
+from espalier.version import __version__
 
 Shape: TypeAlias = tuple[int, ...]
 AttributeValue: TypeAlias = int | float | list[int] | None
@@ -94,7 +93,7 @@ class SavedNetwork:
         """As JSON, with the versions that wrote it for whoever reads it."""
         depth = [[step.to_json() for step in steps] for steps in self.depth]
         plain = replace(self, depth=())
-        return {"espalier": _version(), "torch": str(torch.__version__), **asdict(plain), "depth": depth}
+        return {"espalier": __version__, "torch": str(torch.__version__), **asdict(plain), "depth": depth}
 
     @classmethod
     def parsed(cls, data: Mapping[str, Any]) -> SavedNetwork:
@@ -248,14 +247,6 @@ def attribute_value(model: nn.Module, module: str, path: Sequence[str]) -> objec
     """The value of an attribute; a path of two names is an entry of a config. Raises AttributeError or KeyError."""
     value = vars(model.get_submodule(module))[path[0]]
     return vars(value)[path[1]] if len(path) > 1 else value
-
-
-@cache  # it is read from files
-def _version() -> str:
-    try:
-        return metadata.version("espalier")
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _plain(value: object) -> AttributeValue:

@@ -91,16 +91,15 @@ class Session:
                 `total_steps`.
 
         Raises:
-            MethodError: the structure has no optimizer, no axis may change, an axis or a pattern is unknown, a budget
-                cannot be reached, or a method needs held-out batches and there are none; a method has gates, and there
-                are several processes, since each would draw its own.
+            MethodError: an argument is no structure, method, function or number of steps; the structure has no
+                optimizer, no axis may change, an axis or a pattern is unknown, a budget cannot be reached, or a method
+                needs held-out batches and there are none; a method has gates, and there are several processes, since
+                each would draw its own.
             ParallelError: another process has another session, or other held-out batches.
             CaptureError: a trigger looks at activations that no weights read.
         """
-        if structure.optimizer is None:
-            raise MethodError("the structure knows no optimizer; attach with optimizer=..., so that its state follows.")
-        if isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1:
-            raise MethodError(f"total_steps: expected a whole number of at least 1, found {total_steps!r}.")
+        _check_arguments(structure, methods, loss, total_steps)
+        assert structure.optimizer is not None
         self.structure = structure
         self._losses, self._probe, self._on_event = loss, tuple(probe or ()), on_event
         self._total_steps, self._seed = total_steps, seed
@@ -495,6 +494,23 @@ def _in_eager_mode(context: AbstractContextManager[None]) -> Iterator[None]:
 
 def _turn(one: Running) -> int:
     return _TURNS.index((one.method.level, one.method.direction))
+
+
+def _check_arguments(structure: Structure, methods: Sequence[Method], loss: Loss, total_steps: int) -> None:
+    if not isinstance(structure, Structure):
+        raise MethodError(f"structure: expected what espalier.attach returned, found a {type(structure).__name__}.")
+    if structure.optimizer is None:
+        raise MethodError("the structure knows no optimizer; attach with optimizer=..., so that its state follows.")
+    if isinstance(methods, (Method, str)) or not isinstance(methods, Sequence):
+        raise MethodError(f"methods: expected a list of methods, found {methods!r}; for one write [method].")
+    for one in methods:
+        if not isinstance(one, Method):
+            hint = "what calling it returns" if callable(one) else "methods such as espalier.prune.Taylor()"
+            raise MethodError(f"methods: expected methods, found {one!r}; give {hint}.")
+    if not callable(loss):
+        raise MethodError(f"loss: expected a function of a model and a batch, found {loss!r}.")
+    if isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1:
+        raise MethodError(f"total_steps: expected a whole number of at least 1, found {total_steps!r}.")
 
 
 __all__ = ["Batch", "Loss", "Session"]
