@@ -20,7 +20,7 @@ validation images.
 - `torch-pruning, Taylor`: `GroupTaylorImportance`, with gradients on 1,000 training images.
 - `modelopt`: `fastnas` in steps of 4 channels, scored on 200 validation images after new statistics of 128, with a
   constraint on FLOPs, as it knows no measured times; the largest part of the FLOPs, of 50% to 5%, at which the time is
-  half. What the searches before that took is not charged.
+  half. What the searches before that took is not charged. It wants omegaconf, pulp and torchprofile 0.0.4 as well.
 - `from scratch`: the network that `espalier` came to, with fresh weights, trained for the FLOPs of the first training
   and the budget together: what its size is good for.
 

@@ -52,9 +52,9 @@ _LITTLE = 0.1
 """Likewise without one, or without units, that are taken away to see what training makes of it."""
 _AS_ONE = 1.5
 """Effective rank below which the units of an axis move as one: nearer to one direction than to two."""
-_STUCK = "a layer is idle, or what goes through an axis is one number at most"
 _NOTHING = 0.5
 """Likewise, below which they do not move."""
+_STUCK = "a layer is idle, or what goes through an axis is one number at most"
 
 
 @dataclass(frozen=True)
