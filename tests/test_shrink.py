@@ -350,6 +350,7 @@ def test_the_teacher_is_part_of_the_loss(trained: Net) -> None:
      ({"max_drop": -1}, "max_drop: expected a number from 0 to inf, found -1"),
      ({"mode": "best"}, "mode: expected 'max' or 'min', found 'best'"),
      ({"target": esp.Units(3)}, "target: expected Latency, FLOPs, Parameters or Memory, found Units"),
+     ({"target": 0.5}, r"target: expected Latency, .* found 0.5; half of the FLOPs is FLOPs\(0.5, of='initial'\)"),
      ({"target": esp.Latency(1.0, measure=lambda m, e: 0.0)}, "a number above 0; it returned 0.0")],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(trained: Net, options: dict[str, Any], message: str) -> None:

@@ -117,14 +117,14 @@ def target_of(budget: Budget, model: nn.Module, example: Any) -> Target:
     Raises:
         ShrinkError: the budget is none that a whole network can be measured by.
     """
+    if not isinstance(budget, Latency | FLOPs | Parameters | Memory):
+        raise ShrinkError(
+            f"target: expected Latency, FLOPs, Parameters or Memory, found {budget!r}; half of the FLOPs is "
+            "FLOPs(0.5, of='initial')."
+        )
     if budget.of == "largest":
         raise ShrinkError(f"{budget!r}: the network only shrinks; write of='initial'.")
-    match budget:
-        case Latency():
-            return Timed(budget, model, example)
-        case FLOPs() | Parameters() | Memory():
-            return Counted(budget, model, example)
-    raise ShrinkError(f"target: expected Latency, FLOPs, Parameters or Memory, found {budget!r}.")
+    return Timed(budget, model, example) if isinstance(budget, Latency) else Counted(budget, model, example)
 
 
 def _count(budget: Budget, model: nn.Module, example: Any) -> float:
