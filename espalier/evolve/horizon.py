@@ -6,9 +6,10 @@ start, L0, towards a limit of its own along a hyperbola:
     L(t) = L0 - F(t),    F(t) = D t / (T + t),    b = -dL / d ln t = F T / (T + t)
 
 through two points at which it was judged. Where the steps t are many times T it falls as 1 / t and nearly all is
-learnt; where it has fallen in a straight line so far, T is infinite, nobody knows where it ends, and every step is
-worth as much as those before. With u = t / (T + t), 1 in the one case and 0 in the other, the price of having R'
-steps left in place of R is
+learnt; where it has fallen in a straight line so far, T would be infinite, and every step worth as much as those
+before. But a loss that is positive ends at zero at the lowest, D <= L0, so that T is at most t L(t) / F(t): a straight
+line ends as late as it can. With u = t / (T + t), 1 at the end of the curve and 0 at its beginning, the price of having
+R' steps left in place of R is
 
     L(t + R') - L(t + R) = b t (R - R') / ((t + u R') (t + u R))
 
@@ -49,7 +50,7 @@ class Curve:
     fallen: float
     """F: what the loss has fallen by."""
     delay: float
-    """T, in steps; infinite for a straight line."""
+    """T, in steps; infinite for a straight line of a loss that may fall below zero."""
 
     @classmethod
     def through(cls, start: float, before: Point, after: Point) -> Curve:
@@ -60,6 +61,8 @@ class Curve:
             delay = math.inf
         else:
             delay = max(0.0, last - first) / max(rates[0] - rates[1], 1e-300)
+        if last > 0 and after.loss >= 0:
+            delay = min(delay, max(1, after.steps) * after.loss / last)
         return cls(start, max(1, after.steps), last, delay)
 
     @property
