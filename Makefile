@@ -5,6 +5,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+DOCS_STAMP := .venv/.installed-docs
 ZOO := .venv-zoo/bin
 ZOO_STAMP := .venv-zoo/.installed
 EXTRAS := .venv-extras/bin
@@ -34,8 +35,7 @@ extras: $(EXTRAS_STAMP)
 each-extra:
 	$(PYTHON) tools/check_extras.py $(EXTRA)
 
-docs: $(STAMP)
-	$(BIN)/pip install --quiet -c constraints.txt -e ".[docs]"
+docs: $(DOCS_STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 setup: $(STAMP)
@@ -48,6 +48,10 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing into .venv (a few minutes the first time)"
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $@
+
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[docs]"
 	touch $@
 
 $(ZOO_STAMP): benchmarks/zoo_requirements.txt constraints.txt
