@@ -55,15 +55,15 @@ class Curve:
     @classmethod
     def through(cls, start: float, before: Point, after: Point) -> Curve:
         """From this loss through two points; one that does not fall from one to the other is at its end."""
-        first, last = start - before.loss, start - after.loss
-        rates = (first / max(1, before.steps), last / max(1, after.steps))
+        steps, first, last = max(1, after.steps), start - before.loss, start - after.loss
+        rates = (first / max(1, before.steps), last / steps)
         if after.steps <= before.steps or (rates[0] <= rates[1] and last > first):
             delay = math.inf
         else:
             delay = max(0.0, last - first) / max(rates[0] - rates[1], 1e-300)
         if last > 0 and after.loss >= 0:
-            delay = min(delay, max(1, after.steps) * after.loss / last)
-        return cls(start, max(1, after.steps), last, delay)
+            delay = min(delay, steps * after.loss / last)
+        return cls(start, steps, last, delay)
 
     @property
     def known(self) -> float:

@@ -92,8 +92,9 @@ class Recommended:
         wanted = {one.site for one in asked}
         spare = {} if found is None else _spare(structure, found)
         loose = [name for name, units in spare.items() if units >= self.loose * structure.axes[name].size]
-        stuck = found is not None and _stuck(structure, found, spare)
-        wide = all(structure.axes[name].size >= _outputs(structure) for name in spare)
+        outputs = _outputs(structure)
+        stuck = found is not None and _stuck(structure, found, spare, outputs)
+        wide = all(structure.axes[name].size >= outputs for name in spare)
         enough = bool(spare) and len(loose) == len(spare) and wide and not wanted and not stuck
         wider = None if enough else _wider(structure, self.wider, material.seed)
         if wider:
@@ -106,14 +107,8 @@ class Recommended:
             yield from self._smaller(material, {name: spare[name] for name in loose if name not in wanted})
         gone = _unmissed(found, _NOT_MISSED) or _unmissed(found, _LITTLE)[:1]
         yield from _together("shallower", gone)
-        every = _apart(_unmissed(found, math.inf))
-        if stuck and every and wider and not structure.masks:
-            plan = joined([wider, *(one.plan for one in every)])
-            what = ", ".join(one.site for one in every)
-            if plan is not None:
-                yield Proposal(
-                    plan, "wide and shallow", f"remove the layers {what}, and widen the rest", _STUCK, anew=True
-                )
+        if stuck and wider and not structure.masks:
+            yield from _anew(found, wider)
         yield from _together("as asked", asked)
         yield from _together("deeper", [one for one in found.ranked if one.kind == "insert"][:1])
 
@@ -138,9 +133,18 @@ def _spare(structure: Structure, found: Recommendations) -> dict[str, int]:
     return spare
 
 
-def _stuck(structure: Structure, found: Recommendations, spare: Mapping[str, int]) -> bool:
-    """Whether a layer is idle or an axis is closed."""
-    least = _AS_ONE if _outputs(structure) > 1 else _NOTHING
+def _anew(found: Recommendations, wider: Plan) -> Iterator[Proposal]:
+    """Without all the layers that can go, the rest wider, with fresh weights."""
+    every = _apart(_unmissed(found, math.inf))
+    plan = joined([wider, *(one.plan for one in every)]) if every else None
+    if plan is not None:
+        what = f"remove the layers {', '.join(one.site for one in every)}, and widen the rest"
+        yield Proposal(plan, "wide and shallow", what, _STUCK, anew=True)
+
+
+def _stuck(structure: Structure, found: Recommendations, spare: Mapping[str, int], outputs: int) -> bool:
+    """Whether a layer is idle or an axis is closed, in a network of so many features at most that an output has."""
+    least = _AS_ONE if outputs > 1 else _NOTHING
     closed = (
         spare[name] == structure.axes[name].size - 1 > 0 and one.value < least
         for name in spare

@@ -34,7 +34,7 @@ class Meter:
 
         Args:
             structure: of the network as it was given.
-            most: the limit; None counts nothing.
+            most: the limit; None: there is none, and passes that are watched are not counted.
             teacher: what training runs forward as well.
         """
         self.most, self.spent = most, 0.0

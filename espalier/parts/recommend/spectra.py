@@ -37,15 +37,17 @@ def effective_rank(matrix: Tensor) -> float:
 
 def correlations(matrix: Tensor) -> Tensor:
     """Of a covariance, (units, units): zero on the diagonal and for units that do not vary."""
-    varies, spread = _varying(matrix), matrix.diagonal().clamp(min=0).sqrt()
-    scaled = matrix / torch.where(varies, spread, 1.0).outer(torch.where(varies, spread, 1.0))
+    varies, spread = _varying(matrix)
+    divisor = torch.where(varies, spread, 1.0)
+    scaled = matrix / divisor.outer(divisor)
     scaled = torch.where(varies[:, None] & varies, scaled, 0.0).clamp(-1, 1)
     return scaled.fill_diagonal_(0.0)
 
 
-def _varying(matrix: Tensor) -> Tensor:
+def _varying(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Which units vary, by their covariance, and by how much."""
     spread = matrix.diagonal().clamp(min=0).sqrt()
-    return spread > _ROUNDING * spread.amax().clamp(min=1e-300)
+    return spread > _ROUNDING * spread.amax().clamp(min=1e-300), spread
 
 
 def stable_rank(matrix: Tensor) -> float:
@@ -98,7 +100,7 @@ class RankTest:
 def rank_test(matrix: Tensor, null: Unrelated) -> RankTest:
     """The effective rank of activations, by their covariance, against permuted ones."""
     rank = effective_rank(matrix)
-    if int(_varying(matrix).sum()) < 2:
+    if int(_varying(matrix)[0].sum()) < 2:
         return RankTest(rank, rank, 1.0)
     return RankTest(rank, float(torch.tensor(null.ranks).median()), p_low(rank, null.ranks))
 
